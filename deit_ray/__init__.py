@@ -1,0 +1,23 @@
+"""Search for the best way to train a distilled vision transformer, on a laptop or a Ray cluster."""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "Experiment": "config",
+    "load_experiment": "load",
+    "prepare": "data.prepare",
+    "train": "run",
+    "tune": "search",
+    "Study": "search",
+    "UserError": "errors",
+}
+__all__ = list(_EXPORTS)
+
+
+def __getattr__(name: str):
+    """Imports on first use, so that Ray's task workers, which need little, start fast."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'deit_ray' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"deit_ray.{_EXPORTS[name]}"), name)

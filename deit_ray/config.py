@@ -1,0 +1,260 @@
+"""An experiment: one YAML file, checked into one `Experiment` object before anything starts.
+
+Defaults that come from a paper or its reference code say so:
+[DeiT] is Touvron et al. 2021, arXiv:2012.12877, table 9; [ref] is facebookresearch/deit, main.py.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from deit_ray.space import Distribution, check_space
+
+
+def _rising(pair: list[float]) -> list[float]:
+    if pair[0] > pair[1]:
+        raise ValueError("the first number must not be above the second")
+    return pair
+
+
+Unit = Annotated[float, Field(ge=0, le=1)]
+Area = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    """Which images, how they are cropped, and what the stream may use."""
+
+    uri: str  # a folder that `deit-ray data prepare` wrote: a path, or file://, s3://, gs://
+    image_size: Annotated[int, Field(ge=8, le=1024)] = 224  # pixels, what the student sees [DeiT]
+    holdout: Annotated[float, Field(ge=0, le=0.5)] = 0.1  # part of the training images kept as `val`
+    crop_scale: Annotated[list[Area], Field(min_length=2, max_length=2), AfterValidator(_rising)] = [0.08, 1.0]  # [ref]
+    crop_ratio: Annotated[list[Positive], Field(min_length=2, max_length=2), AfterValidator(_rising)] = [0.75, 4 / 3]
+    flip: Unit = 0.5  # probability of a horizontal flip [ref]
+    views: Count = 3  # repeated augmentation: crops of an image in one epoch [DeiT]; its epoch takes 1/views of the images
+    eval_crop: Area = 0.875  # evaluation resizes the short side to image_size / eval_crop, then crops the centre [ref]
+    mean: Channels = [0.485, 0.456, 0.406]  # the student's normalisation [ref]
+    std: Annotated[list[Positive], Field(min_length=3, max_length=3)] = [0.229, 0.224, 0.225]
+    max_bad: Unit = 0.001  # a trial fails when more than this part of its images cannot be decoded
+    cpus_per_worker: Positive = 1.0  # CPUs of the stream (decode, crop) for each training worker
+
+
+class Augment(Section):
+    """Photometric augmentation and mixing, all scaled together by `strength`; crops and flips are not touched by it."""
+
+    strength: Annotated[float, Field(ge=0, le=2)] = 1.0  # 0 none, 1 the values below, 2 the strongest
+    place: Literal["auto", "stream", "device"] = "auto"  # auto: the device where it is a GPU, else Ray Data's tasks
+    color_jitter: Unit = 0.3  # brightness, contrast and saturation by a factor in 1 +- this [ref]
+    random_erasing: Unit = 0.25  # probability [DeiT]
+    mixup: NotNegative = 0.8  # alpha of the Beta distribution, 0 is off [DeiT]
+    cutmix: NotNegative = 1.0  # [DeiT]
+    mixup_switch: Unit = 0.5  # probability of cutmix where both are on [ref]
+
+
+class Student(Section):
+    """The model that learns: any timm classifier; `deit_*_distilled_*` has the distillation token."""
+
+    model: str = "deit_small_distilled_patch16_224"
+    init: str = "scratch"  # scratch, pretrained, or the path of a model.safetensors
+    patch_size: Count | None = None  # the next four replace the architecture's own, for small images
+    width: Count | None = None
+    depth: Count | None = None
+    heads: Count | None = None
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1  # stochastic depth [DeiT]
+
+
+class Teacher(Section):
+    """The frozen model the student learns from."""
+
+    weights: str  # run:NAME (the newest finished run of that name), pretrained, or the path of a file
+    model: str | None = None  # timm's name; not needed for run: and for files that deit-ray wrote
+    mean: Channels | None = None  # its normalisation; by default what the file or timm says
+    std: Channels | None = None
+
+
+class Distillation(Section):
+    kind: Literal["hard", "soft", "none"] = "hard"  # [DeiT] equations 2 and 3
+    weight: Unit = 0.5  # of the teacher's loss against the labels' [DeiT]
+    temperature: Positive = 3.0  # tau, soft only [DeiT]
+    soft_mean: Literal["elements", "batch"] = "elements"  # KL over batch x classes [ref], or over the batch (timm)
+    teacher: Teacher | None = None
+
+
+class Optim(Section):
+    """AdamW with linear warm-up and a cosine [DeiT]."""
+
+    lr: Positive = 5e-4  # [DeiT]
+    scale_lr: bool = True  # lr x batch_size / 512 [DeiT]
+    weight_decay: NotNegative = 0.05  # [DeiT]
+    warmup_epochs: Annotated[int, Field(ge=0)] = 5  # [DeiT]
+    warmup_lr: NotNegative = 1e-6  # [ref]
+    min_lr: NotNegative = 1e-5  # [ref]
+    clip_grad: Positive | None = None  # largest gradient norm [ref]: none
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1  # [DeiT]
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99996  # 0 is off [ref]
+
+
+class Train(Section):
+    epochs: Count = 300  # [DeiT]
+    batch_size: Count = 1024  # global, over all workers [DeiT]
+    workers: Count = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where the cluster has GPUs
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 autocast where the device has it
+    threads: Count = 1  # of torch on the CPU; one thread and two differ in the last bits
+    cpus_per_worker: Positive = 1.0
+    eval_every: Count = 1  # epochs between evaluations, each with a checkpoint
+    log_every: Count = 10  # steps between points of the training curves
+    max_failures: Annotated[int, Field(ge=0)] = 3  # how often a killed worker is replaced, from its checkpoint
+
+
+class Search(Section):
+    """How a study searches; used by `deit-ray tune` alone."""
+
+    trials: Count = 20
+    metric: Literal["val/top1", "val/top1_cls", "val/top1_dist", "val/top1_ema", "val/top5", "test/top1"] = "val/top1"
+    sampler: Literal["tpe", "random"] = "tpe"
+    scheduler: Literal["asha", "none"] = "asha"
+    grace_epochs: Count = 5  # no trial is stopped before
+    reduction_factor: Annotated[int, Field(ge=2)] = 2  # one in this many survives a rung
+    max_concurrent: Count | None = None  # by default as many as fit
+    rank_on_test: bool = False  # ranking on the test images must be said, since it spends them
+    space: dict[str, Distribution] = {}
+
+
+class Tracking(Section):
+    uri: str | None = None  # MLflow's; by default SQLite next to the results
+    experiment: str = "deit_ray"
+
+
+class Results(Section):
+    uri: str = "results"  # a folder, or s3://, gs://; every node must reach it
+
+
+class Experiment(Section):
+    """Everything one training run or study is made of. See `deit_ray.load_experiment`."""
+
+    name: Name
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    data: Data
+    augment: Augment = Augment()
+    student: Student = Student()
+    distillation: Distillation = Distillation()
+    optim: Optim = Optim()
+    train: Train = Train()
+    search: Search = Search()
+    tracking: Tracking = Tracking()
+    results: Results = Results()
+
+    @model_validator(mode="after")
+    def _check(self):
+        _require(
+            self.train.batch_size % self.train.workers == 0,
+            "train.batch_size",
+            f"{self.train.batch_size} is global and must divide by train.workers ({self.train.workers})",
+        )
+        _require(
+            self.optim.warmup_epochs < self.train.epochs,
+            "optim.warmup_epochs",
+            f"{self.optim.warmup_epochs} must be below train.epochs ({self.train.epochs})",
+        )
+        searched = self.search.space
+        kinds = searched["distillation.kind"].values if "distillation.kind" in searched else [self.distillation.kind]
+        distils = any(kind != "none" for kind in kinds)
+        _require(
+            not distils or self.distillation.teacher is not None,
+            "distillation.teacher",
+            f"missing, but distillation.kind is {self.distillation.kind}; name one (weights: run:NAME, pretrained or a path) "
+            "or set distillation.kind to none",
+        )
+        for key in searched:
+            _require(
+                distils or not key.startswith("distillation."),
+                f"search.space.{key}",
+                "is searched, but distillation.kind is none: it would change nothing",
+            )
+        _require(
+            "distillation.temperature" not in searched or "soft" in kinds,
+            "search.space.distillation.temperature",
+            "is searched, but distillation.kind is hard, which has no temperature",
+        )
+        split = self.search.metric.partition("/")[0]
+        if searched:
+            _require(
+                split != "test" or self.search.rank_on_test,
+                "search.metric",
+                f"{self.search.metric!r} would rank trials on the test images, which are then no test any more; "
+                "use val/top1, or say search.rank_on_test: true",
+            )
+            _require(
+                split != "val" or self.data.holdout > 0,
+                "data.holdout",
+                "0 leaves no val images to rank a search on; allowed: above 0, at most 0.5",
+            )
+            _require(
+                self.search.scheduler == "none" or self.search.grace_epochs <= self.train.epochs,
+                "search.grace_epochs",
+                f"{self.search.grace_epochs} is above train.epochs ({self.train.epochs})",
+            )
+        check_space(self)
+        return self
+
+    def with_overrides(self, overrides: dict[str, Any]) -> "Experiment":
+        """This experiment with dotted keys replaced, checked anew.
+
+        Raises:
+            pydantic.ValidationError: a key does not exist or a value is not allowed.
+        """
+        tree = self.as_dict()
+        for key, value in overrides.items():
+            set_key(tree, key, value)
+        return Experiment.model_validate(tree)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as they stand in an experiment file."""
+        return self.model_dump(mode="json")
+
+    def get(self, key: str) -> Any:
+        """The value of a dotted key."""
+        value = self
+        for part in key.split("."):
+            value = getattr(value, part)
+        return value
+
+
+def _require(holds: bool, key: str, message: str) -> None:
+    if not holds:
+        raise ValueError(f"{key}: {message}")
+
+
+def set_key(tree: dict, key: str, value: Any) -> None:
+    """Sets a dotted key in nested mappings, making those that are missing."""
+    *path, leaf = key.split(".")
+    for part in path:
+        if not isinstance(tree.get(part), dict):
+            tree[part] = {}
+        tree = tree[part]
+    tree[leaf] = value
+
+
+def field_keys(model=Experiment, prefix: str = "") -> list[str]:
+    """All dotted keys that an experiment file can set."""
+    keys = []
+    for name, field in model.model_fields.items():
+        section = _section_of(field.annotation)
+        keys += [prefix + name] + (field_keys(section, f"{prefix}{name}.") if section else [])
+    return keys
+
+
+def _section_of(annotation):
+    for candidate in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(candidate, type) and issubclass(candidate, Section):
+            return candidate
+    return None

@@ -1,0 +1,127 @@
+"""What one task of the stream does: read row groups, decode each image once, cut its views, and pack blocks.
+
+A block is an Arrow table of one row, so that Ray Data hands it on whole: the samples of one rank for a few steps.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from deit_ray.augment import kernel_cv2
+from deit_ray.data import crop
+from deit_ray.data.shards import ShardReader
+from deit_ray.data.worklist import MASKED, Task
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples of one rank, in the order of training. All arrays have the same first dimension.
+
+    Attributes:
+        images: uint8 [samples, size, size, 3].
+        labels, ids, views: int64 [samples].
+        valid: bool [samples]; False where the row is padding or its image could not be decoded.
+        split, epoch: which part of the run they belong to.
+        first_step: of the first sample's batch.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    ids: np.ndarray
+    views: np.ndarray
+    valid: np.ndarray
+    split: str
+    epoch: int
+    first_step: int
+
+    def slice(self, start: int, stop: int, step: int) -> "Samples":
+        arrays = (a[start:stop] for a in (self.images, self.labels, self.ids, self.views, self.valid))
+        return Samples(*arrays, self.split, self.epoch, step)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the stream does to every sample: the geometry, and the colour jitter where it is done in the stream."""
+
+    geometry: crop.Geometry
+    color_jitter: float  # 0 where the device does it
+
+
+def make_samples(task: Task, recipe: Recipe, batch_size: int, world_size: int) -> Iterator[Samples]:
+    """The task's samples, block by block: for each stretch of steps, one block for each rank in turn."""
+    jpegs, labels, ids = _read(task)
+    local = batch_size // world_size
+    steps = len(task.rows) // batch_size
+    decoded_row, decoded = None, None
+    for first in range(0, steps, task.block_steps):
+        stretch = range(first, min(first + task.block_steps, steps))
+        # a rank's samples of a batch are neighbours, so that the views of an image stay together
+        places = [
+            np.concatenate([np.arange(s * batch_size + rank * local, s * batch_size + (rank + 1) * local) for s in stretch])
+            for rank in range(world_size)
+        ]
+        for place in places:
+            rows, views = task.rows[place], task.views[place]
+            images = np.zeros((len(place), recipe.geometry.size, recipe.geometry.size, 3), np.uint8)
+            valid = rows != MASKED
+            draws = crop.draw(recipe.geometry, task.epoch, ids[rows], views) if task.split == "train" else None
+            for i, row in enumerate(rows):
+                if row == MASKED:
+                    continue
+                if row != decoded_row:
+                    decoded_row, decoded = row, crop.decode(jpegs[row])
+                if decoded is None:
+                    valid[i] = False
+                elif task.split == "train":
+                    crop.crop_view(decoded, recipe.geometry, draws[i], images[i])
+                else:
+                    crop.crop_centre(decoded, recipe.geometry, images[i])
+            if task.split == "train":
+                kernel_cv2.augment_images(images, recipe.geometry.seed, task.epoch, ids[rows], views, recipe.color_jitter)
+            known = rows != MASKED
+            yield Samples(
+                images,
+                np.where(known, labels[rows], 0),
+                np.where(known, ids[rows], -1),
+                views,
+                valid,
+                task.split,
+                task.epoch,
+                task.first_step + first,
+            )
+
+
+def _read(task: Task) -> tuple[list, np.ndarray, np.ndarray]:
+    reader, jpegs, labels, ids = ShardReader(), [], [], []
+    for file, group, start, rows, first_id in task.sources:
+        table = reader.read(file, group).slice(start, rows)
+        jpegs += [value.as_buffer() for value in table["image"]]
+        labels.append(table["label"].to_numpy())
+        ids.append(np.arange(first_id, first_id + rows))
+    return jpegs, np.concatenate(labels).astype(np.int64), np.concatenate(ids)
+
+
+def pack(samples: Samples) -> pa.Table:
+    """The samples as a table of one row; arrays are not copied."""
+    columns = {name: _binary(getattr(samples, name)) for name in ("images", "labels", "ids", "views", "valid")}
+    for name in ("split", "epoch", "first_step"):
+        columns[name] = pa.array([getattr(samples, name)])
+    columns["size"] = pa.array([samples.images.shape[1]])
+    return pa.table(columns)
+
+
+def unpack(block: pa.Table) -> Samples:
+    """The inverse of `pack`; arrays are read-only views of the block."""
+    size = block["size"][0].as_py()
+    types = {"images": np.uint8, "labels": np.int64, "ids": np.int64, "views": np.int64, "valid": np.bool_}
+    arrays = {name: np.frombuffer(block[name][0].as_buffer(), dtype) for name, dtype in types.items()}
+    arrays["images"] = arrays["images"].reshape(-1, size, size, 3)
+    return Samples(**arrays, **{name: block[name][0].as_py() for name in ("split", "epoch", "first_step")})
+
+
+def _binary(array: np.ndarray) -> pa.Array:
+    data = pa.py_buffer(np.ascontiguousarray(array))
+    offsets = pa.py_buffer(np.array([0, data.size], np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, data])

@@ -1,0 +1,90 @@
+"""From JPEG bytes to uint8 pixels: decode once, then a random crop for each view, or the centre for evaluation.
+
+Every draw is a hash of the sample's coordinates, so a crop is the same wherever and whenever it is cut.
+"""
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from deit_ray import rng
+
+ATTEMPTS = 10  # as in torchvision's RandomResizedCrop
+
+cv2.setNumThreads(1)  # a task uses the one CPU it was given
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How images become squares of `size` pixels."""
+
+    size: int
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+    flip: float
+    eval_crop: float
+    seed: int
+
+
+def decode(jpeg: bytes) -> np.ndarray | None:
+    """RGB pixels, uint8 [height, width, 3], or None where the bytes are no image."""
+    try:
+        return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error:
+        return None
+
+
+def draw(geometry: Geometry, epoch: int, ids: np.ndarray, views: np.ndarray) -> np.ndarray:
+    """The random numbers of each sample's crop and flip, float64 [samples, 2 x ATTEMPTS + 3] in [0, 1)."""
+    return rng.uniform(geometry.seed, "crop", epoch, ids[:, None], views[:, None], np.arange(2 * ATTEMPTS + 3))
+
+
+def crop_view(image: np.ndarray, geometry: Geometry, draws: np.ndarray, out: np.ndarray) -> None:
+    """Cuts one random crop into `out`, uint8 [size, size, 3]. `draws` is one row of `draw`."""
+    top, left, height, width = crop_box(image.shape[0], image.shape[1], geometry.scale, geometry.ratio, draws)
+    resize(image[top : top + height, left : left + width], out)
+    if draws[-1] < geometry.flip:
+        cv2.flip(out, 1, dst=out)
+
+
+def crop_box(height: int, width: int, scale, ratio, draws) -> tuple[int, int, int, int]:
+    """(top, left, height, width) distributed as torchvision's RandomResizedCrop.get_params, fallback included."""
+    log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
+    for k in range(ATTEMPTS):
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[2 * k])
+        aspect = math.exp(log_low + (log_high - log_low) * draws[2 * k + 1])
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(draws[-3] * (height - h + 1)), int(draws[-2] * (width - w + 1)), h, w
+    if width / height < ratio[0]:
+        w, h = width, round(width / ratio[0])
+    elif width / height > ratio[1]:
+        w, h = round(height * ratio[1]), height
+    else:
+        w, h = width, height
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def crop_centre(image: np.ndarray, geometry: Geometry, out: np.ndarray) -> None:
+    """The evaluation's view: the short side to size / eval_crop, then the centre, as timm's evaluation transform."""
+    size, (height, width) = geometry.size, image.shape[:2]
+    short = math.floor(size / geometry.eval_crop)
+    new_height, new_width = (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
+    resized = np.empty((new_height, new_width, 3), np.uint8)
+    resize(image, resized)
+    top, left = round((new_height - size) / 2), round((new_width - size) / 2)
+    out[:] = resized[top : top + size, left : left + size]
+
+
+def resize(image: np.ndarray, out: np.ndarray) -> None:
+    """Resizes into `out`: area averaging where an axis shrinks, bicubic where it grows."""
+    (height, width), (new_height, new_width) = image.shape[:2], out.shape[:2]
+    if new_height <= height and new_width <= width:
+        cv2.resize(image, (new_width, new_height), dst=out, interpolation=cv2.INTER_AREA)
+    elif new_height >= height and new_width >= width:
+        cv2.resize(image, (new_width, new_height), dst=out, interpolation=cv2.INTER_CUBIC)
+    else:
+        shrunk = cv2.resize(image, (min(width, new_width), min(height, new_height)), interpolation=cv2.INTER_AREA)
+        cv2.resize(shrunk, (new_width, new_height), dst=out, interpolation=cv2.INTER_CUBIC)

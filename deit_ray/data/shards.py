@@ -1,0 +1,198 @@
+"""The shard format: Parquet files of JPEG bytes and labels, rows in random order, and a manifest that describes them.
+
+A folder holds manifest.json and, for each split, SPLIT-00000.parquet and so on, with the columns `image` (JPEG bytes),
+`label` (int32) and `name` (where it came from). An image's id is its place in the split, over all shards in order.
+Since the rows are in random order, a range of ids is a random part of the data set: `holdout` takes the last ones.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from deit_ray import storage
+from deit_ray.errors import UserError
+
+FORMAT = 1
+ROW_GROUP = 64  # images
+SHARD = 4096  # images
+SCHEMA = pa.schema([("image", pa.binary()), ("label", pa.int32()), ("name", pa.string())])
+
+
+@dataclass(frozen=True)
+class Shard:
+    file: str
+    row_groups: list[int]  # rows of each
+    bytes: int
+    sha256: str
+
+    @property
+    def rows(self) -> int:
+        return sum(self.row_groups)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    classes: list[str]
+    splits: dict[str, list[Shard]]
+    class_counts: dict[str, list[int]]  # images of each class, by split
+    fingerprint: str  # changes when any image, label or the order changes
+    made_by: dict = field(default_factory=dict)  # command and version
+
+    def rows(self, split: str) -> int:
+        return sum(shard.rows for shard in self.splits[split])
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
+
+
+@dataclass(frozen=True)
+class RowGroups:
+    """A stretch of a split's row groups as arrays, one element a row group (or the part of it that belongs here).
+
+    Attributes:
+        files: path of each shard file, indexed by `file`.
+        file, group: where a row group stands.
+        start, rows: the rows of it that belong here.
+        first_id: the image id of the row `start`.
+    """
+
+    files: tuple[str, ...]
+    file: np.ndarray
+    group: np.ndarray
+    start: np.ndarray
+    rows: np.ndarray
+    first_id: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def images(self) -> int:
+        return int(self.rows.sum())
+
+    def between(self, low: int, high: int) -> "RowGroups":
+        """The part whose image ids are in [low, high)."""
+        skip = np.clip(low - self.first_id, 0, self.rows)
+        rows = np.clip(high - self.first_id, 0, self.rows) - skip
+        keep = rows > 0
+        return RowGroups(
+            self.files,
+            self.file[keep],
+            self.group[keep],
+            (self.start + skip)[keep],
+            rows[keep],
+            (self.first_id + skip)[keep],
+        )
+
+
+def write_split(uri: str, split: str, rows) -> tuple[list[Shard], list[int]]:
+    """Writes (jpeg bytes, label, name) rows, in the order given, as a split's shards.
+
+    Returns:
+        The shards, and the number of images of each label.
+    """
+    shards, counts, pending = [], {}, []
+
+    def flush():
+        columns = list(zip(*pending, strict=True))
+        table = pa.table([pa.array(c, t) for c, t in zip(columns, SCHEMA.types, strict=True)], schema=SCHEMA)
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, row_group_size=ROW_GROUP, compression={"image": "none", "label": "zstd", "name": "zstd"},
+                       use_dictionary=False, write_statistics=False)  # fmt: skip
+        content = sink.getvalue().to_pybytes()
+        file = f"{split}-{len(shards):05d}.parquet"
+        storage.write_bytes(storage.join(uri, file), content)
+        groups = [min(ROW_GROUP, len(pending) - first) for first in range(0, len(pending), ROW_GROUP)]
+        shards.append(Shard(file, groups, len(content), hashlib.sha256(content).hexdigest()))
+        pending.clear()
+
+    for row in rows:
+        pending.append(row)
+        counts[row[1]] = counts.get(row[1], 0) + 1
+        if len(pending) == SHARD:
+            flush()
+    if pending:
+        flush()
+    return shards, [counts.get(label, 0) for label in range(max(counts, default=-1) + 1)]
+
+
+def write_manifest(uri: str, classes: list[str], splits: dict, counts: dict, made_by: dict) -> Manifest:
+    """Writes the manifest, last, so that a folder without one is unfinished."""
+    sums = [shard.sha256 for split in sorted(splits) for shard in splits[split]]
+    fingerprint = hashlib.sha256("".join([*classes, *sums]).encode()).hexdigest()[:16]
+    counts = {split: c + [0] * (len(classes) - len(c)) for split, c in counts.items()}
+    manifest = Manifest(classes, splits, counts, fingerprint, made_by)
+    storage.write_bytes(storage.join(uri, "manifest.json"), manifest.to_json().encode())
+    return manifest
+
+
+def read_manifest(uri: str) -> Manifest:
+    """The manifest of a prepared folder.
+
+    Raises:
+        UserError: there is none, or it is of another format.
+    """
+    where = storage.join(storage.absolute(uri), "manifest.json")
+    try:
+        content = json.loads(storage.read_bytes(where))
+    except FileNotFoundError:
+        raise UserError(
+            f"data.uri: {uri}: no prepared data set there (manifest.json is missing); make one with: "
+            f"deit-ray data prepare SOURCE --out {uri}"
+        ) from None
+    except (OSError, pa.ArrowException, json.JSONDecodeError) as error:
+        raise UserError(f"data.uri: {where}: cannot be read: {error}") from None
+    if content.pop("format", None) != FORMAT:
+        raise UserError(f"data.uri: {where}: not a manifest of format {FORMAT}; prepare the data again")
+    content["splits"] = {split: [Shard(**shard) for shard in shards] for split, shards in content["splits"].items()}
+    return Manifest(**content)
+
+
+def row_groups(uri: str, manifest: Manifest, split: str, holdout: float) -> RowGroups:
+    """The row groups of `train` (without the held-out images), `val` (the held-out ones) or `test`."""
+    stored = "test" if split == "test" else "train"
+    if stored not in manifest.splits:
+        raise UserError(f"data.uri: {uri}: has no {stored} images; it has {', '.join(manifest.splits)}")
+    shards = manifest.splits[stored]
+    groups = np.array([rows for shard in shards for rows in shard.row_groups], dtype=np.int64)
+    everything = RowGroups(
+        tuple(storage.join(storage.absolute(uri), shard.file) for shard in shards),
+        np.repeat(np.arange(len(shards)), [len(shard.row_groups) for shard in shards]),
+        np.concatenate([np.arange(len(shard.row_groups)) for shard in shards]),
+        np.zeros(len(groups), np.int64),
+        groups,
+        np.cumsum(groups) - groups,
+    )
+    if stored == "test":
+        return everything
+    images = everything.images
+    kept = images - round(images * holdout)
+    return everything.between(0, kept) if split == "train" else everything.between(kept, images)
+
+
+class ShardReader:
+    """Reads row groups; keeps the shard file of the last read open."""
+
+    def __init__(self):
+        self._path, self._file = None, None
+
+    def read(self, path: str, group: int) -> pa.Table:
+        """The table of one row group, with the columns `image` and `label`.
+
+        Raises:
+            UserError: the shard is missing or damaged.
+        """
+        try:
+            if path != self._path:
+                filesystem, inside = storage.open_uri(path)
+                self._file, self._path = pq.ParquetFile(filesystem.open_input_file(inside)), path
+            return self._file.read_row_group(group, columns=["image", "label"], use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"data: shard {path}, row group {group}, is missing or damaged ({error}); prepare the data again") from None
+
+
+NO_ROW_GROUPS = RowGroups((), *(np.zeros(0, np.int64) for _ in range(5)))

@@ -1,0 +1,176 @@
+"""The stream: Ray Data runs the work list's tasks over the cluster's CPUs and hands each rank its blocks in order.
+
+The list is cut into windows, each one Ray Data execution, since one execution must not hold a run of any length. Two
+re-executed datasets take turns, so that the next window flows before the present one ends; a cursor actor tells each
+dataset which steps it plays. A run of one window needs neither the second dataset nor the cursor.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+
+import ray
+import ray.train
+from ray.data import Datasource, ExecutionOptions, ExecutionResources, ReadTask
+from ray.data.block import BlockMetadata
+
+from deit_ray.data.blocks import Recipe, Samples, make_samples, pack, unpack
+from deit_ray.data.worklist import Task, WorkList
+
+QUEUED_BLOCKS = 2  # that a rank holds beyond the one it works on
+EARLY_TASKS = 2  # the next window starts when this many tasks of the present one are left
+
+
+def make_datasets(worklist: WorkList, recipe: Recipe, start: int, cpus: float):
+    """What `TorchTrainer` needs to stream a run from step `start` on.
+
+    Args:
+        worklist: the run's.
+        recipe: of the samples.
+        start: the earliest step that can be asked for; a later one is asked for by `Stream`.
+        cpus: of all the stream's tasks together.
+
+    Returns:
+        (datasets, data_config, cursor) for `TorchTrainer(datasets=..., dataset_config=...)` and for `Stream`.
+    """
+    whole_run_in_one = worklist.window_from(start)[0] >= worklist.steps
+    names = ["window0"] if whole_run_in_one else ["window0", "window1"]
+    cursor = Cursor.remote()
+    datasets = {name: DatasetFactory(WindowSource(worklist, recipe, cursor, name), min(1.0, cpus)) for name in names}
+    options = ExecutionOptions(preserve_order=True, resource_limits=ExecutionResources.for_limits(cpu=max(cpus, 1.0)))
+    return datasets, ray.train.DataConfig(execution_options=options), cursor
+
+
+@ray.remote(num_cpus=0)
+class Cursor:
+    """Which steps each dataset plays next."""
+
+    def __init__(self):
+        self.spans = {}
+
+    def set(self, name: str, span: tuple[int, int]) -> None:
+        self.spans[name] = span
+
+    def get(self, name: str) -> tuple[int, int]:
+        return self.spans.get(name, (0, 0))
+
+
+class WindowSource(Datasource):
+    """A Ray Data source whose read tasks are the work list's tasks between two steps."""
+
+    def __init__(self, worklist: WorkList, recipe: Recipe, cursor, name: str):
+        super().__init__()
+        self.worklist, self.recipe, self.cursor, self.name = worklist, recipe, cursor, name
+
+    def get_name(self) -> str:
+        return "Stream"
+
+    def estimate_inmemory_data_size(self) -> None:
+        return None
+
+    def get_read_tasks(self, parallelism, per_task_row_limit=None, data_context=None) -> list[ReadTask]:
+        """Called several times an execution; it only reads."""
+        start, stop = ray.get(self.cursor.get.remote(self.name))
+        metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+        batch, world = self.worklist.batch_size, self.worklist.world_size
+        tasks = self.worklist.tasks_between(start, stop) if stop > start or not self.worklist.epochs else ()
+        return [ReadTask(RunTask(task, self.recipe, batch, world), metadata) for task in tasks]
+
+
+class RunTask:
+    """A read task's function; a class, since it pickles smaller than a closure."""
+
+    def __init__(self, task: Task, recipe: Recipe, batch_size: int, world_size: int):
+        self.arguments = (task, recipe, batch_size, world_size)
+
+    def __call__(self):
+        for samples in make_samples(*self.arguments):
+            yield pack(samples)
+
+
+class DatasetFactory:
+    """Makes the dataset where Ray Train wants it: in its controller, at every start of a worker group."""
+
+    def __init__(self, source: WindowSource, cpus_per_task: float):
+        self.source, self.cpus_per_task = source, cpus_per_task
+
+    def __call__(self):
+        dataset = ray.data.read_datasource(
+            self.source, override_num_blocks=1, ray_remote_args={"num_cpus": self.cpus_per_task}
+        )
+        dataset.context.enable_progress_bars = False
+        dataset.context.target_max_block_size = 1  # each yielded table, being one row, stays a block of its own
+        dataset.context.execution_no_progress_timeout_s = -1  # a window that waits for its turn is no error
+        return dataset
+
+
+class Stream:
+    """One rank's batches, in the order of the work list, from a step on. Iterate to get `Samples` of one batch each.
+
+    Args:
+        worklist: the run's.
+        datasets: by name, something whose `iter_batches` gives this rank's blocks (`ray.train.get_dataset_shard`).
+        cursor: the `Cursor` actor that the datasets listen to.
+        rank: this worker's.
+        step: the optimizer step to start at.
+
+    Attributes:
+        wait_s: seconds spent waiting in `next` so far.
+    """
+
+    def __init__(self, worklist: WorkList, datasets, cursor, rank: int, step: int):
+        self.worklist, self.cursor, self.rank = worklist, cursor, rank
+        self.datasets = datasets
+        self.wait_s = 0.0
+        self._batches = self._iterate(step)
+
+    def __iter__(self) -> "Stream":
+        return self
+
+    def __next__(self) -> Samples:
+        begin = time.perf_counter()
+        samples = next(self._batches)
+        self.wait_s += time.perf_counter() - begin
+        return samples
+
+    def _iterate(self, step: int) -> Iterator[Samples]:
+        local = self.worklist.batch_size // self.worklist.world_size
+        early = EARLY_TASKS * self.worklist.pool_steps
+        window = 0
+        blocks, stop, count = self._begin(window, step)
+        while count:
+            following = None
+            while count:
+                block = blocks.get()
+                if isinstance(block, BaseException):
+                    raise block
+                steps = len(block.ids) // local
+                for s in range(steps):
+                    yield block.slice(s * local, (s + 1) * local, block.first_step + s)
+                del block  # before waiting for the next one: it pins shared memory
+                count -= steps
+                if following is None and count <= early and stop < self.worklist.steps:
+                    window += 1
+                    following = self._begin(window, stop)
+            if following is None:
+                return
+            blocks, stop, count = following
+
+    def _begin(self, window: int, step: int) -> tuple[queue.Queue, int, int]:
+        """Starts a window's execution; its blocks come through the queue."""
+        stop, count = self.worklist.window_from(step)
+        name = f"window{window % 2}"
+        if self.rank == 0:
+            ray.get(self.cursor.set.remote(name, (step, stop)))
+        blocks = queue.Queue(QUEUED_BLOCKS)
+
+        def pump():
+            try:
+                for block in self.datasets(name).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+                    blocks.put(unpack(block))
+            except BaseException as error:  # raised again where the batch is awaited
+                blocks.put(error)
+
+        threading.Thread(target=pump, name=f"stream {name}", daemon=True).start()
+        return blocks, stop, count

@@ -1,0 +1,70 @@
+"""What a trial has measured, kept next to its results before anybody else hears of it.
+
+A journal is a folder of numbered segment files, each written whole or not at all, since object stores cannot append. A
+segment holds points, one JSON list a line: [name, value, step, time in ms]. A point's identity is its name and step.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+
+from deit_ray import storage
+
+FLUSH_S = 20.0  # points older than this are written though nothing is reported
+
+
+@dataclass(frozen=True)
+class Point:
+    name: str
+    value: float
+    step: int
+    time_ms: int
+
+
+class JournalWriter:
+    """Adds points to a journal; what it already holds is not written again, so a resumed run repeats no step."""
+
+    def __init__(self, uri: str):
+        self.uri = uri
+        self.pending: list[Point] = []
+        self.segments, self.last_flush = 0, time.monotonic()
+        self.written: dict[str, int] = {}  # last step of each name
+        for points in iterate_segments(uri, 0):
+            self.segments += 1
+            for point in points:
+                self.written[point.name] = max(point.step, self.written.get(point.name, -1))
+
+    def add(self, values: dict[str, float], step: int) -> None:
+        """Notes values measured at an optimizer step."""
+        now = time.time_ns() // 1_000_000
+        for name, value in values.items():
+            if step > self.written.get(name, -1):
+                self.pending.append(Point(name, float(value), step, now))
+                self.written[name] = step
+        if time.monotonic() - self.last_flush > FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is pending as the next segment."""
+        self.last_flush = time.monotonic()
+        if self.pending:
+            lines = [json.dumps([p.name, p.value, p.step, p.time_ms]) for p in self.pending]
+            storage.write_bytes(_segment(self.uri, self.segments), "\n".join(lines).encode())
+            self.segments += 1
+            self.pending = []
+
+
+def iterate_segments(uri: str, first: int):
+    """The points of each segment from number `first` on, a list for each."""
+    number = first
+    while True:
+        try:
+            content = storage.read_bytes(_segment(uri, number))
+        except FileNotFoundError:
+            return
+        yield [Point(*json.loads(line)) for line in content.decode().splitlines()]
+        number += 1
+
+
+def _segment(uri: str, number: int) -> str:
+    return storage.join(uri, f"{number:06d}.jsonl")

@@ -1,0 +1,129 @@
+"""The student: any timm classifier, and what the two heads of a distilled one say."""
+
+import difflib
+import json
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from deit_ray.errors import UserError
+
+METADATA = "deit_ray"  # key of the description in a model.safetensors
+
+
+def model_arguments(student, image_size: int, num_classes: int) -> dict:
+    """The keyword arguments of `timm.create_model` that a `student` section stands for."""
+    sizes = {"patch_size": student.patch_size, "embed_dim": student.width, "depth": student.depth, "num_heads": student.heads}
+    arguments = {"num_classes": num_classes} | {key: value for key, value in sizes.items() if value is not None}
+    if takes_image_size(student.model):
+        arguments["img_size"] = image_size
+    return arguments
+
+
+def create_student(student, image_size: int, num_classes: int) -> nn.Module:
+    """The model with its initial weights; random ones come from torch's global generator.
+
+    Raises:
+        UserError: timm has no such model, or the weights do not fit.
+    """
+    arguments = model_arguments(student, image_size, num_classes)
+    pretrained = student.init == "pretrained"
+    path = student.init if student.init not in ("scratch", "pretrained") else None
+    try:
+        model = timm.create_model(student.model, pretrained=pretrained, drop_path_rate=student.drop_path, **arguments)
+    except (RuntimeError, TypeError, AssertionError, ValueError) as error:
+        raise UserError(f"student.model: {student.model!r} with {arguments}: {error}") from None
+    if path:
+        load_weights(model, path, "student.init")
+    if has_two_heads(model):
+        model.set_distilled_training(True)
+    return model
+
+
+def takes_image_size(name: str) -> bool:
+    """Whether timm's model is built for one image size, as transformers are; convolutional ones take any."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
+        raise UserError(f"timm has no model named {name!r}" + (f"; near: {', '.join(near)}" if near else ""))
+    return bool(timm.get_pretrained_cfg(name).fixed_input_size)
+
+
+def has_two_heads(model: nn.Module) -> bool:
+    """Whether the model has a distillation token with a head of its own."""
+    return hasattr(model, "set_distilled_training")
+
+
+def head_logits(model: nn.Module, images_BCHW: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Logits [batch, classes] for evaluation: `fused`, and `cls` and `dist` where there are two heads.
+
+    Fused is the mean of both heads' logits, as the reference and timm give it.
+    """
+    if not has_two_heads(model):
+        return {"fused": model(images_BCHW)}
+    tokens = model.forward_features(images_BCHW)
+    cls, dist = model.head(tokens[:, 0]), model.head_dist(tokens[:, 1])
+    return {"fused": (cls + dist) / 2, "cls": cls, "dist": dist}
+
+
+def save_model(path: Path, state: dict[str, torch.Tensor], description: dict) -> None:
+    """Writes weights that `timm.create_model(..., checkpoint_path=path)` loads, with their description inside.
+
+    Args:
+        description: model, arguments (of timm.create_model), classes, image_size, eval_crop, mean, std.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    save_file(tensors, path, metadata={"format": "pt", METADATA: json.dumps(description)})
+
+
+def read_description(path: str | Path) -> dict | None:
+    """What `save_model` wrote beside the weights, or None for a file of another origin."""
+    if not str(path).endswith(".safetensors"):
+        return None
+    with safe_open(path, framework="pt") as file:
+        found = (file.metadata() or {}).get(METADATA)
+    return json.loads(found) if found else None
+
+
+def load_weights(model: nn.Module, path: str | Path, key: str) -> None:
+    """Loads a checkpoint as timm does: heads of another class count are left new, position embeddings are resized.
+
+    Args:
+        key: of the experiment, named in errors.
+
+    Raises:
+        UserError: no such file, or weights of another architecture.
+    """
+    from timm.models import load_state_dict
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    if not Path(path).is_file():
+        raise UserError(f"{key}: {path}: no such file")
+    try:
+        state = load_state_dict(str(path), weights_only=True)
+    except Exception as error:  # torch, safetensors and pickle each raise their own
+        raise UserError(f"{key}: {path}: cannot be read as weights: {error}") from None
+    own = model.state_dict()
+    if hasattr(model, "pos_embed") and hasattr(model, "patch_embed"):
+        state = checkpoint_filter_fn(state, model)
+    heads = tuple(f"{head}." for head in ("head", "head_dist", "fc", "classifier"))
+    misfits = [name for name in state if name in own and state[name].shape != own[name].shape]
+    for name in [name for name in misfits if name.startswith(heads)]:
+        state.pop(name)
+        misfits.remove(name)
+    missing = [name for name in own if name not in state and not name.startswith(heads)]
+    if misfits or missing:
+        raise UserError(
+            f"{key}: {path}: the weights are of another architecture: "
+            f"{len(missing)} tensors missing, {len(misfits)} of another shape, such as {(misfits + missing)[0]}"
+        )
+    model.load_state_dict(state, strict=False)
+
+
+def weights_of(path: str | Path) -> dict[str, torch.Tensor]:
+    from timm.models import load_state_dict
+
+    return load_state_dict(str(path), weights_only=True)

@@ -1,0 +1,175 @@
+"""One optimizer step: augment, student, teacher, loss, update. Needs torch and timm, not Ray."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from deit_ray import rng
+from deit_ray.augment import erasing, kernel_cv2, kernel_torch, mixing
+from deit_ray.augment.levels import Levels
+from deit_ray.models import losses, optim
+from deit_ray.models.teacher import TeacherWeights, build_teacher
+
+
+@dataclass
+class Batch:
+    """One rank's share of a batch, on the device.
+
+    Attributes:
+        images: uint8 [batch, size, size, 3].
+        labels: int64 [batch].
+        valid: float32 [batch], 1 where the sample counts.
+        ids, views: int64 NumPy arrays [batch], coordinates of the samples.
+        epoch: of the samples.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    valid: torch.Tensor
+    ids: np.ndarray
+    views: np.ndarray
+    epoch: int
+
+    @classmethod
+    def of(cls, samples, device: torch.device) -> "Batch":
+        """From the stream's `Samples`; the copy to a GPU does not block."""
+        images, labels, valid = (
+            torch.from_numpy(array.copy()) for array in (samples.images, samples.labels, samples.valid.astype(np.float32))
+        )
+        if device.type == "cuda":
+            images, labels, valid = (x.pin_memory().to(device, non_blocking=True) for x in (images, labels, valid))
+        return cls(images, labels, valid, samples.ids, samples.views, samples.epoch)
+
+
+class TrainStep:
+    """The state of the optimization, and one step of it.
+
+    Args:
+        experiment: the trial's.
+        model: the student, on its device; with more than one worker also as `wrapped`, for data-parallel training.
+        wrapped: what is called in training.
+        teacher: None without distillation.
+        num_classes: of the data.
+        steps_per_epoch: for the schedule.
+        rank: of this worker, for the mixing draws.
+        device: of the model.
+    """
+
+    def __init__(
+        self,
+        experiment,
+        model: nn.Module,
+        wrapped: nn.Module,
+        teacher: TeacherWeights | None,
+        num_classes: int,
+        steps_per_epoch: int,
+        rank: int,
+        device: torch.device,
+    ):
+        self.experiment, self.model, self.wrapped, self.device = experiment, model, wrapped, device
+        self.num_classes, self.steps_per_epoch, self.rank = num_classes, steps_per_epoch, rank
+        self.levels = Levels.of(experiment.augment)
+        self.jitter_here = color_jitter_place(experiment.augment.place, device.type) == "device"
+        self.normalise = Normalise(experiment.data.mean, experiment.data.std, device)
+        self.teacher = build_teacher(teacher, device) if teacher else None
+        self.teacher_normalise = Normalise(teacher.mean, teacher.std, device) if teacher else None
+        self.optimizer = optim.make_optimizer(model, experiment.optim)
+        self.peak_lr = optim.effective_lr(experiment.optim, experiment.train.batch_size)
+        decay = experiment.optim.ema_decay
+        self.ema = ModelEmaV3(model, decay=decay, use_warmup=True) if decay else None
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(experiment, device))
+
+    def __call__(self, batch: Batch, step: int) -> dict[str, torch.Tensor]:
+        """One update.
+
+        Args:
+            batch: this rank's share.
+            step: optimizer steps taken before.
+
+        Returns:
+            Scalars: loss and its parts, lr, grad_norm where gradients are clipped. They stay on the device.
+        """
+        experiment = self.experiment
+        lr = optim.lr_at(step, self.steps_per_epoch, experiment.optim, experiment.train.epochs, self.peak_lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        images, targets = self.inputs(batch, step)
+        torch.manual_seed(rng.integer(experiment.seed, "drop path", step, self.rank))
+        self.model.train()
+        with self.autocast:
+            outputs = self.wrapped(self.normalise(images))
+            teacher_logits = self._teach(images)
+        outputs = tuple(o.float() for o in outputs) if isinstance(outputs, tuple) else outputs.float()
+        parts = losses.distilled_loss(outputs, targets, teacher_logits, batch.valid, experiment.distillation)
+        self.optimizer.zero_grad(set_to_none=True)
+        parts["loss"].backward()
+        scalars = {name: value.detach() for name, value in parts.items()}
+        if experiment.optim.clip_grad:
+            scalars["grad_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), experiment.optim.clip_grad)
+        self.optimizer.step()
+        if self.ema:
+            self.ema.update(self.model, step=step + 1)
+        return scalars | {"lr": torch.tensor(lr)}
+
+    def inputs(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What student and teacher see before each one's own normalisation: (float images in [0, 1], soft targets)."""
+        seed, coordinates = self.experiment.seed, (batch.epoch, batch.ids, batch.views)
+        images = batch.images
+        if self.jitter_here:
+            images = jitter_on_device(images, seed, *coordinates, self.levels.color_jitter)
+        images = images.permute(0, 3, 1, 2).float() / 255
+        erasing.erase(
+            images, seed, *coordinates, self.levels.random_erasing, self.normalise.mean[0], self.normalise.std[0]
+        )
+        targets = mixing.smooth_targets(batch.labels, self.num_classes, self.experiment.optim.label_smoothing)
+        return mixing.mix(images, targets, self.levels, seed, step, self.rank)  # linear, so it may precede normalisation
+
+    def _teach(self, images_BCHW: torch.Tensor) -> torch.Tensor | None:
+        if self.teacher is None or self.experiment.distillation.kind == "none":
+            return None
+        with torch.no_grad():
+            return self.teacher(self.teacher_normalise(images_BCHW)).float()
+
+    def state_dict(self) -> dict:
+        """Everything that the next step depends on, but the step's number."""
+        ema = self.ema.module.state_dict() if self.ema else None
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "ema": ema}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema:
+            self.ema.module.load_state_dict(state["ema"])
+
+
+class Normalise:
+    """Images [batch, 3, height, width] in [0, 1] to zero mean and unit variance."""
+
+    def __init__(self, mean: list[float], std: list[float], device: torch.device):
+        self.mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
+        self.std = torch.tensor(std, device=device).view(1, 3, 1, 1)
+
+    def __call__(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        return (images_BCHW - self.mean) / self.std
+
+
+def color_jitter_place(place: str, device_type: str) -> str:
+    """Where photometric work happens: `stream` or `device`; `auto` is the device where it is a GPU."""
+    return place if place != "auto" else "device" if device_type == "cuda" else "stream"
+
+
+def jitter_on_device(images_BHWC: torch.Tensor, seed: int, epoch: int, ids, views, color_jitter: float) -> torch.Tensor:
+    if images_BHWC.device.type == "cuda":
+        return kernel_torch.augment_images(images_BHWC, seed, epoch, ids, views, color_jitter)
+    kernel_cv2.augment_images(images_BHWC.numpy(), seed, epoch, ids, views, color_jitter)
+    return images_BHWC
+
+
+def uses_bfloat16(experiment, device: torch.device) -> bool:
+    precision = experiment.train.precision
+    if precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return precision == "bfloat16"

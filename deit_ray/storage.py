@@ -1,0 +1,76 @@
+"""Where files live: one way to name, open and write them, on a local disk or an object store (pyarrow.fs)."""
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from deit_ray.errors import UserError
+
+LOCAL_SCHEMES = ("", "file")
+
+
+def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
+    """The file system and the path on it, for a path or file://, s3://, gs://.
+
+    Raises:
+        UserError: the URI is none that can be opened.
+    """
+    if is_local(uri):
+        return fs.LocalFileSystem(), local_path(uri)
+    try:
+        return fs.FileSystem.from_uri(uri)
+    except (pa.ArrowInvalid, ValueError, OSError) as error:
+        raise UserError(f"{uri}: cannot be opened; allowed are a path, file://, s3:// and gs:// ({error})") from None
+
+
+def is_local(uri: str) -> bool:
+    return uri.partition("://")[0] in LOCAL_SCHEMES if "://" in uri else True
+
+
+def local_path(uri: str) -> str:
+    """The absolute local path of a path or a file:// URI."""
+    return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
+
+
+def absolute(uri: str) -> str:
+    """The URI as every process understands it, whatever its working directory."""
+    return local_path(uri) if is_local(uri) else uri.rstrip("/")
+
+
+def join(uri: str, *parts: str) -> str:
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole file. Raises FileNotFoundError where there is none."""
+    filesystem, path = open_uri(uri)
+    with filesystem.open_input_stream(path) as stream:
+        return stream.read()
+
+
+def write_bytes(uri: str, content: bytes) -> None:
+    """Writes a file that is afterwards whole or absent: on a disk by rename, on an object store by its own promise."""
+    if is_local(uri):
+        path = Path(local_path(uri))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        partial.write_bytes(content)
+        partial.rename(path)
+    else:
+        filesystem, path = open_uri(uri)
+        with filesystem.open_output_stream(path) as stream:
+            stream.write(content)
+
+
+def exists(uri: str) -> bool:
+    filesystem, path = open_uri(uri)
+    return filesystem.get_file_info(path).type != fs.FileType.NotFound
+
+
+def list_names(uri: str) -> list[str]:
+    """The names of what a folder holds, sorted; none where there is no folder."""
+    filesystem, path = open_uri(uri)
+    found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    return sorted(entry.base_name for entry in found)

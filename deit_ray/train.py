@@ -1,0 +1,187 @@
+"""What each Ray Train worker runs: the training loop, readable in one sitting."""
+
+import dataclasses
+import math
+import tempfile
+import time
+from pathlib import Path
+
+import ray
+import ray.train
+import ray.train.torch
+import timm
+import torch
+import torch.distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from deit_ray.checkpoint import Progress, load_checkpoint, save_checkpoint
+from deit_ray.config import Experiment
+from deit_ray.data.stream import Stream
+from deit_ray.data.worklist import WorkList
+from deit_ray.evaluate import evaluate
+from deit_ray.journal import JournalWriter
+from deit_ray.models.student import create_student, model_arguments
+from deit_ray.step import Batch, Normalise, TrainStep, uses_bfloat16
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainJob:
+    """All that a worker is told.
+
+    Attributes:
+        experiment: the trial's.
+        classes: names, by label.
+        worklist: what the run reads.
+        cursor: the stream's.
+        teacher: a Ray object reference of `TeacherWeights`, or None.
+        folder: URI of the trial's results.
+    """
+
+    experiment: Experiment
+    classes: list[str]
+    worklist: WorkList
+    cursor: object
+    teacher: object
+    folder: str
+
+
+def train_worker(config: dict) -> None:
+    """Trains, evaluates, reports and saves, from the latest checkpoint on where there is one."""
+    job: TrainJob = config["job"]
+    experiment, worklist = job.experiment, job.worklist
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    torch.set_num_threads(experiment.train.threads)
+
+    torch.manual_seed(experiment.seed)
+    model = create_student(experiment.student, experiment.data.image_size, len(job.classes)).to(device)
+    wrapped = DistributedDataParallel(model) if world_size > 1 else model
+    teacher = ray.get(job.teacher) if job.teacher is not None else None
+    train_step = TrainStep(
+        experiment, model, wrapped, teacher, len(job.classes), worklist.steps_per_epoch, rank, device
+    )
+    description = describe(experiment, job.classes)
+
+    progress, checkpoint = Progress(0), ray.train.get_checkpoint()
+    if checkpoint:
+        with checkpoint.as_directory() as folder:
+            progress = load_checkpoint(Path(folder), train_step)
+    stream = Stream(worklist, ray.train.get_dataset_shard, job.cursor, rank, progress.step)
+    journal = JournalWriter(f"{job.folder}/journal") if rank == 0 else None
+    clock = Clock(stream)
+
+    for epoch in range(progress.step // max(1, worklist.steps_per_epoch), experiment.train.epochs):
+        begin, end = epoch * worklist.steps_per_epoch, (epoch + 1) * worklist.steps_per_epoch
+        for step in range(max(begin, progress.step), end):
+            samples = next(stream)
+            if samples.split != "train" or samples.first_step != step:
+                raise RuntimeError(f"the stream gave {samples.split} step {samples.first_step}, not train step {step}")
+            scalars = train_step(Batch.of(samples, device), step)
+            clock.count(experiment.train.batch_size, int((~samples.valid).sum()))
+            if (step + 1) % experiment.train.log_every == 0 or step + 1 == end:
+                scalars = {f"train/{name}": value.item() for name, value in scalars.items()}
+                if not math.isfinite(scalars["train/loss"]):
+                    raise NonFiniteLoss(f"the loss is {scalars['train/loss']} at step {step + 1} (epoch {epoch + 1})")
+                if rank == 0:
+                    journal.add(scalars, step + 1)
+
+        splits = worklist.evaluations_after(epoch)
+        if not splits:
+            continue
+        metrics = clock.read()
+        if metrics["data/bad_images"] > experiment.data.max_bad * clock.images:
+            raise TooManyBadImages(
+                f"{metrics['data/bad_images']:.0f} of {clock.images} images could not be decoded, more than data.max_bad "
+                f"({experiment.data.max_bad:g}) allows; check the data set with: deit-ray data prepare"
+            )
+        for split in splits:
+            metrics |= evaluate(
+                split, model, train_step.ema and train_step.ema.module, stream,
+                worklist.evaluation_steps(split), train_step.normalise, train_step.autocast,
+            )  # fmt: skip
+        with tempfile.TemporaryDirectory() as folder:
+            if rank == 0:
+                journal.add(metrics, end)
+                journal.flush()
+                save_checkpoint(Path(folder), train_step, Progress(end), description)
+            ray.train.report(
+                metrics | {"epoch": epoch + 1, "step": end},
+                checkpoint=ray.train.Checkpoint.from_directory(folder) if rank == 0 else None,
+                checkpoint_dir_name=f"step-{end:08d}",
+            )
+        clock.restart()
+
+
+def describe(experiment: Experiment, classes: list[str]) -> dict:
+    """What stands beside the weights in a model.safetensors; see `save_model`."""
+    data, student = experiment.data, experiment.student
+    return {
+        "model": student.model,
+        "arguments": model_arguments(student, data.image_size, len(classes)),
+        "classes": classes,
+        "image_size": data.image_size,
+        "eval_crop": data.eval_crop,
+        "mean": data.mean,
+        "std": data.std,
+    }
+
+
+def evaluate_worker(config: dict) -> None:
+    """Evaluates the weights of a model.safetensors on the work list's evaluations and reports the metrics."""
+    job, weights = config["job"], config["weights"]
+    device = ray.train.torch.get_device()
+    torch.set_num_threads(job.experiment.train.threads)
+    description, state = ray.get(weights)
+    model = timm.create_model(description["model"], **description["arguments"])
+    model.load_state_dict(state)
+    stream = Stream(
+        job.worklist, ray.train.get_dataset_shard, job.cursor, ray.train.get_context().get_world_rank(), step=0
+    )
+    normalise = Normalise(description["mean"], description["std"], device)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(job.experiment, device))
+    metrics = {}
+    for split in job.worklist.evaluations_after(-1):
+        steps = job.worklist.evaluation_steps(split)
+        metrics |= evaluate(split, model.to(device), None, stream, steps, normalise, autocast)
+    ray.train.report(metrics)
+
+
+class TooManyBadImages(RuntimeError):
+    """More images than `data.max_bad` allows could not be decoded."""
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite: the trial fails, since no scheduler would stop it."""
+
+
+class Clock:
+    """Training speed since the last evaluation."""
+
+    def __init__(self, stream: Stream):
+        self.stream = stream
+        self.restart()
+
+    def restart(self) -> None:
+        self.begin, self.images, self.bad = time.perf_counter(), 0, 0
+        self.waited_before = self.stream.wait_s
+
+    def count(self, images: int, bad: int) -> None:
+        self.images += images
+        self.bad += bad
+
+    def read(self) -> dict[str, float]:
+        elapsed = max(time.perf_counter() - self.begin, 1e-9)
+        return {
+            "perf/images_per_s": self.images / elapsed,
+            "perf/data_wait_frac": (self.stream.wait_s - self.waited_before) / elapsed,
+            "data/bad_images": sum_over_workers(self.bad),
+        }
+
+
+def sum_over_workers(value: float) -> float:
+    """The sum of a number over all workers; every worker must call it."""
+    total = torch.tensor(float(value), dtype=torch.float64, device=ray.train.torch.get_device())
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(total)
+    return total.item()

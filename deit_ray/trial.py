@@ -1,0 +1,213 @@
+"""A trial: one experiment trained by Ray Train, here or inside a Ray Tune trial, that leaves nothing behind however it ends."""
+
+import asyncio
+import os
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import ray
+import ray.train
+import ray.tune
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.controller import TrainController
+
+from deit_ray import storage
+from deit_ray.augment.levels import Levels
+from deit_ray.config import Experiment
+from deit_ray.data import shards, stream
+from deit_ray.data.blocks import Recipe
+from deit_ray.data.crop import Geometry
+from deit_ray.data.worklist import WorkList
+from deit_ray.errors import UserError
+from deit_ray.step import color_jitter_place
+from deit_ray.train import TrainJob, train_worker
+
+REPORT_POLL_S = "0.1"  # ray.train.report blocks until the controller polls: every 2 s by default
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a trial takes from the cluster: reserved by its workers, and counted for its stream."""
+
+    gpus: float
+    cpus: float
+    stream_cpus: float
+
+    @classmethod
+    def of(cls, experiment: Experiment, device: str) -> "Needs":
+        workers = experiment.train.workers
+        return cls(
+            gpus=float(workers if device == "cuda" else 0),
+            cpus=workers * experiment.train.cpus_per_worker,
+            stream_cpus=workers * experiment.data.cpus_per_worker,
+        )
+
+    def fit(self, resources: dict[str, float]) -> int:
+        """How many such trials fit into a cluster's resources at once."""
+        by_cpu = (resources.get("CPU", 0) + 1e-6) // (self.cpus + self.stream_cpus)
+        by_gpu = (resources.get("GPU", 0) + 1e-6) // self.gpus if self.gpus else by_cpu
+        return int(min(by_cpu, by_gpu))
+
+    def sum_shown(self, experiment: Experiment) -> str:
+        train, data, workers = experiment.train, experiment.data, experiment.train.workers
+        gpus = f" and {self.gpus:g} GPUs" if self.gpus else ""
+        return (
+            f"{workers} workers x ({train.cpus_per_worker:g} training + {data.cpus_per_worker:g} stream) CPUs "
+            f"= {self.cpus + self.stream_cpus:g} CPUs{gpus}"
+        )
+
+
+def make_worklist(
+    experiment: Experiment, manifest: shards.Manifest, uri: str, splits: tuple[str, ...], epochs: int | None = None
+) -> WorkList:
+    """The work list of a run over a prepared data set.
+
+    Args:
+        splits: which of val and test are evaluated.
+        epochs: instead of the experiment's; 0 for a run that only evaluates.
+    """
+    data, train = experiment.data, experiment.train
+    groups = {split: shards.row_groups(uri, manifest, split, data.holdout) for split in splits}
+    groups = {split: found for split, found in groups.items() if found.images}
+    images = shards.row_groups(uri, manifest, "train", data.holdout) if epochs != 0 else shards.NO_ROW_GROUPS
+    try:
+        return WorkList(
+            images, groups, train.batch_size, train.workers, data.views, 3 * data.image_size**2,
+            train.epochs if epochs is None else epochs, train.eval_every, experiment.seed,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UserError(f"train.batch_size: {error}; the data set at {uri} has {manifest.rows('train')}, "
+                        f"of which data.holdout keeps {data.holdout:.0%} aside") from None  # fmt: skip
+
+
+def make_recipe(experiment: Experiment, device: str) -> Recipe:
+    data = experiment.data
+    geometry = Geometry(
+        data.image_size, tuple(data.crop_scale), tuple(data.crop_ratio), data.flip, data.eval_crop, experiment.seed
+    )
+    in_stream = color_jitter_place(experiment.augment.place, device) == "stream"
+    return Recipe(geometry, Levels.of(experiment.augment).color_jitter if in_stream else 0.0)
+
+
+class Trainer(TorchTrainer):
+    """A TorchTrainer whose controller runs in this process instead of an actor of its own.
+
+    It starts a trial seconds sooner, hands over reports without a queue between processes, and makes the end certain:
+    `abort` frees workers, placement group and the stream's reservation at once, and when this process dies Ray removes
+    what it owns. So Ray's detached cleaner, which fails without a dashboard, is not needed.
+    """
+
+    controller: TrainController | None = None
+
+    def _create_default_callbacks(self):
+        return [c for c in super()._create_default_callbacks() if not isinstance(c, PlacementGroupCleanerCallback)]
+
+    def _initialize_and_run_controller(self, **arguments):
+        self.controller = TrainController(**arguments)
+        asyncio.run(self.controller.run())
+        return self.controller.get_result()
+
+    def abort(self) -> None:
+        """Ends the run from another thread, whatever its workers do."""
+        worker_group = self.controller and self.controller.get_worker_group()
+        if worker_group is not None and worker_group.has_started():
+            worker_group.abort()
+
+
+class OnReport(UserCallback):
+    """Hands every report's metrics over, in the controller's process."""
+
+    def __init__(self, handle: Callable[[dict], None]):
+        self.handle = handle
+
+    def after_report(self, run_context, metrics, checkpoint):
+        self.handle(dict(metrics[0]))
+
+    def __reduce__(self):  # the run's description, callbacks included, is sent to the workers, who have no use for it
+        return OnReport, (None,)
+
+
+def make_trainer(
+    experiment: Experiment,
+    device: str,
+    job: dict,
+    worklist: WorkList,
+    folder: str,
+    on_report: Callable[[dict], None],
+    worker=train_worker,
+) -> Trainer:
+    """The trainer of one run.
+
+    Args:
+        device: cpu or cuda.
+        job: keyword arguments of `TrainJob` that are not made here: classes and teacher; others are handed to the worker.
+        folder: URI of the run's results; an unfinished run there goes on from its latest checkpoint.
+        on_report: called with the metrics of each report.
+        worker: what each worker runs.
+    """
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = REPORT_POLL_S  # read by the controller, which lives here
+    needs = Needs.of(experiment, device)
+    datasets, data_config, cursor = stream.make_datasets(worklist, make_recipe(experiment, device), 0, needs.stream_cpus)
+    train_job = TrainJob(experiment, job["classes"], worklist, cursor, job["teacher"], folder)
+    parent, _, name = storage.absolute(folder).rpartition("/")
+    ranked = experiment.search.metric if experiment.search.metric.split("/")[0] in worklist.evaluations else None
+    return Trainer(
+        worker,
+        train_loop_config={"job": train_job, **{k: v for k, v in job.items() if k not in ("classes", "teacher")}},
+        datasets=datasets,
+        dataset_config=data_config,
+        scaling_config=ScalingConfig(
+            num_workers=experiment.train.workers,
+            use_gpu=device == "cuda",
+            resources_per_worker={"CPU": experiment.train.cpus_per_worker} | ({"GPU": 1} if device == "cuda" else {}),
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=parent,
+            failure_config=FailureConfig(max_failures=experiment.train.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=ranked),
+            callbacks=[OnReport(on_report)],
+        ),
+    )
+
+
+class Trial(ray.tune.Trainable):
+    """A Ray Tune trial that runs a `Trainer`; each evaluation is one result."""
+
+    def setup(self, config: dict, make: Callable[[dict, Callable], Trainer] | None = None):
+        self.events: queue.Queue = queue.Queue()
+        self.last: dict = {}
+        self.trainer = make(config, lambda metrics: self.events.put(("report", metrics)))
+
+        def fit():
+            try:
+                self.trainer.fit()
+                self.events.put(("end", None))
+            except BaseException as error:  # raised again in `step`
+                self.events.put(("end", error))
+
+        self.thread = threading.Thread(target=fit, daemon=True)
+        self.thread.start()
+
+    def step(self) -> dict:
+        kind, value = self.events.get()
+        if kind == "report":
+            self.last = value
+            return value
+        if value is not None:
+            raise value
+        return {**self.last, "done": True}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict:
+        return {}  # Ray Train keeps the checkpoints
+
+    def load_checkpoint(self, checkpoint) -> None:
+        pass
+
+    def cleanup(self) -> None:
+        if self.thread.is_alive():
+            self.trainer.abort()
