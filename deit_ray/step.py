@@ -121,9 +121,7 @@ class TrainStep:
         if self.jitter_here:
             images = jitter_on_device(images, seed, *coordinates, self.levels.color_jitter)
         images = images.permute(0, 3, 1, 2).float() / 255
-        erasing.erase(
-            images, seed, *coordinates, self.levels.random_erasing, self.normalise.mean[0], self.normalise.std[0]
-        )
+        erasing.erase(images, seed, *coordinates, self.levels.random_erasing, self.normalise.mean[0], self.normalise.std[0])
         targets = mixing.smooth_targets(batch.labels, self.num_classes, self.experiment.optim.label_smoothing)
         return mixing.mix(images, targets, self.levels, seed, step, self.rank)  # linear, so it may precede normalisation
 

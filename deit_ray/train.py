@@ -33,7 +33,8 @@ class TrainJob:
         classes: names, by label.
         worklist: what the run reads.
         cursor: the stream's.
-        teacher: a Ray object reference of `TeacherWeights`, or None.
+        teacher: Ray object reference of `TeacherWeights`, or None.
+        initial: Ray object reference of the student's initial weights, or None to start from scratch.
         folder: URI of the trial's results.
     """
 
@@ -42,12 +43,13 @@ class TrainJob:
     worklist: WorkList
     cursor: object
     teacher: object
+    initial: object
     folder: str
 
 
 def train_worker(config: dict) -> None:
     """Trains, evaluates, reports and saves, from the latest checkpoint on where there is one."""
-    job: TrainJob = config["job"]
+    job = TrainJob(**config)
     experiment, worklist = job.experiment, job.worklist
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
@@ -55,12 +57,14 @@ def train_worker(config: dict) -> None:
     torch.set_num_threads(experiment.train.threads)
 
     torch.manual_seed(experiment.seed)
-    model = create_student(experiment.student, experiment.data.image_size, len(job.classes)).to(device)
+    student = experiment.student.model_copy(update={"init": "scratch"})
+    model = create_student(student, experiment.data.image_size, len(job.classes))
+    if job.initial is not None:
+        model.load_state_dict(ray.get(job.initial))
+    model.to(device)
     wrapped = DistributedDataParallel(model) if world_size > 1 else model
     teacher = ray.get(job.teacher) if job.teacher is not None else None
-    train_step = TrainStep(
-        experiment, model, wrapped, teacher, len(job.classes), worklist.steps_per_epoch, rank, device
-    )
+    train_step = TrainStep(experiment, model, wrapped, teacher, len(job.classes), worklist.steps_per_epoch, rank, device)
     description = describe(experiment, job.classes)
 
     progress, checkpoint = Progress(0), ray.train.get_checkpoint()
@@ -127,17 +131,26 @@ def describe(experiment: Experiment, classes: list[str]) -> dict:
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class EvaluateJob:
+    """All that a worker is told that only evaluates: as `TrainJob`, with a model's description and weights by reference."""
+
+    experiment: Experiment
+    worklist: WorkList
+    cursor: object
+    model: object
+    folder: str
+
+
 def evaluate_worker(config: dict) -> None:
-    """Evaluates the weights of a model.safetensors on the work list's evaluations and reports the metrics."""
-    job, weights = config["job"], config["weights"]
+    """Evaluates a model on the work list's evaluations and reports the metrics."""
+    job = EvaluateJob(**config)
     device = ray.train.torch.get_device()
     torch.set_num_threads(job.experiment.train.threads)
-    description, state = ray.get(weights)
+    description, state = ray.get(job.model)
     model = timm.create_model(description["model"], **description["arguments"])
     model.load_state_dict(state)
-    stream = Stream(
-        job.worklist, ray.train.get_dataset_shard, job.cursor, ray.train.get_context().get_world_rank(), step=0
-    )
+    stream = Stream(job.worklist, ray.train.get_dataset_shard, job.cursor, ray.train.get_context().get_world_rank(), 0)
     normalise = Normalise(description["mean"], description["std"], device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(job.experiment, device))
     metrics = {}

@@ -1,9 +1,11 @@
-"""A trial: one experiment trained by Ray Train, here or inside a Ray Tune trial, that leaves nothing behind however it ends."""
+"""A trial: one experiment trained by Ray Train inside an actor, that leaves nothing behind however it ends."""
 
 import asyncio
+import json
 import os
 import queue
 import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,8 +26,8 @@ from deit_ray.data.crop import Geometry
 from deit_ray.data.worklist import WorkList
 from deit_ray.errors import UserError
 from deit_ray.step import color_jitter_place
-from deit_ray.train import TrainJob, train_worker
 
+FAILURE = "failure.json"
 REPORT_POLL_S = "0.1"  # ray.train.report blocks until the controller polls: every 2 s by default
 
 
@@ -86,9 +88,7 @@ def make_worklist(
 
 def make_recipe(experiment: Experiment, device: str) -> Recipe:
     data = experiment.data
-    geometry = Geometry(
-        data.image_size, tuple(data.crop_scale), tuple(data.crop_ratio), data.flip, data.eval_crop, experiment.seed
-    )
+    geometry = Geometry(data.image_size, tuple(data.crop_scale), tuple(data.crop_ratio), data.flip, data.eval_crop, experiment.seed)
     in_stream = color_jitter_place(experiment.augment.place, device) == "stream"
     return Recipe(geometry, Levels.of(experiment.augment).color_jitter if in_stream else 0.0)
 
@@ -134,30 +134,31 @@ class OnReport(UserCallback):
 def make_trainer(
     experiment: Experiment,
     device: str,
+    worker: Callable[[dict], None],
     job: dict,
     worklist: WorkList,
     folder: str,
     on_report: Callable[[dict], None],
-    worker=train_worker,
 ) -> Trainer:
     """The trainer of one run.
 
     Args:
         device: cpu or cuda.
-        job: keyword arguments of `TrainJob` that are not made here: classes and teacher; others are handed to the worker.
+        worker: what each worker runs, such as `train.train_worker`.
+        job: what it is told besides what is made here: the fields of its `Job`.
+        worklist: what the run reads.
         folder: URI of the run's results; an unfinished run there goes on from its latest checkpoint.
         on_report: called with the metrics of each report.
-        worker: what each worker runs.
     """
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = REPORT_POLL_S  # read by the controller, which lives here
     needs = Needs.of(experiment, device)
     datasets, data_config, cursor = stream.make_datasets(worklist, make_recipe(experiment, device), 0, needs.stream_cpus)
-    train_job = TrainJob(experiment, job["classes"], worklist, cursor, job["teacher"], folder)
+    job = {"experiment": experiment, "worklist": worklist, "cursor": cursor, "folder": folder, **job}
     parent, _, name = storage.absolute(folder).rpartition("/")
     ranked = experiment.search.metric if experiment.search.metric.split("/")[0] in worklist.evaluations else None
     return Trainer(
         worker,
-        train_loop_config={"job": train_job, **{k: v for k, v in job.items() if k not in ("classes", "teacher")}},
+        train_loop_config=job,
         datasets=datasets,
         dataset_config=data_config,
         scaling_config=ScalingConfig(
@@ -176,15 +177,20 @@ def make_trainer(
 
 
 class Trial(ray.tune.Trainable):
-    """A Ray Tune trial that runs a `Trainer`; each evaluation is one result."""
+    """A Ray Tune trial that runs a `Trainer`; each evaluation is one result.
+
+    `config["folder"]` is the URI of its results; a failure is described in failure.json there before it is raised.
+    """
 
     def setup(self, config: dict, make: Callable[[dict, Callable], Trainer] | None = None):
+        self.folder = config["folder"]
         self.events: queue.Queue = queue.Queue()
         self.last: dict = {}
-        self.trainer = make(config, lambda metrics: self.events.put(("report", metrics)))
+        self.trainer: Trainer | None = None
 
         def fit():
             try:
+                self.trainer = make(config, lambda metrics: self.events.put(("report", metrics)))
                 self.trainer.fit()
                 self.events.put(("end", None))
             except BaseException as error:  # raised again in `step`
@@ -199,6 +205,8 @@ class Trial(ray.tune.Trainable):
             self.last = value
             return value
         if value is not None:
+            failure = {"reason": reason_of(value), "traceback": "".join(traceback.format_exception(value))}
+            storage.write_bytes(storage.join(self.folder, FAILURE), json.dumps(failure).encode())
             raise value
         return {**self.last, "done": True}
 
@@ -209,5 +217,25 @@ class Trial(ray.tune.Trainable):
         pass
 
     def cleanup(self) -> None:
-        if self.thread.is_alive():
+        if self.thread.is_alive() and self.trainer is not None:
             self.trainer.abort()
+
+
+def reason_of(error: BaseException) -> str:
+    """The reason of a failure in one line: its root cause, without Ray's wrapping."""
+    while True:
+        failures = getattr(error, "worker_failures", None)
+        inner = next(iter(failures.values())) if failures else getattr(error, "cause", None) or error.__cause__
+        if not isinstance(inner, BaseException) or inner is error:
+            break
+        error = inner
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+
+
+def read_failure(folder: str) -> str:
+    """Why the trial in a folder failed."""
+    try:
+        return json.loads(storage.read_bytes(storage.join(folder, FAILURE)))["reason"]
+    except FileNotFoundError:
+        return "its process died"

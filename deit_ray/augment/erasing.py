@@ -12,9 +12,7 @@ LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))
 ATTEMPTS = 10
 
 
-def erase(
-    images_BCHW: torch.Tensor, seed: int, epoch: int, ids: np.ndarray, views: np.ndarray, probability: float, mean, std
-) -> None:
+def erase(images_BCHW: torch.Tensor, seed: int, epoch: int, ids: np.ndarray, views: np.ndarray, probability: float, mean, std) -> None:
     """Replaces one rectangle of each chosen image by noise, in place.
 
     Args:

@@ -19,7 +19,11 @@ def augment_images(images_BHWC: torch.Tensor, seed: int, epoch: int, ids, views,
             chosen = (order[:, place] == index).nonzero().squeeze(1)
             x = images[chosen].float()
             grey = (x @ luma).round().unsqueeze(-1)
-            other = {"brightness": 0.0, "contrast": (grey.mean((1, 2, 3), keepdim=True) + 0.5).floor(), "saturation": grey}
+            other = {
+                "brightness": 0.0,
+                "contrast": (grey.mean((1, 2, 3), keepdim=True) + 0.5).floor(),
+                "saturation": grey,
+            }
             factor = factors[chosen, index].view(-1, 1, 1, 1)
             blended = x * factor + other[operation] * (1 - factor)
             images[chosen] = blended.round().clamp(0, 255).to(torch.uint8)

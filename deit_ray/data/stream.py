@@ -96,9 +96,7 @@ class DatasetFactory:
         self.source, self.cpus_per_task = source, cpus_per_task
 
     def __call__(self):
-        dataset = ray.data.read_datasource(
-            self.source, override_num_blocks=1, ray_remote_args={"num_cpus": self.cpus_per_task}
-        )
+        dataset = ray.data.read_datasource(self.source, override_num_blocks=1, num_cpus=self.cpus_per_task)
         dataset.context.enable_progress_bars = False
         dataset.context.target_max_block_size = 1  # each yielded table, being one row, stays a block of its own
         dataset.context.execution_no_progress_timeout_s = -1  # a window that waits for its turn is no error

@@ -17,7 +17,12 @@ METADATA = "deit_ray"  # key of the description in a model.safetensors
 
 def model_arguments(student, image_size: int, num_classes: int) -> dict:
     """The keyword arguments of `timm.create_model` that a `student` section stands for."""
-    sizes = {"patch_size": student.patch_size, "embed_dim": student.width, "depth": student.depth, "num_heads": student.heads}
+    sizes = {
+        "patch_size": student.patch_size,
+        "embed_dim": student.width,
+        "depth": student.depth,
+        "num_heads": student.heads,
+    }
     arguments = {"num_classes": num_classes} | {key: value for key, value in sizes.items() if value is not None}
     if takes_image_size(student.model):
         arguments["img_size"] = image_size

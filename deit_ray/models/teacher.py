@@ -75,9 +75,10 @@ def build_teacher(weights: TeacherWeights, device: torch.device) -> nn.Module:
 
 def _load(model: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
     """Loads by name, or, where no name fits, tensor by tensor in order (the same network under another library's names)."""
-    biases = [tensor for name, tensor in state.items() if name.endswith("bias") and tensor.ndim == 1]
-    if biases and len(biases[-1]) != model.num_classes:
-        model.reset_classifier(len(biases[-1]))
+    classifier = model.pretrained_cfg["classifier"]
+    bias = state.get(f"{classifier if isinstance(classifier, str) else classifier[0]}.bias")
+    if bias is not None and len(bias) != model.num_classes:
+        model.reset_classifier(len(bias))
     own = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")}
     state = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
     if not own.keys() & state.keys():

@@ -1,0 +1,207 @@
+"""The command line: it parses, calls the package, and prints."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from deit_ray.console import Console
+from deit_ray.errors import UserError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+                  help="Search for the best way to train a distilled vision transformer, on a laptop or a Ray cluster.")  # fmt: skip
+data_app = typer.Typer(no_args_is_help=True, help="Images in, shards out.")
+app.add_typer(data_app, name="data")
+
+Experiment = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="an experiment file")]
+Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="replace a value of the file")]
+Address = Annotated[str | None, typer.Option(help="of a Ray cluster; by default RAY_ADDRESS, or a Ray of its own")]
+Results = Annotated[str, typer.Option(help="folder of the results")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="show Ray's output and tracebacks")]
+
+
+@data_app.command("prepare")
+def data_prepare(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="a folder with a folder per class, or: digits")],
+    out: Annotated[str, typer.Option(help="folder to write")],
+    short_side: Annotated[int, typer.Option(help="longer short sides are scaled down to this; 0 keeps sizes")] = 256,
+    quality: Annotated[int, typer.Option(help="of the JPEGs")] = 92,
+):
+    """Prepare a data set: images become shards that training streams."""
+    from deit_ray.data.prepare import prepare
+
+    console = Console()
+    command = "deit-ray " + " ".join(sys.argv[1:])
+    prepared = prepare(source, out, short_side, quality, command)
+    manifest = prepared.manifest
+    images = ", ".join(f"{manifest.rows(split)} {split}" for split in manifest.splits)
+    console.say(f"{out}: {images} images of {len(manifest.classes)} classes")
+    for label, name in list(enumerate(manifest.classes))[:20]:
+        console.say(f"  {name}: " + ", ".join(f"{c[label]} {split}" for split, c in manifest.class_counts.items()))
+    if len(manifest.classes) > 20:
+        console.say(f"  and {len(manifest.classes) - 20} classes more")
+    for split, names in prepared.unreadable.items():
+        if names:
+            console.warn(f"{len(names)} images for {split} cannot be read and were left out, such as {names[0]}")
+
+
+@app.command()
+def train(experiment: Experiment, set: Set = [], address: Address = None, verbose: Verbose = False):  # noqa: B006
+    """Train one model."""
+    from deit_ray.run import train
+
+    console = Console()
+    run = train(_load(experiment, set), address, console, verbose)
+    console.say(
+        f"{run.name}: finished; {_metrics(run.metrics)}\n  {os.path.relpath(run.folder)}/model.safetensors",
+        "bold green",
+    )
+
+
+@app.command()
+def tune(
+    experiment: Annotated[str | None, typer.Argument(metavar="EXPERIMENT")] = None,
+    set: Set = [],  # noqa: B006
+    resume: Annotated[str | None, typer.Option(metavar="STUDY", help="go on with a study that was interrupted")] = None,
+    address: Address = None,
+    results: Results = "results",
+    verbose: Verbose = False,
+):
+    """Run a study: search for the best configuration."""
+    from deit_ray.search import tune
+
+    if (experiment is None) == (resume is None):
+        raise UserError("tune: name either an experiment file or --resume STUDY")
+    if resume and set:
+        raise UserError("tune: --set cannot change a study that exists; it goes on as it was started")
+    console = Console()
+    try:
+        tune(_load(experiment, set) if experiment else None, address, resume, console, verbose, results)
+    finally:
+        console.close()
+
+
+@app.command()
+def status(
+    study: Annotated[str | None, typer.Argument(metavar="STUDY")] = None,
+    results: Results = "results",
+):
+    """Show all studies, or the leaderboard of one."""
+    from deit_ray.search import Study, list_studies
+
+    console = Console()
+    if study is None:
+        for name, counts in list_studies(results):
+            console.say(f"{name}: " + ", ".join(f"{n} {state}" for state, n in counts.items()))
+        return
+    found = Study.open(study, results)
+    console.say(found.name, "bold")
+    console.show_leaderboard(found)
+
+
+@app.command()
+def best(study: Annotated[str, typer.Argument(metavar="STUDY")], results: Results = "results"):
+    """Write the best configuration of a study as an experiment file, and its weights."""
+    from deit_ray.search import Study
+
+    found = Study.open(study, results)
+    trial = found.best()
+    config, model = found.save_best()
+    Console().say(f"{found.name}: trial {trial.number}, {found.experiment.search.metric} {trial.value:.4f}\n"
+                  f"  {os.path.relpath(config)}\n  {os.path.relpath(model)}")  # fmt: skip
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="a model.safetensors, or the name of a run or study")],
+    data: Annotated[str, typer.Option(help="a prepared data set")],
+    split: Annotated[str, typer.Option(help="test or val")] = "test",
+    address: Address = None,
+    results: Results = "results",
+    verbose: Verbose = False,
+):
+    """Evaluate a model on every image of a data set."""
+    from deit_ray.predict import evaluate
+
+    console = Console()
+    metrics = evaluate(model, data, split, address, results, console, verbose)
+    console.say(_metrics(metrics))
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="a model.safetensors, or the name of a run or study")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...")],
+    results: Results = "results",
+):
+    """Say what a model sees in images."""
+    from deit_ray.predict import predict
+
+    console = Console()
+    for prediction in predict(model, images, results):
+        classes = ", ".join(f"{name} {p:.1%}" for name, p in prediction.classes)
+        console.say(f"{prediction.image}: {classes}")
+
+
+@app.command()
+def ui(results: Results = "results", port: int = 5000):
+    """Open MLflow's UI on this machine's loopback address."""
+    from deit_ray import storage
+
+    uri = f"sqlite:///{storage.absolute(results)}/mlflow.db"
+    if not os.path.exists(uri.removeprefix("sqlite:///")):
+        raise UserError(f"{results}: no MLflow database there yet; train or tune something first, or name --results")
+    Console().say(f"MLflow at http://127.0.0.1:{port} (Ctrl-C ends it)")
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        uri,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    os.execv(sys.executable, command)
+
+
+def main() -> None:
+    """The entry point: one clear message for what the user can mend, the traceback behind --verbose."""
+    verbose = "--verbose" in sys.argv or "-v" in sys.argv
+    console = Console()
+    try:
+        app(standalone_mode=False)
+    except UserError as error:
+        if verbose:
+            raise
+        console.err.print(f"error: {error}", style="red", markup=False)
+        sys.exit(1)
+    except (typer.Abort, KeyboardInterrupt) as error:
+        study = getattr(error, "study", None)
+        where = f"; go on with: {sys.argv[0]} tune --resume {study}" if study else ""
+        console.err.print(f"\ninterrupted{where}", style="yellow", markup=False)
+        sys.exit(130)
+    except Exception as error:
+        if verbose:
+            raise
+        message = error.format_message() if hasattr(error, "format_message") else f"{type(error).__name__}: {error}"
+        console.err.print(f"error: {message}\n(--verbose shows where)", style="red", markup=False)
+        sys.exit(getattr(error, "exit_code", 1))
+
+
+def _load(path: str, overrides: list[str]):
+    from deit_ray.load import load_experiment, parse_override
+
+    return load_experiment(path, dict(parse_override(text) for text in overrides))
+
+
+def _metrics(metrics: dict[str, float]) -> str:
+    shown = {name: value for name, value in metrics.items() if name.partition("/")[0] in ("val", "test")}
+    return "  ".join(f"{name} {value:.4f}" if not name.endswith("/images") else f"{name} {value:.0f}" for name, value in shown.items())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Ray, quiet: connecting or starting it, and what the cluster has or could have."""
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import ray
+import yaml
+from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+from deit_ray import storage
+from deit_ray.errors import UserError
+
+BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")  # where `ray up` leaves the cluster's description on the head
+HEAD = "node:__internal_head__"
+EMERGENCIES = ("memory", "out of disk", "disk usage", "cannot be scheduled", "insufficient resources", "infeasible")
+WATCH_S = 5.0
+SPILL_WARNING_BYTES = 1 << 30
+
+
+@contextlib.contextmanager
+def connected(address: str | None, verbose: bool, warn: Callable[[str], None]) -> Iterator[None]:
+    """A Ray to work with: the one at `address` or RAY_ADDRESS, one already connected, or a local one of our own.
+
+    One of our own is stopped at the end. Ray is silent but for what a person must know, which goes to `warn`; `verbose`
+    shows all it has to say.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # what they would write is in the journals
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is ours
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    printer = ray._private.worker.print_to_stdstream
+    if not verbose:
+        os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one prints errors whatever the verbosity
+        logging.getLogger("ray").setLevel(logging.CRITICAL)
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        ray._private.worker.print_to_stdstream = lambda data, *_, **__: _pass_on(data["lines"], warn)
+    try:
+        try:
+            ray.init(
+                address=address,
+                include_dashboard=False if address == "local" else None,
+                log_to_driver=verbose,
+                configure_logging=verbose,
+                logging_level=logging.INFO if verbose else logging.CRITICAL,
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UserError(f"Ray: cannot connect to {address}: {error}") from None
+        with _watch_spilling(warn):
+            yield
+    finally:
+        ray.shutdown()
+        ray._private.worker.print_to_stdstream = printer
+
+
+def _pass_on(lines: list[str], warn: Callable[[str], None]) -> None:
+    """What the raylets publish to every driver: mostly advice, sometimes an emergency."""
+    for line in lines:
+        if any(word in line.lower() for word in EMERGENCIES):
+            warn(" ".join(line.split()))
+
+
+@contextlib.contextmanager
+def _watch_spilling(warn: Callable[[str], None]) -> Iterator[None]:
+    """Warns when the object store writes blocks to the disk."""
+    stop, spilled = threading.Event(), 0
+    address = ray.get_runtime_context().gcs_address
+
+    def look():
+        nonlocal spilled
+        while not stop.wait(WATCH_S):
+            try:
+                stats = get_memory_info_reply(get_state_from_address(address)).store_stats
+            except Exception:  # the cluster is going away: whoever uses it says so
+                return
+            if stats.spilled_bytes_total - spilled > SPILL_WARNING_BYTES:
+                spilled = stats.spilled_bytes_total
+                warn(
+                    f"the object store is full: {spilled / 1e9:.1f} GB of blocks were written to the disk, which slows the "
+                    "stream; fewer trials at a time (search.max_concurrent) need less"
+                )
+
+    thread = threading.Thread(target=look, name="watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+
+
+def possible_resources() -> dict[str, float]:
+    """What the cluster has, or, where it scales by itself, could have."""
+    now = ray.cluster_resources()
+    path = BOOTSTRAP.expanduser()
+    if not path.is_file():
+        return now
+    config = yaml.safe_load(path.read_text())
+    most: dict[str, float] = {}
+    for node_type in config.get("available_node_types", {}).values():
+        count = max(node_type.get("max_workers", 0), node_type.get("min_workers", 0))
+        for name, amount in node_type.get("resources", {}).items():
+            most[name] = most.get(name, 0) + count * amount
+    return {name: max(now.get(name, 0), most.get(name, 0)) for name in now.keys() | most.keys()}
+
+
+def training_device(wanted: str, resources: dict[str, float]) -> str:
+    """cpu or cuda.
+
+    Raises:
+        UserError: cuda is wanted, but the cluster has no GPU.
+    """
+    if wanted == "cuda" and not resources.get("GPU"):
+        raise UserError("train.device: cuda, but the cluster has no GPU; use auto or cpu")
+    if wanted == "auto":
+        return "cuda" if resources.get("GPU") else "cpu"
+    return wanted
+
+
+def check_reachable(key: str, uri: str) -> None:
+    """A local path cannot be reached by other nodes.
+
+    Raises:
+        UserError: the cluster has several nodes and the path is on this one.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2 or not storage.is_local(uri):
+        return
+    shared = ("nfs", "nfs4", "lustre", "fuse", "ceph", "beegfs", "gpfs", "9p", "efs", "afs")
+    kind = _file_system(storage.local_path(uri))
+    if not kind.startswith(shared):
+        raise UserError(
+            f"{key}: {uri} is a local path ({kind}), but the cluster has {len(nodes)} nodes, which could not reach it; "
+            "set it to a shared place: s3://BUCKET/PATH, gs://BUCKET/PATH or a network file system"
+        )
+
+
+def _file_system(path: str) -> str:
+    """The type of the file system that holds a path, from /proc/mounts."""
+    best, kind = "", "unknown"
+    for line in Path("/proc/mounts").read_text().splitlines():
+        mount, type_ = line.split()[1:3]
+        if (path == mount or path.startswith(mount.rstrip("/") + "/")) and len(mount) >= len(best):
+            best, kind = mount, type_
+    return kind

@@ -1,0 +1,178 @@
+"""The terminal: a live table where there is one, plain lines where there is none."""
+
+import sys
+import threading
+import time
+
+from rich.console import Console as RichConsole
+from rich.live import Live
+from rich.table import Table
+
+from deit_ray import report, storage
+
+STATE_COLOURS = {"running": "cyan", "finished": "green", "stopped early": "yellow", "failed": "red"}
+REFRESH_PER_S = 2
+SHOWN = 30  # rows of the live table at most
+
+
+class Console:
+    """Says what happens, as it happens.
+
+    Args:
+        quiet: says nothing but warnings.
+    """
+
+    def __init__(self, quiet: bool = False):
+        self.out = RichConsole(highlight=False, soft_wrap=True)
+        self.err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self.quiet = quiet
+        self.live: Live | None = None
+        self.lock = threading.Lock()
+        self.trials: dict[int, dict] = {}
+        self.begin = time.monotonic()
+
+    def say(self, text: str, style: str | None = None) -> None:
+        if not self.quiet:
+            self.out.print(text, style=style, markup=False)
+
+    def warn(self, text: str) -> None:
+        self.err.print(f"warning: {text}", style="yellow", markup=False)
+
+    def run_started(self, name: str, experiment, device: str) -> None:
+        self.begin = time.monotonic()
+        self.say(f"{name}: training {experiment.student.model} for {experiment.train.epochs} epochs on {device}")
+
+    def run_progress(self, metrics: dict, experiment) -> None:
+        total = experiment.train.epochs
+        left = (time.monotonic() - self.begin) / metrics["epoch"] * (total - metrics["epoch"])
+        shown = [f"{name} {metrics[name]:.3f}" for name in ("val/loss", "val/top1", "val/top1_dist", "test/top1") if name in metrics]
+        speed = f"{metrics['perf/images_per_s']:.0f} images/s"
+        self.say(f"  epoch {metrics['epoch']:>3}/{total}  {'  '.join(shown)}  {speed}  {_duration(left)} left")
+
+    def study_started(self, name: str, experiment, device: str, concurrent: int, trials: int) -> None:
+        self.begin = time.monotonic()
+        self.name, self.experiment, self.total = name, experiment, trials
+        space = ", ".join(experiment.search.space)
+        self.say(f"{name}: {trials} trials of {experiment.train.epochs} epochs on {device}, {concurrent} at a time")
+        self.say(f"  searching {space} for the best {experiment.search.metric}")
+        if self.out.is_terminal and not self.quiet:
+            self.live = Live(get_renderable=self._table, console=self.out, refresh_per_second=REFRESH_PER_S, transient=True)
+            self.live.start()
+
+    def trial_started(self, number: int, params: dict) -> None:
+        with self.lock:
+            self.trials[number] = {"state": "running", "params": params, "began": time.monotonic(), "epoch": 0}
+        if self.live is None:
+            self.say(f"  trial {number:>3} started        {_params(params)}")
+
+    def trial_reported(self, number: int, result: dict, experiment) -> None:
+        metric = experiment.search.metric
+        with self.lock:
+            trial = self.trials.setdefault(number, {"state": "running", "params": {}, "began": time.monotonic()})
+            trial |= {"epoch": result["epoch"], "step": result["step"], "speed": result.get("perf/images_per_s")}
+            if result[metric] >= trial.get("best", float("-inf")):
+                trial["best"] = result[metric]
+                trial["error"] = report.standard_error(result[metric], result[f"{metric.split('/')[0]}/images"])
+
+    def trial_ended(self, number: int, outcome: str, best: float | None) -> None:
+        with self.lock:
+            trial = self.trials.setdefault(number, {"params": {}, "began": time.monotonic()})
+            trial |= {"state": outcome.split(":")[0].split(" at ")[0], "outcome": outcome}
+        if self.live is None or outcome.startswith("failed"):
+            error = f" ± {trial['error']:.3f}" if "error" in trial else ""
+            value = f"{self.experiment.search.metric} {best:.3f}{error}" if best is not None else ""
+            line = f"  trial {number:>3} {outcome:<14} {value}  {_duration(time.monotonic() - trial['began'])}"
+            self.say(line, "red" if outcome.startswith("failed") else None)
+
+    def study_ended(self, study, best, test: dict, config: str, model: str) -> None:
+        self.close()
+        self.say(f"\n{study.name}: done in {_duration(time.monotonic() - self.begin)}\n", "bold")
+        self.show_leaderboard(study)
+        metric, results = study.experiment.search.metric, study.experiment.results.uri
+        tested = "".join(f", {name} {test[name]:.4f}" for name in ("test/top1",) if name in test)
+        self.say(f"\nbest: trial {best.number}, {metric} {best.value:.4f}{tested}", "bold green")
+        for key, value in best.params.items():
+            self.say(f"  {key}: {report.short(value)}")
+        command = sys.argv[0] if sys.argv[0].endswith("deit-ray") else "deit-ray"
+        option = "" if results == "results" else f" --results {results}"
+        self.say("\nlook at every run in MLflow")
+        self.say(f"  {command} ui{option}")
+        self.say("train the best configuration anew, or use its weights")
+        self.say(f"  {command} train {_relative(config)}")
+        self.say(f"  {command} evaluate {_relative(model)} --data {study.experiment.data.uri}")
+
+    def show_leaderboard(self, study) -> None:
+        """Prints the leaderboard of a study; trials within the error of the best are marked."""
+        if self.quiet:
+            return
+        board = study.leaderboard()
+        keys = list(study.experiment.search.space)
+        table = Table(title=None, box=None, pad_edge=False, header_style="bold")
+        for name in ("trial", "state", "epochs", study.experiment.search.metric, *(_short_key(k, keys) for k in keys)):
+            table.add_column(name, justify="right" if name in ("trial", "epochs") else "left", no_wrap=True)
+        for place, row in board.iterrows():
+            close = "=" if row["close"] else " "
+            value = f"{close} {row['best']:.4f} ± {row['error']:.4f}" if row["best"] == row["best"] else "  -"
+            colour = STATE_COLOURS.get(row["state"], "")
+            state = f"[{colour}]{row['state']}[/]" if colour else row["state"]
+            cells = [report.short(row[k]) if row[k] is not None else "-" for k in keys]
+            table.add_row(str(row["trial"]), state, str(row["epochs"]), value, *cells, style="bold" if place == 0 else None)
+        self.out.print(table)
+        if board["close"].any():
+            self.say("= within the standard error of the best: on so few images they cannot be told apart")
+        for _, row in board[board["state"] == "failed"].iterrows():
+            self.say(f"trial {row['trial']} {row['outcome']}", "red")
+
+    def close(self) -> None:
+        """Ends the live table."""
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    def _table(self) -> Table:
+        metric, epochs = self.experiment.search.metric, self.experiment.train.epochs
+        with self.lock:
+            trials = dict(sorted(self.trials.items())[-SHOWN:])
+            ended = sum(trial["state"] != "running" for trial in self.trials.values())
+        elapsed = time.monotonic() - self.begin
+        left = f", about {_duration(elapsed / ended * (self.total - ended))} left" if ended else ""
+        title = f"{self.name}: {ended} of {self.total} trials ended, {_duration(elapsed)}{left}"
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+        for name in ("trial", "state", "epoch", "step", metric, "images/s", "left", "values"):
+            table.add_column(name, no_wrap=True)
+        for number, trial in trials.items():
+            running = trial["state"] == "running"
+            epoch, began = trial.get("epoch", 0), trial["began"]
+            remaining = (time.monotonic() - began) / epoch * (epochs - epoch) if running and epoch else None
+            value = f"{trial['best']:.3f} ± {trial['error']:.3f}" if "best" in trial else ""
+            speed = f"{trial['speed']:.0f}" if trial.get("speed") and running else ""
+            table.add_row(
+                f"{number:>5}", f"[{STATE_COLOURS.get(trial['state'], '')}]{trial['state']}", f"{epoch}/{epochs}",
+                str(trial.get("step", "")), value, speed, _duration(remaining) if remaining else "", _params(trial["params"]),
+            )  # fmt: skip
+        return table
+
+
+def _params(params: dict) -> str:
+    return " ".join(f"{_short_key(key, list(params))}={report.short(value)}" for key, value in params.items())
+
+
+def _short_key(key: str, keys: list[str]) -> str:
+    """The last part of a dotted key, or all of it where that is not unique."""
+    leaf = key.rpartition(".")[2]
+    return leaf if sum(k.rpartition(".")[2] == leaf for k in keys) == 1 else key
+
+
+def _duration(seconds: float) -> str:
+    seconds = int(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def _relative(uri: str) -> str:
+    import os
+
+    return os.path.relpath(uri) if storage.is_local(uri) else uri

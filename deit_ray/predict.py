@@ -1,0 +1,144 @@
+"""What a trained model is good for: its accuracy on a data set, its answers for images."""
+
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import ray
+import timm
+import torch
+
+from deit_ray import cluster, storage
+from deit_ray.config import Experiment
+from deit_ray.console import Console
+from deit_ray.data import shards
+from deit_ray.data.crop import Geometry, crop_centre, decode
+from deit_ray.errors import UserError
+from deit_ray.models import student
+from deit_ray.run import MODEL, check_fits, run_trial, runs_of
+from deit_ray.step import Normalise
+from deit_ray.train import evaluate_worker
+from deit_ray.trial import make_trainer, make_worklist
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The classes of an image with their probabilities, most likely first."""
+
+    image: str
+    classes: list[tuple[str, float]]
+
+
+def evaluate(
+    model: str,
+    data: str,
+    split: str = "test",
+    address: str | None = None,
+    results: str = "results",
+    console: Console | None = None,
+    verbose: bool = False,
+) -> dict[str, float]:
+    """Evaluates a model on every image of a split, once.
+
+    Args:
+        model: the path of a model.safetensors, or the name of a run or study.
+        data: URI of a prepared data set.
+        split: test, or val for the part of train that `data.holdout: 0.1` keeps aside.
+
+    Returns:
+        top1 and the other metrics of `evaluate.evaluate`, named SPLIT/top1 and so on.
+
+    Raises:
+        UserError: the model or the data cannot be read, or their classes differ.
+    """
+    path = find_model(model, results)
+    description = _description(path)
+    manifest = shards.read_manifest(data)
+    sized = {key: description[key] for key in ("image_size", "eval_crop", "mean", "std")}
+    experiment = Experiment.model_validate(
+        {
+            "name": "evaluate",
+            "data": {"uri": data, **sized},
+            "distillation": {"kind": "none"},
+            "train": {"batch_size": 64},
+        }
+    )
+    with cluster.connected(address, verbose, (console or Console(quiet=True)).warn):
+        device = check_fits(experiment, cluster.possible_resources())
+        return evaluate_here(path, experiment, manifest, device, (split,))
+
+
+def evaluate_here(model: str, experiment: Experiment, manifest: shards.Manifest, device: str, splits: tuple[str, ...]) -> dict[str, float]:
+    """Evaluates a model.safetensors on the Ray that is connected."""
+    path = storage.local_path(model)
+    description = _description(path)
+    if len(description["classes"]) != len(manifest.classes):
+        raise UserError(f"{model}: knows {len(description['classes'])} classes, but the data set at "
+                        f"{experiment.data.uri} has {len(manifest.classes)}")  # fmt: skip
+    weights = ray.put((description, student.weights_of(path)))
+    make = partial(_make_evaluation, experiment, manifest, storage.absolute(experiment.data.uri), device, splits, weights)
+    with tempfile.TemporaryDirectory(prefix="deit_ray-") as folder:  # Ray Train wants one; nothing is kept
+        return run_trial(make, f"{folder}/evaluation", lambda metrics: None)
+
+
+def _make_evaluation(experiment, manifest, data, device, splits, weights, config, on_report):
+    worklist = make_worklist(experiment, manifest, data, splits, epochs=0)
+    return make_trainer(experiment, device, evaluate_worker, {"model": weights}, worklist, config["folder"], on_report)
+
+
+def predict(model: str, images: list[str], results: str = "results", top: int = 5) -> list[Prediction]:
+    """What a model sees in images.
+
+    Args:
+        model: as for `evaluate`.
+        images: paths of image files.
+        top: how many classes of each.
+
+    Raises:
+        UserError: the model or an image cannot be read.
+    """
+    path = find_model(model, results)
+    description = _description(path)
+    network = timm.create_model(description["model"], **description["arguments"]).eval()
+    network.load_state_dict(student.weights_of(path))
+    size, classes = description["image_size"], description["classes"]
+    geometry = Geometry(size, (1.0, 1.0), (1.0, 1.0), 0.0, description["eval_crop"], 0)
+    normalise = Normalise(description["mean"], description["std"], torch.device("cpu"))
+    predictions = []
+    for image in images:
+        if not Path(image).is_file():
+            raise UserError(f"{image}: no such file")
+        decoded = decode(Path(image).read_bytes())
+        if decoded is None:
+            raise UserError(f"{image}: cannot be read as an image")
+        view = np.empty((size, size, 3), np.uint8)
+        crop_centre(decoded, geometry, view)
+        with torch.no_grad():
+            logits = network(normalise(torch.from_numpy(view).permute(2, 0, 1)[None].float() / 255))
+        probabilities, labels = logits.softmax(1)[0].topk(min(top, len(classes)))
+        named = [(classes[label], p) for label, p in zip(labels.tolist(), probabilities.tolist(), strict=True)]
+        predictions.append(Prediction(image, named))
+    return predictions
+
+
+def find_model(model: str, results: str) -> str:
+    """The local path of a model: a file, or the model.safetensors of a run or study by name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if Path(model).is_file():
+        return model
+    for run in reversed(runs_of(model.removeprefix("run:"), results) or [model]):
+        if storage.exists(storage.join(results, run, MODEL)):
+            return storage.local_path(storage.join(results, run, MODEL))
+    raise UserError(f"{model}: neither a model.safetensors nor a finished run or study in {results}")
+
+
+def _description(path: str) -> dict:
+    description = student.read_description(path)
+    if description is None:
+        raise UserError(f"{path}: not a model.safetensors that deit-ray wrote: it does not say which model and classes it is")
+    return description

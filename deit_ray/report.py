@@ -1,0 +1,65 @@
+"""What people look at: the leaderboard of a study."""
+
+import math
+
+import optuna
+import pandas as pd
+from optuna.trial import TrialState
+
+STATES = {
+    TrialState.COMPLETE: "finished",
+    TrialState.PRUNED: "stopped early",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
+
+
+def leaderboard(study: optuna.Study, metric: str, keys: list[str]) -> pd.DataFrame:
+    """All trials of a study, best first, those of full length before the others.
+
+    Returns:
+        One row a trial: trial, state, epochs, best and last value of the metric, its standard error, whether it is `close` to the
+        best one (within their standard errors), and the searched values by dotted key.
+    """
+    rows = []
+    for trial in study.get_trials(deepcopy=False):
+        values = [trial.intermediate_values[e] for e in sorted(trial.intermediate_values)]
+        finite = [value for value in values if math.isfinite(value)]
+        best = max(finite, default=math.nan)
+        images = trial.user_attrs.get("images")
+        rows.append(
+            {
+                "trial": trial.number,
+                "state": STATES[trial.state],
+                "outcome": trial.user_attrs.get("outcome", ""),
+                "epochs": max(trial.intermediate_values, default=0),
+                "best": best,
+                "last": values[-1] if values else math.nan,
+                "error": standard_error(best, images) if images else math.nan,
+                **{key: trial.params.get(key) for key in keys},
+            }
+        )
+    table = pd.DataFrame(rows, columns=["trial", "state", "outcome", "epochs", "best", "last", "error", *keys])
+    table["full"] = table["state"] == "finished"
+    table = table.sort_values(["full", "best", "trial"], ascending=[False, False, True], kind="stable", ignore_index=True)
+    full = table[table["full"]]
+    if len(full):
+        first = full.iloc[0]
+        both = (table["error"] ** 2 + first["error"] ** 2) ** 0.5
+        table["close"] = table["full"] & (table.index > 0) & (first["best"] - table["best"] <= both)
+    else:
+        table["close"] = False
+    return table.drop(columns="full")
+
+
+def standard_error(fraction: float, images: float) -> float:
+    """Of a fraction measured on so many images: sqrt(p (1 - p) / n)."""
+    return math.sqrt(max(0.0, fraction * (1 - fraction)) / images)
+
+
+def short(value) -> str:
+    """A searched value as people write it."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return str(value)

@@ -1,0 +1,260 @@
+"""A training run on its own: checked, named, trained, tracked. Studies share the checks and the names."""
+
+import contextlib
+import json
+import posixpath
+import re
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import ray
+import ray.tune
+
+from deit_ray import cluster, storage
+from deit_ray.config import Experiment
+from deit_ray.console import Console
+from deit_ray.data import shards
+from deit_ray.errors import UserError
+from deit_ray.journal import iterate_segments
+from deit_ray.load import dump_experiment
+from deit_ray.models.student import create_student
+from deit_ray.models.teacher import TeacherWeights, read_teacher
+from deit_ray.train import train_worker
+from deit_ray.trial import Needs, Trial, make_trainer, make_worklist, read_failure
+
+MODEL = "model.safetensors"
+EXPERIMENT = "experiment.yaml"
+RUN = "run.json"
+
+
+@dataclass(frozen=True)
+class Ready:
+    """An experiment whose parts were found and fit together; nothing has started yet."""
+
+    experiment: Experiment
+    manifest: shards.Manifest
+    data: str  # absolute URI of the prepared data set
+    teacher: TeacherWeights | None
+    initial: dict | None  # the student's initial weights, where it does not start from scratch
+
+
+def check(experiment: Experiment) -> Ready:
+    """Finds the data, the teacher and the student of an experiment.
+
+    Raises:
+        UserError: one of them is missing or does not fit the others.
+    """
+    manifest = shards.read_manifest(experiment.data.uri)
+    data = storage.absolute(experiment.data.uri)
+    make_worklist(experiment, manifest, data, ("val",))
+    student = create_student(experiment.student, experiment.data.image_size, len(manifest.classes))
+    initial = student.state_dict() if experiment.student.init != "scratch" else None
+    teacher = None
+    if experiment.distillation.teacher is not None:
+        section = experiment.distillation.teacher
+        path = weights_path(section.weights, experiment.results.uri)
+        teacher = read_teacher(section, path, experiment.data.image_size, len(manifest.classes))
+    return Ready(experiment, manifest, data, teacher, initial)
+
+
+def weights_path(weights: str, results: str) -> str | None:
+    """The local file that `distillation.teacher.weights` or a MODEL on the command line stands for.
+
+    Raises:
+        UserError: run: names no finished run.
+    """
+    if weights == "pretrained":
+        return None
+    if not weights.startswith("run:"):
+        return weights
+    name = weights.removeprefix("run:")
+    runs = [run for run in runs_of(name, results) if storage.exists(storage.join(results, run, MODEL))]
+    if not runs:
+        raise UserError(
+            f"distillation.teacher.weights: {weights}: no finished run of that name in {results}; "
+            f"train one first, such as: deit-ray train experiments/{name}.yaml"
+        )
+    uri = storage.join(storage.absolute(results), runs[-1], MODEL)
+    if storage.is_local(uri):
+        return storage.local_path(uri)
+    local = Path(tempfile.mkdtemp(prefix="deit_ray-")) / MODEL
+    local.write_bytes(storage.read_bytes(uri))
+    return str(local)
+
+
+def runs_of(name: str, results: str) -> list[str]:
+    """The runs and studies of an experiment's name, oldest first: NAME-1, NAME-2 and so on, or NAME itself."""
+    pattern = re.compile(re.escape(name) + r"-(\d+)$")
+    names = storage.list_names(results)
+    numbered = sorted((int(found.group(1)), entry) for entry in names if (found := pattern.match(entry)))
+    return [entry for _, entry in numbered] + [entry for entry in names if entry == name]
+
+
+def new_folder(experiment: Experiment) -> str:
+    """Makes a new folder NAME-N for a run in the results and writes the experiment into it.
+
+    Raises:
+        UserError: the results cannot be written.
+    """
+    results = storage.absolute(experiment.results.uri)
+    taken = [int(run.rpartition("-")[2]) for run in runs_of(experiment.name, results) if run != experiment.name]
+    number = max(taken, default=0) + 1
+    while True:
+        folder = storage.join(results, f"{experiment.name}-{number}")
+        try:
+            if storage.is_local(folder):
+                Path(folder).mkdir(parents=True)
+            storage.write_bytes(storage.join(folder, EXPERIMENT), dump_experiment(experiment).encode())
+            return folder
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise UserError(f"results.uri: {experiment.results.uri}: cannot be written: {error}") from None
+
+
+def share(ready: Ready) -> "Shared":
+    """Puts what all trials have in common into Ray's object store."""
+    put = lambda value: None if value is None else ray.put(value)  # noqa: E731
+    return Shared(ready.manifest, ready.data, put(ready.teacher), put(ready.initial))
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all trials of a study have in common; teacher and initial weights as object references."""
+
+    manifest: shards.Manifest
+    data: str
+    teacher: object
+    initial: object
+
+
+def make_trial(experiment, device, shared: Shared, splits, config, on_report):
+    """The trainer of one run in config["folder"]; a partial of it is what a `Trial` actor is made with."""
+    worklist = make_worklist(experiment, shared.manifest, shared.data, splits)
+    job = {"classes": shared.manifest.classes, "teacher": shared.teacher, "initial": shared.initial}
+    return make_trainer(experiment, device, train_worker, job, worklist, config["folder"], on_report)
+
+
+def train(experiment: Experiment, address: str | None = None, console: Console | None = None, verbose: bool = False) -> "TrainedRun":
+    """Trains one experiment to its end.
+
+    Args:
+        experiment: see `load_experiment`.
+        address: of a Ray cluster; by default RAY_ADDRESS, or a local Ray for this run.
+        console: what a person sees; by default nothing.
+        verbose: shows Ray's own output too.
+
+    Returns:
+        The run; its folder holds the experiment, the journal and model.safetensors.
+
+    Raises:
+        UserError: the experiment cannot run.
+    """
+    from deit_ray.tracking import Tracker
+
+    ready = check(experiment)
+    console = console or Console(quiet=True)
+    with cluster.connected(address, verbose, console.warn):
+        resources = cluster.possible_resources()
+        device = check_fits(experiment, resources)
+        for key, uri in (("results.uri", experiment.results.uri), ("data.uri", experiment.data.uri)):
+            cluster.check_reachable(key, uri)
+        folder = new_folder(experiment)
+        name = posixpath.basename(folder)
+        with Tracker.of(experiment, console) as tracker:
+            run = tracker.start_run(name, {"experiment": experiment.name, "kind": "train"}, params_of(experiment), folder)
+            console.run_started(name, experiment, device)
+            splits = ("val", "test")
+            make = partial(make_trial, experiment, device, share(ready), splits)
+            try:
+                metrics = run_trial(make, folder, lambda result: console.run_progress(result, experiment))
+            except BaseException as error:
+                interrupted = isinstance(error, KeyboardInterrupt)
+                reason = read_failure(folder)
+                tracker.end_run(run, "cancelled" if interrupted else f"failed: {reason}", folder)
+                if interrupted or isinstance(error, UserError):
+                    raise
+                raise UserError(f"{name}: the training failed: {reason}\n  its journal and checkpoints: {folder}") from error
+            keep_best_model(folder, experiment.search.metric)
+            storage.write_bytes(storage.join(folder, RUN), json.dumps({"outcome": "finished", "metrics": metrics}).encode())
+            tracker.end_run(run, "finished", folder, MODEL)
+    return TrainedRun(name, folder, metrics)
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished training run: its name, the URI of its folder, and the metrics of its last evaluation."""
+
+    name: str
+    folder: str
+    metrics: dict[str, float]
+
+
+def check_fits(experiment: Experiment, resources: dict[str, float]) -> str:
+    """The device a trial runs on, having made sure that one fits.
+
+    Raises:
+        UserError: with the sum of what is needed and what there is.
+    """
+    device = cluster.training_device(experiment.train.device, resources)
+    needs = Needs.of(experiment, device)
+    if needs.fit(resources) < 1:
+        have = f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
+        raise UserError(
+            f"a trial can never start: it needs {needs.sum_shown(experiment)}, but the cluster has {have}; "
+            "lower train.workers, train.cpus_per_worker or data.cpus_per_worker, or use a larger cluster"
+        )
+    return device
+
+
+def run_trial(make, folder: str, on_result) -> dict[str, float]:
+    """Runs one trial in an actor of its own, outside Ray Tune; returns the metrics of its last report."""
+    actor_class = ray.tune.with_parameters(Trial, make=make)
+    actor = ray.remote(num_cpus=0)(actor_class).remote(config={"folder": folder})
+    metrics: dict[str, float] = {}
+    try:
+        while True:
+            result = ray.get(actor.train.remote())
+            if result.get("done"):
+                return metrics
+            metrics = {key: value for key, value in result.items() if "/" in key or key in ("epoch", "step")}
+            metrics = {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
+            on_result(metrics)
+    finally:
+        if ray.is_initialized():
+            with contextlib.suppress(ray.exceptions.RayError, KeyboardInterrupt):  # whatever it does, it is killed next
+                ray.get(actor.stop.remote(), timeout=10)
+            ray.kill(actor)
+
+
+def best_step(folder: str, metric: str) -> tuple[int, float] | None:
+    """The step and value of the best kept checkpoint, by the trial's journal; the latest of equals."""
+    kept = {int(name.removeprefix("step-")) for name in storage.list_names(folder) if name.startswith("step-")}
+    values = {
+        point.step: point.value
+        for points in iterate_segments(storage.join(folder, "journal"), 0)
+        for point in points
+        if point.name == metric and point.step in kept and point.value == point.value
+    }
+    if not values:
+        return (max(kept), float("nan")) if kept else None
+    return max(values.items(), key=lambda item: (item[1], item[0]))
+
+
+def keep_best_model(folder: str, metric: str) -> str | None:
+    """Copies the model of the best checkpoint to the run's own folder; returns its URI."""
+    found = best_step(folder, metric)
+    if found is None:
+        return None
+    target = storage.join(folder, MODEL)
+    storage.write_bytes(target, storage.read_bytes(storage.join(folder, f"step-{found[0]:08d}", MODEL)))
+    return target
+
+
+def params_of(experiment: Experiment) -> dict[str, str]:
+    """What MLflow shows of an experiment whose values are not searched: the few that people compare by."""
+    keys = ("student.model", "distillation.kind", "distillation.weight", "augment.strength", "optim.lr", "train.epochs",
+            "train.batch_size", "train.workers", "train.threads", "seed")  # fmt: skip
+    return {key: str(experiment.get(key)) for key in keys}
