@@ -66,5 +66,15 @@ def iterate_segments(uri: str, first: int):
         number += 1
 
 
+def checkpoint_name(step: int) -> str:
+    """The folder of the checkpoint of an optimizer step, next to the journal."""
+    return f"step-{step:08d}"
+
+
+def step_of(name: str) -> int:
+    """The inverse of `checkpoint_name`."""
+    return int(name.removeprefix("step-"))
+
+
 def _segment(uri: str, number: int) -> str:
     return storage.join(uri, f"{number:06d}.jsonl")

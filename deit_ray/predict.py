@@ -19,7 +19,6 @@ from deit_ray.errors import UserError
 from deit_ray.models import student
 from deit_ray.run import MODEL, check_fits, run_trial, runs_of
 from deit_ray.step import Normalise
-from deit_ray.train import evaluate_worker
 from deit_ray.trial import make_trainer, make_worklist
 
 
@@ -85,7 +84,7 @@ def evaluate_here(model: str, experiment: Experiment, manifest: shards.Manifest,
 
 def _make_evaluation(experiment, manifest, data, device, splits, weights, config, on_report):
     worklist = make_worklist(experiment, manifest, data, splits, epochs=0)
-    return make_trainer(experiment, device, evaluate_worker, {"model": weights}, worklist, config["folder"], on_report)
+    return make_trainer(experiment, device, "evaluate", {"model": weights}, worklist, config["folder"], on_report)
 
 
 def predict(model: str, images: list[str], results: str = "results", top: int = 5) -> list[Prediction]:

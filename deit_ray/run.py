@@ -17,12 +17,11 @@ from deit_ray.config import Experiment
 from deit_ray.console import Console
 from deit_ray.data import shards
 from deit_ray.errors import UserError
-from deit_ray.journal import iterate_segments
+from deit_ray.journal import checkpoint_name, iterate_segments, step_of
 from deit_ray.load import dump_experiment
 from deit_ray.models.student import create_student
 from deit_ray.models.teacher import TeacherWeights, read_teacher
-from deit_ray.train import train_worker
-from deit_ray.trial import Needs, Trial, make_trainer, make_worklist, read_failure
+from deit_ray.trial import Needs, Shared, Trial, make_trial, make_worklist, read_failure
 
 MODEL = "model.safetensors"
 EXPERIMENT = "experiment.yaml"
@@ -114,27 +113,10 @@ def new_folder(experiment: Experiment) -> str:
             raise UserError(f"results.uri: {experiment.results.uri}: cannot be written: {error}") from None
 
 
-def share(ready: Ready) -> "Shared":
+def share(ready: Ready) -> Shared:
     """Puts what all trials have in common into Ray's object store."""
     put = lambda value: None if value is None else ray.put(value)  # noqa: E731
     return Shared(ready.manifest, ready.data, put(ready.teacher), put(ready.initial))
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What all trials of a study have in common; teacher and initial weights as object references."""
-
-    manifest: shards.Manifest
-    data: str
-    teacher: object
-    initial: object
-
-
-def make_trial(experiment, device, shared: Shared, splits, config, on_report):
-    """The trainer of one run in config["folder"]; a partial of it is what a `Trial` actor is made with."""
-    worklist = make_worklist(experiment, shared.manifest, shared.data, splits)
-    job = {"classes": shared.manifest.classes, "teacher": shared.teacher, "initial": shared.initial}
-    return make_trainer(experiment, device, train_worker, job, worklist, config["folder"], on_report)
 
 
 def train(experiment: Experiment, address: str | None = None, console: Console | None = None, verbose: bool = False) -> "TrainedRun":
@@ -231,7 +213,7 @@ def run_trial(make, folder: str, on_result) -> dict[str, float]:
 
 def best_step(folder: str, metric: str) -> tuple[int, float] | None:
     """The step and value of the best kept checkpoint, by the trial's journal; the latest of equals."""
-    kept = {int(name.removeprefix("step-")) for name in storage.list_names(folder) if name.startswith("step-")}
+    kept = {step_of(name) for name in storage.list_names(folder) if name.startswith("step-")}
     values = {
         point.step: point.value
         for points in iterate_segments(storage.join(folder, "journal"), 0)
@@ -249,7 +231,7 @@ def keep_best_model(folder: str, metric: str) -> str | None:
     if found is None:
         return None
     target = storage.join(folder, MODEL)
-    storage.write_bytes(target, storage.read_bytes(storage.join(folder, f"step-{found[0]:08d}", MODEL)))
+    storage.write_bytes(target, storage.read_bytes(storage.join(folder, checkpoint_name(found[0]), MODEL)))
     return target
 
 

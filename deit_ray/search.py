@@ -29,14 +29,13 @@ from deit_ray.run import (
     check,
     check_fits,
     keep_best_model,
-    make_trial,
     new_folder,
     runs_of,
     share,
 )
 from deit_ray.space import Distribution
 from deit_ray.tracking import Run, Tracker
-from deit_ray.trial import Needs, Trial, read_failure
+from deit_ray.trial import Needs, Trial, make_trial, read_failure
 
 DATABASE = "study.db"
 UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
@@ -197,7 +196,7 @@ class Driver:
             self._finish()
 
     def _run_tuner(self, searcher: "StudySearcher") -> None:
-        make = partial(make_tune_trial, self.experiment, self.device, share(self.ready))
+        make = partial(make_trial, self.experiment, self.device, share(self.ready), ("val",))
         resources = ray.tune.PlacementGroupFactory([{cluster.HEAD: 0.001}])  # on the head, which outlives spot nodes
         ray.tune.Tuner(
             ray.tune.with_resources(ray.tune.with_parameters(Trial, make=make), resources),
@@ -292,13 +291,6 @@ class Driver:
 
     def _live(self, number: int) -> optuna.trial.Trial:
         return optuna.trial.Trial(self.study.optuna, self._trial(number)._trial_id)
-
-
-def make_tune_trial(experiment: Experiment, device: str, shared, config: dict, on_report):
-    """What a Tune trial's actor runs: `config` holds the trial's folder and the searched values by dotted key."""
-    params = {key: value for key, value in config.items() if key in experiment.search.space}
-    own = experiment.with_overrides({**params, "search.space": {}})
-    return make_trial(own, device, shared, ("val",), config, on_report)
 
 
 def _copy_as_itself(self, memo):

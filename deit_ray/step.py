@@ -9,7 +9,7 @@ from torch import nn
 
 from deit_ray import rng
 from deit_ray.augment import erasing, kernel_cv2, kernel_torch, mixing
-from deit_ray.augment.levels import Levels
+from deit_ray.augment.levels import Levels, color_jitter_place
 from deit_ray.models import losses, optim
 from deit_ray.models.teacher import TeacherWeights, build_teacher
 
@@ -152,11 +152,6 @@ class Normalise:
 
     def __call__(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         return (images_BCHW - self.mean) / self.std
-
-
-def color_jitter_place(place: str, device_type: str) -> str:
-    """Where photometric work happens: `stream` or `device`; `auto` is the device where it is a GPU."""
-    return place if place != "auto" else "device" if device_type == "cuda" else "stream"
 
 
 def jitter_on_device(images_BHWC: torch.Tensor, seed: int, epoch: int, ids, views, color_jitter: float) -> torch.Tensor:

@@ -3,11 +3,13 @@
 import asyncio
 import json
 import os
+import posixpath
 import queue
 import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import ray
 import ray.train
@@ -18,14 +20,14 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.execution.controller import TrainController
 
 from deit_ray import storage
-from deit_ray.augment.levels import Levels
+from deit_ray.augment.levels import Levels, color_jitter_place
 from deit_ray.config import Experiment
 from deit_ray.data import shards, stream
 from deit_ray.data.blocks import Recipe
 from deit_ray.data.crop import Geometry
 from deit_ray.data.worklist import WorkList
 from deit_ray.errors import UserError
-from deit_ray.step import color_jitter_place
+from deit_ray.journal import step_of
 
 FAILURE = "failure.json"
 REPORT_POLL_S = "0.1"  # ray.train.report blocks until the controller polls: every 2 s by default
@@ -93,6 +95,43 @@ def make_recipe(experiment: Experiment, device: str) -> Recipe:
     return Recipe(geometry, Levels.of(experiment.augment).color_jitter if in_stream else 0.0)
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What all trials of a study have in common.
+
+    Attributes:
+        manifest, data: the prepared data set and its absolute URI.
+        teacher, initial: Ray object references of `TeacherWeights` and the student's initial weights, or None.
+    """
+
+    manifest: shards.Manifest
+    data: str
+    teacher: object
+    initial: object
+
+
+def make_trial(
+    experiment: Experiment,
+    device: str,
+    shared: Shared,
+    splits: tuple[str, ...],
+    config: dict,
+    on_report: Callable[[dict], None],
+) -> "Trainer":
+    """The trainer of one trial; a partial of it is what a `Trial` actor is made with.
+
+    Args:
+        experiment: the study's, or the run's own.
+        splits: which of val and test it evaluates.
+        config: Tune's: the trial's `folder`, and the searched values by dotted key.
+    """
+    params = {key: value for key, value in config.items() if key in experiment.search.space}
+    own = experiment.with_overrides({**params, "search.space": {}})
+    worklist = make_worklist(own, shared.manifest, shared.data, splits)
+    job = {"classes": shared.manifest.classes, "teacher": shared.teacher, "initial": shared.initial}
+    return make_trainer(own, device, "train", {**job, "folder": config["folder"]}, worklist, config["folder"], on_report)
+
+
 class Trainer(TorchTrainer):
     """A TorchTrainer whose controller runs in this process instead of an actor of its own.
 
@@ -108,7 +147,10 @@ class Trainer(TorchTrainer):
 
     def _initialize_and_run_controller(self, **arguments):
         self.controller = TrainController(**arguments)
-        asyncio.run(self.controller.run())
+        try:
+            asyncio.run(self.controller.run())
+        finally:
+            self.train_loop_config["cursor"].clear()
         return self.controller.get_result()
 
     def abort(self) -> None:
@@ -134,7 +176,7 @@ class OnReport(UserCallback):
 def make_trainer(
     experiment: Experiment,
     device: str,
-    worker: Callable[[dict], None],
+    worker: str,
     job: dict,
     worklist: WorkList,
     folder: str,
@@ -144,20 +186,22 @@ def make_trainer(
 
     Args:
         device: cpu or cuda.
-        worker: what each worker runs, such as `train.train_worker`.
-        job: what it is told besides what is made here: the fields of its `Job`.
+        worker: what each worker runs, a key of `worker.WORKERS`.
+        job: what it is told besides what is made here: the fields of its job.
         worklist: what the run reads.
         folder: URI of the run's results; an unfinished run there goes on from its latest checkpoint.
         on_report: called with the metrics of each report.
     """
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = REPORT_POLL_S  # read by the controller, which lives here
+    if len(ray.nodes()) == 1:
+        os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # one machine is not preempted; it saves an actor
     needs = Needs.of(experiment, device)
     datasets, data_config, cursor = stream.make_datasets(worklist, make_recipe(experiment, device), 0, needs.stream_cpus)
-    job = {"experiment": experiment, "worklist": worklist, "cursor": cursor, "folder": folder, **job}
+    job = {"experiment": experiment, "worklist": worklist, "cursor": cursor, **job}
     parent, _, name = storage.absolute(folder).rpartition("/")
     ranked = experiment.search.metric if experiment.search.metric.split("/")[0] in worklist.evaluations else None
     return Trainer(
-        worker,
+        partial(_run_worker, worker),
         train_loop_config=job,
         datasets=datasets,
         dataset_config=data_config,
@@ -174,6 +218,18 @@ def make_trainer(
             callbacks=[OnReport(on_report)],
         ),
     )
+
+
+def _run_worker(name: str, config: dict) -> None:
+    """Starts this rank's stream, and while it fills imports what takes long: models, which a trial's actor has no use for."""
+    checkpoint = ray.train.get_checkpoint()
+    start = step_of(posixpath.basename(checkpoint.path)) if checkpoint else 0
+    rank = ray.train.get_context().get_world_rank()
+    batches = stream.Stream(config["worklist"], ray.train.get_dataset_shard, config.pop("cursor"), rank, start)
+    from deit_ray import worker
+
+    function, job = worker.WORKERS[name]
+    function(job(stream=batches, **config))
 
 
 class Trial(ray.tune.Trainable):

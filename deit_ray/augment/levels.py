@@ -31,3 +31,8 @@ class Levels:
             cutmix=s * augment.cutmix,
             mixup_switch=augment.mixup_switch,
         )
+
+
+def color_jitter_place(place: str, device_type: str) -> str:
+    """Where photometric work happens: `stream` or `device`; `auto` is the device where it is a GPU."""
+    return place if place != "auto" else "device" if device_type == "cuda" else "stream"

@@ -1,19 +1,22 @@
 """The stream: Ray Data runs the work list's tasks over the cluster's CPUs and hands each rank its blocks in order.
 
 The list is cut into windows, each one Ray Data execution, since one execution must not hold a run of any length. Two
-re-executed datasets take turns, so that the next window flows before the present one ends; a cursor actor tells each
-dataset which steps it plays. A run of one window needs neither the second dataset nor the cursor.
+re-executed datasets take turns, so that the next window flows before the present one ends; a cursor tells each dataset
+which steps it plays. A run of one window needs no second dataset.
 """
 
+import json
 import queue
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 
 import ray
 import ray.train
 from ray.data import Datasource, ExecutionOptions, ExecutionResources, ReadTask
 from ray.data.block import BlockMetadata
+from ray.experimental import internal_kv
 
 from deit_ray.data.blocks import Recipe, Samples, make_samples, pack, unpack
 from deit_ray.data.worklist import Task, WorkList
@@ -34,32 +37,37 @@ def make_datasets(worklist: WorkList, recipe: Recipe, start: int, cpus: float):
     Returns:
         (datasets, data_config, cursor) for `TorchTrainer(datasets=..., dataset_config=...)` and for `Stream`.
     """
-    whole_run_in_one = worklist.window_from(start)[0] >= worklist.steps
-    names = ["window0"] if whole_run_in_one else ["window0", "window1"]
-    cursor = Cursor.remote()
+    names = ["window0"] if worklist.window_from(start)[0] >= worklist.steps else ["window0", "window1"]
+    cursor = Cursor(uuid.uuid4().hex)
     datasets = {name: DatasetFactory(WindowSource(worklist, recipe, cursor, name), min(1.0, cpus)) for name in names}
     options = ExecutionOptions(preserve_order=True, resource_limits=ExecutionResources.for_limits(cpu=max(cpus, 1.0)))
     return datasets, ray.train.DataConfig(execution_options=options), cursor
 
 
-@ray.remote(num_cpus=0)
 class Cursor:
-    """Which steps each dataset plays next."""
+    """Which steps each dataset plays next, in the cluster's own key-value store: an actor would be one more process a trial."""
 
-    def __init__(self):
-        self.spans = {}
+    def __init__(self, run: str):
+        self.run = run
 
     def set(self, name: str, span: tuple[int, int]) -> None:
-        self.spans[name] = span
+        internal_kv._internal_kv_put(self._key(name), json.dumps(span), overwrite=True)
 
     def get(self, name: str) -> tuple[int, int]:
-        return self.spans.get(name, (0, 0))
+        found = internal_kv._internal_kv_get(self._key(name))
+        return tuple(json.loads(found)) if found else (0, 0)
+
+    def clear(self) -> None:
+        internal_kv._internal_kv_del(self._key(""), del_by_prefix=True)
+
+    def _key(self, name: str) -> str:
+        return f"deit_ray/{self.run}/{name}"
 
 
 class WindowSource(Datasource):
     """A Ray Data source whose read tasks are the work list's tasks between two steps."""
 
-    def __init__(self, worklist: WorkList, recipe: Recipe, cursor, name: str):
+    def __init__(self, worklist: WorkList, recipe: Recipe, cursor: Cursor, name: str):
         super().__init__()
         self.worklist, self.recipe, self.cursor, self.name = worklist, recipe, cursor, name
 
@@ -71,7 +79,7 @@ class WindowSource(Datasource):
 
     def get_read_tasks(self, parallelism, per_task_row_limit=None, data_context=None) -> list[ReadTask]:
         """Called several times an execution; it only reads."""
-        start, stop = ray.get(self.cursor.get.remote(self.name))
+        start, stop = self.cursor.get(self.name)
         metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
         batch, world = self.worklist.batch_size, self.worklist.world_size
         tasks = self.worklist.tasks_between(start, stop) if stop > start or not self.worklist.epochs else ()
@@ -109,19 +117,19 @@ class Stream:
     Args:
         worklist: the run's.
         datasets: by name, something whose `iter_batches` gives this rank's blocks (`ray.train.get_dataset_shard`).
-        cursor: the `Cursor` actor that the datasets listen to.
+        cursor: what the datasets listen to.
         rank: this worker's.
-        step: the optimizer step to start at.
+        start: the optimizer step to start at.
 
     Attributes:
         wait_s: seconds spent waiting in `next` so far.
     """
 
-    def __init__(self, worklist: WorkList, datasets, cursor, rank: int, step: int):
+    def __init__(self, worklist: WorkList, datasets, cursor: Cursor, rank: int, start: int):
         self.worklist, self.cursor, self.rank = worklist, cursor, rank
-        self.datasets = datasets
+        self.datasets, self.start = datasets, start
         self.wait_s = 0.0
-        self._batches = self._iterate(step)
+        self._batches = self._iterate(self._begin(0, start))
 
     def __iter__(self) -> "Stream":
         return self
@@ -132,11 +140,11 @@ class Stream:
         self.wait_s += time.perf_counter() - begin
         return samples
 
-    def _iterate(self, step: int) -> Iterator[Samples]:
+    def _iterate(self, begun: tuple[queue.Queue, int, int]) -> Iterator[Samples]:
         local = self.worklist.batch_size // self.worklist.world_size
         early = EARLY_TASKS * self.worklist.pool_steps
         window = 0
-        blocks, stop, count = self._begin(window, step)
+        blocks, stop, count = begun
         while count:
             following = None
             while count:
@@ -160,7 +168,7 @@ class Stream:
         stop, count = self.worklist.window_from(step)
         name = f"window{window % 2}"
         if self.rank == 0:
-            ray.get(self.cursor.set.remote(name, (step, stop)))
+            self.cursor.set(name, (step, stop))
         blocks = queue.Queue(QUEUED_BLOCKS)
 
         def pump():

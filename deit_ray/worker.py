@@ -19,7 +19,7 @@ from deit_ray.config import Experiment
 from deit_ray.data.stream import Stream
 from deit_ray.data.worklist import WorkList
 from deit_ray.evaluate import evaluate
-from deit_ray.journal import JournalWriter
+from deit_ray.journal import JournalWriter, checkpoint_name
 from deit_ray.models.student import create_student, model_arguments
 from deit_ray.step import Batch, Normalise, TrainStep, uses_bfloat16
 
@@ -32,7 +32,7 @@ class TrainJob:
         experiment: the trial's.
         classes: names, by label.
         worklist: what the run reads.
-        cursor: the stream's.
+        stream: this rank's batches, already flowing.
         teacher: Ray object reference of `TeacherWeights`, or None.
         initial: Ray object reference of the student's initial weights, or None to start from scratch.
         folder: URI of the trial's results.
@@ -41,16 +41,15 @@ class TrainJob:
     experiment: Experiment
     classes: list[str]
     worklist: WorkList
-    cursor: object
+    stream: Stream
     teacher: object
     initial: object
     folder: str
 
 
-def train_worker(config: dict) -> None:
+def train_worker(job: TrainJob) -> None:
     """Trains, evaluates, reports and saves, from the latest checkpoint on where there is one."""
-    job = TrainJob(**config)
-    experiment, worklist = job.experiment, job.worklist
+    experiment, worklist, stream = job.experiment, job.worklist, job.stream
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
@@ -71,7 +70,8 @@ def train_worker(config: dict) -> None:
     if checkpoint:
         with checkpoint.as_directory() as folder:
             progress = load_checkpoint(Path(folder), train_step)
-    stream = Stream(worklist, ray.train.get_dataset_shard, job.cursor, rank, progress.step)
+    if stream.start != progress.step:
+        raise RuntimeError(f"the stream starts at step {stream.start}, but the checkpoint is of step {progress.step}")
     journal = JournalWriter(f"{job.folder}/journal") if rank == 0 else None
     clock = Clock(stream)
 
@@ -112,7 +112,7 @@ def train_worker(config: dict) -> None:
             ray.train.report(
                 metrics | {"epoch": epoch + 1, "step": end},
                 checkpoint=ray.train.Checkpoint.from_directory(folder) if rank == 0 else None,
-                checkpoint_dir_name=f"step-{end:08d}",
+                checkpoint_dir_name=checkpoint_name(end),
             )
         clock.restart()
 
@@ -137,27 +137,27 @@ class EvaluateJob:
 
     experiment: Experiment
     worklist: WorkList
-    cursor: object
+    stream: Stream
     model: object
-    folder: str
 
 
-def evaluate_worker(config: dict) -> None:
+def evaluate_worker(job: EvaluateJob) -> None:
     """Evaluates a model on the work list's evaluations and reports the metrics."""
-    job = EvaluateJob(**config)
     device = ray.train.torch.get_device()
     torch.set_num_threads(job.experiment.train.threads)
     description, state = ray.get(job.model)
     model = timm.create_model(description["model"], **description["arguments"])
     model.load_state_dict(state)
-    stream = Stream(job.worklist, ray.train.get_dataset_shard, job.cursor, ray.train.get_context().get_world_rank(), 0)
     normalise = Normalise(description["mean"], description["std"], device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(job.experiment, device))
     metrics = {}
     for split in job.worklist.evaluations_after(-1):
         steps = job.worklist.evaluation_steps(split)
-        metrics |= evaluate(split, model.to(device), None, stream, steps, normalise, autocast)
+        metrics |= evaluate(split, model.to(device), None, job.stream, steps, normalise, autocast)
     ray.train.report(metrics)
+
+
+WORKERS = {"train": (train_worker, TrainJob), "evaluate": (evaluate_worker, EvaluateJob)}
 
 
 class TooManyBadImages(RuntimeError):
