@@ -165,9 +165,7 @@ class Experiment(Section):
             "optim.warmup_epochs",
             f"{self.optim.warmup_epochs} must be below train.epochs ({self.train.epochs})",
         )
-        searched = self.search.space
-        kinds = searched["distillation.kind"].values if "distillation.kind" in searched else [self.distillation.kind]
-        distils = any(kind != "none" for kind in kinds)
+        searched, kinds, distils = self.search.space, self.distillation_kinds, self.distils
         _require(
             not distils or self.distillation.teacher is not None,
             "distillation.teacher",
@@ -205,6 +203,17 @@ class Experiment(Section):
             )
         check_space(self)
         return self
+
+    @property
+    def distillation_kinds(self) -> list[str]:
+        """Every kind of distillation that a run or a trial of this experiment may use."""
+        searched = self.search.space.get("distillation.kind")
+        return searched.values if searched else [self.distillation.kind]
+
+    @property
+    def distils(self) -> bool:
+        """Whether a teacher is needed."""
+        return any(kind != "none" for kind in self.distillation_kinds)
 
     def with_overrides(self, overrides: dict[str, Any]) -> "Experiment":
         """This experiment with dotted keys replaced, checked anew.

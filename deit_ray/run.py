@@ -51,7 +51,7 @@ def check(experiment: Experiment) -> Ready:
     student = create_student(experiment.student, experiment.data.image_size, len(manifest.classes))
     initial = student.state_dict() if experiment.student.init != "scratch" else None
     teacher = None
-    if experiment.distillation.teacher is not None:
+    if experiment.distils:
         section = experiment.distillation.teacher
         path = weights_path(section.weights, experiment.results.uri)
         teacher = read_teacher(section, path, experiment.data.image_size, len(manifest.classes))

@@ -15,7 +15,7 @@ def effective_lr(optim, batch_size: int) -> float:
 def make_optimizer(model: nn.Module, optim) -> torch.optim.Optimizer:
     """AdamW; biases, norms and the model's own exceptions (tokens, position embedding) do not decay, as in timm."""
     exceptions = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
-    groups = param_groups_weight_decay(model, optim.weight_decay, exceptions)
+    groups = param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=exceptions)
     return torch.optim.AdamW(groups, lr=optim.lr, betas=(0.9, 0.999), eps=1e-8)
 
 

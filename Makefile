@@ -1,0 +1,48 @@
+# Every task, with what it needs; `make help` lists them.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo check test test-all lint format bench clean
+
+help:  ## list the tasks
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## make .venv with the versions of constraints.txt
+
+$(READY): constraints.txt pyproject.toml
+	@command -v $(PYTHON) > /dev/null || { echo "error: $(PYTHON) is not installed (set PYTHON to a Python 3.11 or newer)"; exit 1; }
+	@echo "setting up $(VENV): a download of about 3 GB, 7 GB on the disk"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' 2>&1 | { grep -v '^WARNING: Location' || true; }
+	@$(BIN)/python -c "import deit_ray, mlflow, optuna, ray, timm, torch"
+	@touch $(READY)
+
+demo: $(READY)  ## digits: prepare, train a teacher, search for the best distilled student
+	@$(BIN)/deit-ray data prepare digits --out data/digits
+	@$(BIN)/deit-ray train experiments/digits_teacher.yaml
+	@$(BIN)/deit-ray tune experiments/digits_search.yaml
+
+check: lint  ## lint, and the tests that need no Ray
+	@$(BIN)/python -m pytest -m "not cluster"
+
+test: $(READY)  ## all tests but the long ones
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(READY)  ## every test
+	@$(BIN)/python -m pytest
+
+lint: $(READY)  ## ruff's rules and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(READY)  ## mend what lint can mend
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(READY)  ## overhead of a trial, beside Ray's documented pattern
+	@$(BIN)/python bench/trial_overhead.py
+
+clean:  ## remove .venv, prepared data and results
+	rm -rf $(VENV) data results

@@ -1,0 +1,83 @@
+"""Samples: the same pixels for any number of workers; damage costs the image it hits."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from deit_ray import trial
+from deit_ray.data import shards
+from deit_ray.data.blocks import make_samples, pack, unpack
+from deit_ray.data.shards import read_manifest
+from tests.training import local_batches
+
+
+def pixels_by_coordinates(experiment, world_size: int) -> dict:
+    found = {}
+    for samples in local_batches(experiment, splits=("val",), world_size=world_size):
+        for image, i, view in zip(samples.images, samples.ids, samples.views, strict=True):
+            key = (samples.split, samples.epoch, int(i), int(view))
+            if i >= 0:
+                assert key not in found
+                found[key] = image.tobytes()
+    return found
+
+
+def test_samples_and_pixels_do_not_depend_on_the_number_of_workers(experiment):
+    overrides = {"train.epochs": 2, "optim.warmup_epochs": 0, "data.views": 3, "distillation.kind": "none", "train.batch_size": 60}
+    one = pixels_by_coordinates(experiment("digits_student", overrides), 1)
+    two = pixels_by_coordinates(experiment("digits_student", overrides | {"train.workers": 2}), 2)
+    assert one == two
+    assert len(one) > 2 * 1200
+
+
+def test_a_block_is_one_row_and_comes_back_equal(experiment):
+    exp = experiment("digits_student", {"distillation.kind": "none"})
+    manifest = read_manifest(exp.data.uri)
+    worklist = trial.make_worklist(exp, manifest, exp.data.uri, ("val",))
+    task = next(iter(worklist.tasks_between(0, 1)))
+    samples = next(make_samples(task, trial.make_recipe(exp, "cpu"), 64, 1))
+    block = pack(samples)
+    assert isinstance(block, pa.Table)
+    assert block.num_rows == 1
+    back = unpack(block)
+    for name in ("images", "labels", "ids", "views", "valid"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(samples, name))
+    assert (back.split, back.epoch, back.first_step) == ("train", 0, 0)
+
+
+def test_a_corrupt_image_keeps_its_row_and_counts_nowhere(tmp_path, experiment):
+    rows = [(b"broken" if i == 70 else pq_image(i), i % 3, f"{i}") for i in range(200)]
+    uri = str(tmp_path / "damaged")
+    splits = {split: shards.write_split(uri, split, rows) for split in ("train", "test")}
+    shards.write_manifest(uri, ["a", "b", "c"], {s: x[0] for s, x in splits.items()}, {s: x[1] for s, x in splits.items()}, {})
+    exp = experiment("digits_student", {"distillation.kind": "none", "data.uri": uri, "data.holdout": 0.0, "train.batch_size": 40})
+    invalid = [(s.split, s.epoch, int(i)) for s in local_batches(exp) for i, ok in zip(s.ids, s.valid, strict=True) if not ok and i >= 0]
+    assert invalid == [("train", epoch, 70) for epoch in range(30)] + [("test", 29, 70)]
+
+
+def pq_image(i: int) -> bytes:
+    from deit_ray.data.prepare import encode
+
+    return encode(np.full((20, 20, 3), i, np.uint8), 0, 95)
+
+
+def test_a_missing_shard_is_named(tmp_path, experiment):
+    import shutil
+
+    import pytest
+
+    from deit_ray.errors import UserError
+
+    exp = experiment("digits_student", {"distillation.kind": "none"})
+    shutil.copytree(exp.data.uri, tmp_path / "copy")
+    (tmp_path / "copy" / "train-00000.parquet").unlink()
+    broken = exp.with_overrides({"data.uri": str(tmp_path / "copy")})
+    with pytest.raises(UserError, match=r"train-00000.parquet, row group \d+, is missing or damaged"):
+        next(local_batches(broken))
+
+
+def test_row_groups_are_small_and_in_the_order_written(digits):
+    file = pq.ParquetFile(f"{digits}/train-00000.parquet")
+    manifest = read_manifest(digits)
+    assert [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)] == manifest.splits["train"][0].row_groups
+    assert max(manifest.splits["train"][0].row_groups) == shards.ROW_GROUP == 64
