@@ -64,7 +64,7 @@ def class_folders(folder: Path) -> Source:
     test = next((names[name] for name in TEST_FOLDERS if name in names), None)
     if "train" in names and test:
         classes, train_images = _read_classes(names["train"])
-        test_classes, test_images = _read_classes(test)
+        test_classes, test_images = _read_classes(test, least=1)
         if strange := sorted(set(test_classes) - set(classes)):
             raise UserError(f"{test}: has the class {strange[0]!r}, which {names['train']} has not")
         renumbered = [Image(i.name, classes.index(test_classes[i.label]), i.read) for i in test_images]
@@ -87,7 +87,7 @@ def split_by_class(images: list[Image]) -> dict[str, list[Image]]:
     return {"train": train, "test": test}
 
 
-def _read_classes(folder: Path) -> tuple[list[str], list[Image]]:
+def _read_classes(folder: Path, least: int = 2) -> tuple[list[str], list[Image]]:
     folders = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
     images = [
         Image(str(path.relative_to(folder)), label, path.read_bytes)
@@ -95,8 +95,8 @@ def _read_classes(folder: Path) -> tuple[list[str], list[Image]]:
         for path in sorted(entry.rglob("*"))
         if path.suffix.lower() in SUFFIXES and path.is_file()
     ]
-    if len(folders) < 2:
-        raise UserError(f"{folder}: holds {len(folders)} class folders; at least two are needed, each with its images")
+    if len(folders) < least:
+        raise UserError(f"{folder}: holds {len(folders)} class folders; at least {least} are needed, each with its images")
     empty = sorted({entry.name for entry in folders} - {folders[image.label].name for image in images})
     if empty:
         raise UserError(f"{folder / empty[0]}: holds no images; known are {', '.join(SUFFIXES)}")

@@ -1,0 +1,35 @@
+"""The journal: whole segments, and no step twice."""
+
+from deit_ray.journal import JournalWriter, iterate_segments
+
+
+def read(uri) -> list[tuple]:
+    return [(p.name, p.value, p.step) for points in iterate_segments(str(uri), 0) for p in points]
+
+
+def test_points_are_read_back_in_order(tmp_path):
+    journal = JournalWriter(str(tmp_path))
+    journal.add({"train/loss": 2.0}, 10)
+    journal.flush()
+    journal.add({"train/loss": 1.0, "val/top1": 0.5}, 20)
+    assert read(tmp_path) == [("train/loss", 2.0, 10)]  # what is not flushed is not there
+    journal.flush()
+    assert read(tmp_path) == [("train/loss", 2.0, 10), ("train/loss", 1.0, 20), ("val/top1", 0.5, 20)]
+
+
+def test_a_resumed_run_writes_no_step_again(tmp_path):
+    first = JournalWriter(str(tmp_path))
+    for step in (10, 20, 30):
+        first.add({"train/loss": float(step)}, step)
+    first.flush()
+    resumed = JournalWriter(str(tmp_path))  # from the checkpoint of step 20
+    for step in (30, 40):
+        resumed.add({"train/loss": float(step)}, step)
+    resumed.flush()
+    assert [step for _, _, step in read(tmp_path)] == [10, 20, 30, 40]
+
+
+def test_old_points_are_flushed_though_nothing_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr("deit_ray.journal.FLUSH_S", 0.0)
+    JournalWriter(str(tmp_path)).add({"train/loss": 1.0}, 10)
+    assert read(tmp_path) == [("train/loss", 1.0, 10)]
