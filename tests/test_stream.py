@@ -1,0 +1,79 @@
+"""The stream through a real Ray: the work list's samples, on the right ranks, over windows, and after a seek."""
+
+import numpy as np
+import pytest
+import ray
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from deit_ray import trial
+from deit_ray.data import stream
+from deit_ray.data.shards import read_manifest
+from tests.training import local_batches
+
+pytestmark = pytest.mark.cluster
+
+
+@ray.remote(num_cpus=0)
+class Log:
+    def __init__(self):
+        self.batches = {}
+
+    def add(self, rank, batch):
+        self.batches.setdefault(rank, []).append(batch)
+
+    def get(self):
+        return self.batches
+
+
+def read_stream(config):
+    rank = ray.train.get_context().get_world_rank()
+    for batch in stream.Stream(config["worklist"], ray.train.get_dataset_shard, config["cursor"], rank, config["start"]):
+        entry = (batch.split, batch.epoch, batch.first_step, batch.ids.tolist(), batch.views.tolist(), batch.images.sum())
+        ray.get(config["log"].add.remote(rank, entry))
+
+
+def stream_through_ray(experiment, start: int, folder) -> dict[int, list]:
+    manifest = read_manifest(experiment.data.uri)
+    worklist = trial.make_worklist(experiment, manifest, experiment.data.uri, ("val",))
+    worklist.window = 1  # task: an epoch's, so that the two datasets take turns
+    worklist.block_steps = 7  # so that a task makes several blocks
+    datasets, data_config, cursor = stream.make_datasets(worklist, trial.make_recipe(experiment, "cpu"), start, 1.0)
+    log = Log.remote()
+    TorchTrainer(
+        read_stream,
+        train_loop_config={"worklist": worklist, "cursor": cursor, "start": start, "log": log},
+        datasets=datasets,
+        dataset_config=data_config,
+        scaling_config=ScalingConfig(num_workers=experiment.train.workers),
+        run_config=ray.train.RunConfig(storage_path=str(folder), name="stream"),
+    ).fit()
+    return ray.get(log.get.remote())
+
+
+def expected(experiment, start: int) -> dict[int, list]:
+    """What each rank must get, made without Ray."""
+    found = {}
+    world, local = experiment.train.workers, experiment.train.batch_size // experiment.train.workers
+    for b in local_batches(experiment, splits=("val",)):
+        if (b.split == "train" and b.first_step < start) or (b.split != "train" and b.epoch < start // 20):
+            continue
+        for rank in range(world):
+            part = b.slice(rank * local, (rank + 1) * local, b.first_step)
+            entry = (b.split, b.epoch, b.first_step, part.ids.tolist(), part.views.tolist(), part.images.sum())
+            found.setdefault(rank, []).append(entry)
+    return found
+
+
+@pytest.mark.parametrize("start", [0, 27])
+def test_each_rank_gets_its_samples_in_order_over_windows_and_after_a_seek(ray_cluster, experiment, tmp_path, start):
+    keys = {"distillation.kind": "none", "train.workers": 2, "train.epochs": 5, "data.views": 3}
+    exp = experiment("digits_student", keys)
+    got = stream_through_ray(exp, start, tmp_path)
+    want = expected(exp, start)
+    assert sorted(got) == [0, 1]
+    for rank in got:
+        assert len(got[rank]) == len(want[rank])
+        for a, b in zip(got[rank], want[rank], strict=True):
+            assert a[:5] == b[:5]
+            assert np.array_equal(a[5], b[5])

@@ -1,0 +1,203 @@
+"""Trials through a real Ray Train: evaluation, resuming, repeating, distilling."""
+
+import io
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+import deit_ray
+from deit_ray import run
+from deit_ray.data import shards
+from deit_ray.data.shards import read_manifest
+from deit_ray.errors import UserError
+from deit_ray.journal import iterate_segments
+from deit_ray.predict import evaluate, predict
+from tests.conftest import write_colours
+
+pytestmark = pytest.mark.cluster
+SHORT = {"train.epochs": 3, "optim.warmup_epochs": 1}
+CONVNET = {
+    "student.model": "test_resnet",
+    "student.patch_size": None,
+    "student.width": None,
+    "student.depth": None,
+    "student.heads": None,
+    "distillation.kind": "none",
+}
+
+
+def journal(folder: str) -> dict:
+    return {(p.name, p.step): p.value for points in iterate_segments(f"{folder}/journal", 0) for p in points}
+
+
+def measured(folder: str) -> dict:
+    """The journal without what depends on the clock."""
+    return {key: value for key, value in journal(folder).items() if not key[0].startswith("perf/")}
+
+
+def test_every_image_is_counted_once_by_three_workers(ray_cluster, experiment, tmp_path):
+    # 361 test images, 3 workers, batches of 48: 361 = 7 x 48 + 25, so the last batch is padded
+    uri = str(tmp_path / "noise")
+    write_colours(uri, {"train": 200, "test": 361}, size=20)
+    exp = experiment("digits_student", CONVNET | SHORT | {"data.uri": uri, "train.workers": 3, "train.batch_size": 48})
+    trained = run.train(exp)
+    assert trained.metrics["test/images"] == 361
+
+    state = load_file(f"{trained.folder}/model.safetensors")
+    model = timm.create_model("test_resnet", num_classes=3).eval()
+    model.load_state_dict(state)
+    correct = 0
+    for row in pq.read_table(f"{uri}/test-00000.parquet").to_pylist():
+        image = cv2.imdecode(np.frombuffer(row["image"], np.uint8), cv2.IMREAD_COLOR_RGB)
+        height, width = image.shape[:2]
+        resized = cv2.resize(image, (int(16 * width / height), 16), interpolation=cv2.INTER_AREA)  # all are wider than high
+        left = round((resized.shape[1] - 16) / 2)
+        x = torch.from_numpy(resized[:, left : left + 16].copy()).permute(2, 0, 1)[None].float() / 255
+        with torch.no_grad():
+            correct += int(model((x - 0.5) / 0.5).argmax() == row["label"])
+    best = run.best_step(trained.folder, "val/top1")[0]
+    if best == trained.metrics["step"]:  # the model kept is the one that the test was run on
+        assert trained.metrics["test/top1"] == pytest.approx(correct / 361, abs=1e-9)
+    assert evaluate(f"{trained.folder}/model.safetensors", uri)["test/top1"] == pytest.approx(correct / 361, abs=1e-9)
+
+
+def test_the_same_experiment_gives_the_same_numbers_at_every_step(ray_cluster, experiment, teacher_file):
+    exp = experiment("digits_student", SHORT | {"distillation.teacher": {"weights": teacher_file}, "train.log_every": 1})
+    first, second = (run.train(exp) for _ in range(2))
+    assert first.name == "digits_student-1"
+    assert second.name == "digits_student-2"
+    assert len(measured(first.folder)) > 3 * 20
+    assert measured(first.folder) == measured(second.folder)
+
+
+class KilledOnce:
+    """Makes the trial's worker die once, after the checkpoint of the first epoch."""
+
+    def __init__(self, make, flag: Path):
+        self.make, self.flag = make, flag
+
+    def __call__(self, config, on_report):
+        trainer = self.make(config, on_report)
+        inner, flag = trainer.train_loop_per_worker, self.flag
+        trainer.train_loop_per_worker = lambda config: die_at_step(30, flag) or inner(config)
+        return trainer
+
+
+def die_at_step(step: int, flag: Path) -> None:
+    """Arranges that this worker's process dies before an optimizer step, the first time that it comes there."""
+    from deit_ray.step import TrainStep
+
+    call = TrainStep.__call__
+
+    def dies(self, batch, number):
+        if number == step and not flag.exists():
+            flag.touch()
+            os._exit(1)
+        return call(self, batch, number)
+
+    TrainStep.__call__ = dies
+
+
+def test_resumed_run_equals_uninterrupted_run(ray_cluster, experiment, teacher_file, tmp_path):
+    keys = {"distillation.teacher": {"weights": teacher_file}, "train.log_every": 1, "student.drop_path": 0.1}
+    exp = experiment("digits_student", SHORT | keys)
+    ready = run.check(exp)
+    make = partial(run.make_trial, exp, "cpu", run.share(ready), ("val", "test"))
+    whole, resumed = str(tmp_path / "whole"), str(tmp_path / "resumed")
+    run.run_trial(make, whole, lambda metrics: None)
+    run.run_trial(KilledOnce(make, tmp_path / "died"), resumed, lambda metrics: None)
+    assert (tmp_path / "died").exists()
+    assert measured(resumed) == measured(whole)
+
+
+def test_two_workers_train_and_count_the_same_images(ray_cluster, experiment, teacher_file):
+    keys = {"distillation.teacher": {"weights": teacher_file}, "train.workers": 2, "data.views": 3}
+    trained = run.train(experiment("digits_student", SHORT | keys))
+    assert trained.metrics["test/images"] == 359
+    assert trained.metrics["val/images"] == 144
+    assert np.isfinite(trained.metrics["val/loss"])
+
+
+@pytest.fixture(scope="module")
+def scrambled(digits, tmp_path_factory) -> str:
+    """The digits with the labels of `train` drawn anew; those of `test` are right."""
+    folder = tmp_path_factory.mktemp("scrambled")
+    manifest = read_manifest(digits)
+    table = pq.read_table(f"{digits}/train-00000.parquet").to_pylist()
+    labels = np.random.default_rng(0).integers(0, 10, len(table))
+    rows = ((row["image"], int(label), row["name"]) for row, label in zip(table, labels, strict=True))
+    splits, counts = dict(manifest.splits), dict(manifest.class_counts)
+    splits["train"], counts["train"] = shards.write_split(str(folder), "train", rows)
+    shutil.copy(f"{digits}/test-00000.parquet", folder)
+    shards.write_manifest(str(folder), manifest.classes, splits, counts, {})
+    return str(folder)
+
+
+@pytest.mark.parametrize(("weight", "low", "high"), [(1.0, 0.85, 1.0), (0.0, 0.0, 0.25)])
+def test_distillation_is_alive(ray_cluster, experiment, scrambled, teacher_file, weight, low, high):
+    keys = {
+        "data.uri": scrambled,
+        "data.holdout": 0.0,
+        "distillation.teacher": {"weights": teacher_file},
+        "distillation.weight": weight,
+        "augment.strength": 0.0,
+        "train.epochs": 25,
+        "train.eval_every": 25,
+    }
+    metrics = run.train(experiment("digits_student", keys)).metrics
+    assert low <= metrics["test/top1_dist"] <= high
+
+
+def test_own_images_go_from_teacher_to_study(ray_cluster, tmp_path, monkeypatch):
+    """The README's walk, with two classes that a small model can tell apart: light and dark noise."""
+    for label, centre in (("dark", 60), ("light", 190)):
+        (tmp_path / "pets" / label).mkdir(parents=True)
+        for i in range(40):
+            pixels = np.random.default_rng(i).normal(centre, 40, (48, 64, 3)).clip(0, 255).astype(np.uint8)
+            cv2.imwrite(str(tmp_path / "pets" / label / f"{i}.png"), pixels)
+    monkeypatch.chdir(tmp_path)
+    from tests.conftest import EXPERIMENTS
+
+    deit_ray.prepare(str(tmp_path / "pets"), "data/own")
+    quick = {"train.epochs": 3, "optim.warmup_epochs": 1, "train.batch_size": 16}
+    teacher = run.train(deit_ray.load_experiment(EXPERIMENTS / "own_images_teacher.yaml", quick | {"student.model": "test_resnet"}))
+    assert teacher.metrics["test/images"] == 16
+    student = run.train(
+        deit_ray.load_experiment(EXPERIMENTS / "own_images_student.yaml", quick | {"student.width": 48, "student.depth": 2})
+    )
+    assert "test/top5" not in student.metrics  # of two classes
+    search = quick | {"student.width": 48, "student.depth": 2, "search.trials": 2, "search.grace_epochs": 1}
+    study = deit_ray.tune(deit_ray.load_experiment(EXPERIMENTS / "own_images_search.yaml", search))
+    assert len(study.leaderboard()) == 2
+    answer = predict(study.name, [str(tmp_path / "pets" / "light" / "0.png")])
+    assert {name for name, _ in answer[0].classes} == {"dark", "light"}
+    assert sum(p for _, p in answer[0].classes) == pytest.approx(1)
+
+
+def test_a_failed_run_says_why_in_one_message(ray_cluster, experiment):
+    exp = experiment("digits_student", CONVNET | SHORT | {"optim.lr": 1e30, "optim.warmup_epochs": 0})
+    with pytest.raises(UserError, match=r"digits_student-1: the training failed: NonFiniteLoss: the loss is (nan|inf) at step \d+"):
+        run.train(exp)
+
+
+def test_a_model_of_other_classes_is_not_evaluated(ray_cluster, teacher_file, tmp_path):
+    write_colours(str(tmp_path / "noise"), {"train": 20, "test": 20})
+    with pytest.raises(UserError, match=r"knows 10 classes, but the data set .* has 3"):
+        evaluate(teacher_file, str(tmp_path / "noise"))
+
+
+def test_a_file_of_another_origin_is_no_model(tmp_path):
+    buffer = io.BytesIO()
+    torch.save({}, buffer)
+    (tmp_path / "x.pth").write_bytes(buffer.getvalue())
+    with pytest.raises(UserError, match="does not say which model and classes"):
+        predict(str(tmp_path / "x.pth"), [])
