@@ -23,7 +23,8 @@ SPILL_WARNING_BYTES = 1 << 30
 
 @contextlib.contextmanager
 def connected(address: str | None, verbose: bool, warn: Callable[[str], None]) -> Iterator[None]:
-    """A Ray to work with: the one at `address` or RAY_ADDRESS, one already connected, or a local one of our own.
+    """A Ray to work with: one already connected, the one at `address` or RAY_ADDRESS, the cluster whose head this is, or
+    a local one of our own.
 
     One of our own is stopped at the end. Ray is silent but for what a person must know, which goes to `warn`; `verbose`
     shows all it has to say.
@@ -31,7 +32,8 @@ def connected(address: str | None, verbose: bool, warn: Callable[[str], None]) -
     if ray.is_initialized():
         yield
         return
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    on_head = BOOTSTRAP.expanduser().is_file()
+    address = address or os.environ.get("RAY_ADDRESS") or ("auto" if on_head else "local")
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # what they would write is in the journals
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is ours
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -97,16 +99,29 @@ def _watch_spilling(warn: Callable[[str], None]) -> Iterator[None]:
 def possible_resources() -> dict[str, float]:
     """What the cluster has, or, where it scales by itself, could have."""
     now = ray.cluster_resources()
-    path = BOOTSTRAP.expanduser()
-    if not path.is_file():
-        return now
-    config = yaml.safe_load(path.read_text())
     most: dict[str, float] = {}
-    for node_type in config.get("available_node_types", {}).values():
-        count = max(node_type.get("max_workers", 0), node_type.get("min_workers", 0))
-        for name, amount in node_type.get("resources", {}).items():
+    for count, resources in _node_types():
+        for name, amount in resources.items():
             most[name] = most.get(name, 0) + count * amount
     return {name: max(now.get(name, 0), most.get(name, 0)) for name in now.keys() | most.keys()}
+
+
+def possible_nodes() -> int:
+    """How many nodes the cluster has, or could have."""
+    return max(sum(node["Alive"] for node in ray.nodes()), sum(count for count, _ in _node_types()))
+
+
+def _node_types() -> list[tuple[int, dict[str, float]]]:
+    """(most nodes, resources of each) of every node type of a cluster that `ray up` made, on its head; else nothing."""
+    path = BOOTSTRAP.expanduser()
+    if not path.is_file():
+        return []
+    config = yaml.safe_load(path.read_text())
+    head = config.get("head_node_type")
+    return [
+        (max(node_type.get("max_workers", 0), node_type.get("min_workers", 0), int(name == head)), node_type.get("resources", {}))
+        for name, node_type in config.get("available_node_types", {}).items()
+    ]
 
 
 def training_device(wanted: str, resources: dict[str, float]) -> str:
@@ -128,15 +143,15 @@ def check_reachable(key: str, uri: str) -> None:
     Raises:
         UserError: the cluster has several nodes and the path is on this one.
     """
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    if len(nodes) < 2 or not storage.is_local(uri):
+    nodes = possible_nodes()
+    if nodes < 2 or not storage.is_local(uri):
         return
     shared = ("nfs", "nfs4", "lustre", "fuse", "ceph", "beegfs", "gpfs", "9p", "efs", "afs")
     kind = _file_system(storage.local_path(uri))
     if not kind.startswith(shared):
         raise UserError(
-            f"{key}: {uri} is a local path ({kind}), but the cluster has {len(nodes)} nodes, which could not reach it; "
-            "set it to a shared place: s3://BUCKET/PATH, gs://BUCKET/PATH or a network file system"
+            f"{key}: {uri} is a local path ({kind}), but the cluster has {nodes} nodes, which could not reach it; "
+            "set it to a place on a network file system, or to s3://BUCKET/PATH or gs://BUCKET/PATH (not for a study's results)"
         )
 
 

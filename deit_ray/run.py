@@ -21,7 +21,7 @@ from deit_ray.journal import checkpoint_name, iterate_segments, step_of
 from deit_ray.load import dump_experiment
 from deit_ray.models.student import create_student
 from deit_ray.models.teacher import TeacherWeights, read_teacher
-from deit_ray.trial import Needs, Shared, Trial, make_trial, make_worklist, read_failure
+from deit_ray.trial import Needs, Shared, Trial, make_trial, make_worklist, read_failure, sweep
 
 MODEL = "model.safetensors"
 EXPERIMENT = "experiment.yaml"
@@ -194,7 +194,7 @@ def check_fits(experiment: Experiment, resources: dict[str, float]) -> str:
 def run_trial(make, folder: str, on_result) -> dict[str, float]:
     """Runs one trial in an actor of its own, outside Ray Tune; returns the metrics of its last report."""
     actor_class = ray.tune.with_parameters(Trial, make=make)
-    actor = ray.remote(num_cpus=0)(actor_class).remote(config={"folder": folder})
+    actor = ray.remote(num_cpus=0, resources={cluster.HEAD: 0.001})(actor_class).remote(config={"folder": folder})
     metrics: dict[str, float] = {}
     try:
         while True:
@@ -209,6 +209,7 @@ def run_trial(make, folder: str, on_result) -> dict[str, float]:
             with contextlib.suppress(ray.exceptions.RayError, KeyboardInterrupt):  # whatever it does, it is killed next
                 ray.get(actor.stop.remote(), timeout=10)
             ray.kill(actor)
+            sweep(folder)
 
 
 def best_step(folder: str, metric: str) -> tuple[int, float] | None:

@@ -4,7 +4,9 @@ The Optuna study in its database is the only truth. Every start of the driver bu
 can go on after any accident: unfinished trials continue from their checkpoints, the scheduler's rungs are replayed.
 """
 
+import contextlib
 import posixpath
+import threading
 import time
 from functools import partial
 from types import SimpleNamespace
@@ -35,9 +37,10 @@ from deit_ray.run import (
 )
 from deit_ray.space import Distribution
 from deit_ray.tracking import Run, Tracker
-from deit_ray.trial import Needs, Trial, make_trial, read_failure
+from deit_ray.trial import Needs, Trial, make_trial, read_failure, sweep
 
 DATABASE = "study.db"
+SWEEP_AFTER_S = 3.0
 UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 
 
@@ -365,9 +368,23 @@ class Listener(ray.tune.Callback):
 
     def on_trial_complete(self, iteration, trials, trial, **info):
         self.driver.trial_ended(trial.config["number"], None)
+        sweep_soon(trial.config["folder"])
 
     def on_trial_error(self, iteration, trials, trial, **info):
         self.driver.trial_ended(trial.config["number"], read_failure(trial.config["folder"]))
+        sweep_soon(trial.config["folder"])
+
+
+def sweep_soon(folder: str) -> None:
+    """Sweeps up behind a trial once its actor has had the time to do so itself."""
+
+    def sweep_now():
+        with contextlib.suppress(ray.exceptions.RayError):  # the cluster is gone, and all that was left with it
+            sweep(folder)
+
+    timer = threading.Timer(SWEEP_AFTER_S, sweep_now)
+    timer.daemon = True
+    timer.start()
 
 
 def make_sampler(experiment: Experiment, number: int) -> optuna.samplers.BaseSampler:

@@ -1,6 +1,8 @@
 """A trial: one experiment trained by Ray Train inside an actor, that leaves nothing behind however it ends."""
 
 import asyncio
+import contextlib
+import hashlib
 import json
 import os
 import posixpath
@@ -14,22 +16,28 @@ from functools import partial
 import ray
 import ray.train
 import ray.tune
+from ray._raylet import PlacementGroupID
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2._internal.execution.worker_group import worker_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
-from deit_ray import storage
+from deit_ray import cluster, storage
 from deit_ray.augment.levels import Levels, color_jitter_place
 from deit_ray.config import Experiment
 from deit_ray.data import shards, stream
 from deit_ray.data.blocks import Recipe
 from deit_ray.data.crop import Geometry
 from deit_ray.data.worklist import WorkList
-from deit_ray.errors import UserError
+from deit_ray.errors import HopelessError, UserError
 from deit_ray.journal import step_of
 
 FAILURE = "failure.json"
+STREAM_END_S = 5.0
 REPORT_POLL_S = "0.1"  # ray.train.report blocks until the controller polls: every 2 s by default
 
 
@@ -136,28 +144,82 @@ class Trainer(TorchTrainer):
     """A TorchTrainer whose controller runs in this process instead of an actor of its own.
 
     It starts a trial seconds sooner, hands over reports without a queue between processes, and makes the end certain:
-    `abort` frees workers, placement group and the stream's reservation at once, and when this process dies Ray removes
-    what it owns. So Ray's detached cleaner, which fails without a dashboard, is not needed.
+    whatever way it comes, workers, placement group and the reservations of Train and of the stream are given back. So
+    Ray's detached cleaner, which fails without a dashboard, is not needed; `sweep` does what is left when this process dies.
     """
 
     controller: TrainController | None = None
+
+    def __init__(self, run: str, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.run = run
+        object.__setattr__(self.train_run_context, "run_id", run)  # so that `sweep` can find what the run holds
 
     def _create_default_callbacks(self):
         return [c for c in super()._create_default_callbacks() if not isinstance(c, PlacementGroupCleanerCallback)]
 
     def _initialize_and_run_controller(self, **arguments):
+        arguments["failure_policy"] = RetryUnlessHopeless(self.run_config.failure_config)
+        worker_group.placement_group = partial(placement_group, name=group_name(self.run))  # Ray gives it no name
         self.controller = TrainController(**arguments)
         try:
             asyncio.run(self.controller.run())
         finally:
-            self.train_loop_config["cursor"].clear()
+            self._stop_stream()
         return self.controller.get_result()
 
     def abort(self) -> None:
         """Ends the run from another thread, whatever its workers do."""
-        worker_group = self.controller and self.controller.get_worker_group()
-        if worker_group is not None and worker_group.has_started():
-            worker_group.abort()
+        if self.controller is None or self.controller.get_state().is_terminal():
+            return
+        self.controller._controller_callback_manager.invoke_best_effort("before_controller_abort")  # Train's reservation
+        self._stop_stream()
+        group = self.controller.get_worker_group()
+        if group is not None and group.has_started():
+            group.abort()
+
+    def _stop_stream(self) -> None:
+        """Ends the stream's executions and waits for it, since what they have reserved outlives their process."""
+        self.train_loop_config["cursor"].clear()
+        for callback in self.controller._callbacks:
+            provider = getattr(callback, "_dataset_shard_provider", None)
+            if provider is not None:
+                with contextlib.suppress(ray.exceptions.RayError):  # it died already, and its executions with it
+                    ray.get(provider._dataset_manager.shutdown_data_executors.remote(), timeout=STREAM_END_S)
+
+
+def run_of(folder: str) -> str:
+    """The name by which a run's holdings in the cluster are known: of its folder, since that is its own."""
+    return hashlib.sha256(folder.encode()).hexdigest()[:16]
+
+
+def group_name(run: str) -> str:
+    return f"deit_ray/{run}"
+
+
+def sweep(folder: str) -> None:
+    """Gives back what a run may hold though its process was killed: its placement group, and its reservations of CPUs."""
+    run = run_of(folder)
+    for row in placement_group_table().values():
+        if row["name"] == group_name(run) and row["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(row["placement_group_id"])))
+    coordinator = get_or_create_autoscaling_coordinator()
+    ray.get(coordinator.__ray_call__.remote(partial(_cancel_requests, run)))
+
+
+def _cancel_requests(run: str, coordinator) -> None:
+    for requester in [requester for requester in coordinator._ongoing_reqs if run in requester]:
+        coordinator.cancel_request(requester)
+
+
+class RetryUnlessHopeless(DefaultFailurePolicy):
+    """Restarts the workers from their checkpoint when one dies, but not when the run would only fail again."""
+
+    def make_decision(self, training_failed_error):
+        failures = getattr(training_failed_error, "worker_failures", {})
+        if any(isinstance(root_cause(failure), (HopelessError, UserError)) for failure in failures.values()):
+            return FailureDecision.RAISE
+        return super().make_decision(training_failed_error)
 
 
 class OnReport(UserCallback):
@@ -193,14 +255,15 @@ def make_trainer(
         on_report: called with the metrics of each report.
     """
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = REPORT_POLL_S  # read by the controller, which lives here
-    if len(ray.nodes()) == 1:
+    if cluster.possible_nodes() == 1:
         os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # one machine is not preempted; it saves an actor
-    needs = Needs.of(experiment, device)
-    datasets, data_config, cursor = stream.make_datasets(worklist, make_recipe(experiment, device), 0, needs.stream_cpus)
+    needs, run = Needs.of(experiment, device), run_of(folder)
+    datasets, data_config, cursor = stream.make_datasets(run, worklist, make_recipe(experiment, device), 0, needs.stream_cpus)
     job = {"experiment": experiment, "worklist": worklist, "cursor": cursor, **job}
     parent, _, name = storage.absolute(folder).rpartition("/")
     ranked = experiment.search.metric if experiment.search.metric.split("/")[0] in worklist.evaluations else None
     return Trainer(
+        run,
         partial(_run_worker, worker),
         train_loop_config=job,
         datasets=datasets,
@@ -278,15 +341,20 @@ class Trial(ray.tune.Trainable):
 
 
 def reason_of(error: BaseException) -> str:
-    """The reason of a failure in one line: its root cause, without Ray's wrapping."""
+    """The reason of a failure in one line."""
+    error = root_cause(error)
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The exception that began it, without Ray's wrapping."""
     while True:
         failures = getattr(error, "worker_failures", None)
         inner = next(iter(failures.values())) if failures else getattr(error, "cause", None) or error.__cause__
         if not isinstance(inner, BaseException) or inner is error:
-            break
+            return error
         error = inner
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
 
 
 def read_failure(folder: str) -> str:

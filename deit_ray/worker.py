@@ -18,6 +18,7 @@ from deit_ray.checkpoint import Progress, load_checkpoint, save_checkpoint
 from deit_ray.config import Experiment
 from deit_ray.data.stream import Stream
 from deit_ray.data.worklist import WorkList
+from deit_ray.errors import HopelessError
 from deit_ray.evaluate import evaluate
 from deit_ray.journal import JournalWriter, checkpoint_name
 from deit_ray.models.student import create_student, model_arguments
@@ -160,11 +161,11 @@ def evaluate_worker(job: EvaluateJob) -> None:
 WORKERS = {"train": (train_worker, TrainJob), "evaluate": (evaluate_worker, EvaluateJob)}
 
 
-class TooManyBadImages(RuntimeError):
+class TooManyBadImages(HopelessError):
     """More images than `data.max_bad` allows could not be decoded."""
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(HopelessError):
     """The loss became NaN or infinite: the trial fails, since no scheduler would stop it."""
 
 

@@ -38,7 +38,7 @@ def stream_through_ray(experiment, start: int, folder) -> dict[int, list]:
     worklist = trial.make_worklist(experiment, manifest, experiment.data.uri, ("val",))
     worklist.window = 1  # task: an epoch's, so that the two datasets take turns
     worklist.block_steps = 7  # so that a task makes several blocks
-    datasets, data_config, cursor = stream.make_datasets(worklist, trial.make_recipe(experiment, "cpu"), start, 1.0)
+    datasets, data_config, cursor = stream.make_datasets("test", worklist, trial.make_recipe(experiment, "cpu"), start, 1.0)
     log = Log.remote()
     TorchTrainer(
         read_stream,

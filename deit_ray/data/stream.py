@@ -9,7 +9,6 @@ import json
 import queue
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 
 import ray
@@ -25,10 +24,11 @@ QUEUED_BLOCKS = 2  # that a rank holds beyond the one it works on
 EARLY_TASKS = 2  # the next window starts when this many tasks of the present one are left
 
 
-def make_datasets(worklist: WorkList, recipe: Recipe, start: int, cpus: float):
+def make_datasets(run: str, worklist: WorkList, recipe: Recipe, start: int, cpus: float):
     """What `TorchTrainer` needs to stream a run from step `start` on.
 
     Args:
+        run: a name that is the run's alone; what the run holds of the cluster can be found by it.
         worklist: the run's.
         recipe: of the samples.
         start: the earliest step that can be asked for; a later one is asked for by `Stream`.
@@ -38,7 +38,7 @@ def make_datasets(worklist: WorkList, recipe: Recipe, start: int, cpus: float):
         (datasets, data_config, cursor) for `TorchTrainer(datasets=..., dataset_config=...)` and for `Stream`.
     """
     names = ["window0"] if worklist.window_from(start)[0] >= worklist.steps else ["window0", "window1"]
-    cursor = Cursor(uuid.uuid4().hex)
+    cursor = Cursor(run)
     datasets = {name: DatasetFactory(WindowSource(worklist, recipe, cursor, name), min(1.0, cpus)) for name in names}
     options = ExecutionOptions(preserve_order=True, resource_limits=ExecutionResources.for_limits(cpu=max(cpus, 1.0)))
     return datasets, ray.train.DataConfig(execution_options=options), cursor
@@ -105,6 +105,7 @@ class DatasetFactory:
 
     def __call__(self):
         dataset = ray.data.read_datasource(self.source, override_num_blocks=1, num_cpus=self.cpus_per_task)
+        dataset.set_name(f"{self.source.name}-{self.source.cursor.run}")
         dataset.context.enable_progress_bars = False
         dataset.context.target_max_block_size = 1  # each yielded table, being one row, stays a block of its own
         dataset.context.execution_no_progress_timeout_s = -1  # a window that waits for its turn is no error

@@ -1,0 +1,45 @@
+"""Where measured claims are kept: each benchmark appends its figures to bench/results/, with what they were measured on."""
+
+import datetime
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+
+
+def record(bench: str, figures: dict) -> None:
+    """Prints a benchmark's figures as one line of JSON, and appends them to bench/results/BENCH.jsonl with their circumstances.
+
+    Args:
+        bench: the benchmark's name.
+        figures: numbers by name; a name ends in its unit.
+    """
+    line = {"bench": bench, "figures": figures}
+    print(json.dumps(line))
+    circumstances = {
+        "command": shlex.join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
+        "machine": describe_machine(),
+        "commit": describe_commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    with open(RESULTS / f"{bench}.jsonl", "a") as file:
+        file.write(json.dumps(line | circumstances) + "\n")
+
+
+def describe_machine() -> dict:
+    """The processor's model, the cores this process may use, and the memory."""
+    models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {"cpu": models[0] if models else "unknown", "cores": len(os.sched_getaffinity(0)), "memory_gib": round(memory_bytes / 2**30, 1)}
+
+
+def describe_commit() -> str:
+    """The commit checked out, with -dirty where the tree differs from it."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
