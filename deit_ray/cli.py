@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from deit_ray.console import Console
-from deit_ray.errors import UserError
+from deit_ray.errors import Interrupted, UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
                   help="Search for the best way to train a distilled vision transformer, on a laptop or a Ray cluster.")  # fmt: skip
@@ -173,17 +173,15 @@ def main() -> None:
     verbose = "--verbose" in sys.argv or "-v" in sys.argv
     console = Console()
     try:
-        app(standalone_mode=False)
+        sys.exit(app(standalone_mode=False))  # 130 where Ctrl-C came before there was anything to keep
+    except Interrupted as error:
+        console.err.print(f"\n{error}", style="yellow", markup=False)
+        sys.exit(130)
     except UserError as error:
         if verbose:
             raise
         console.err.print(f"error: {error}", style="red", markup=False)
         sys.exit(1)
-    except (typer.Abort, KeyboardInterrupt) as error:
-        study = getattr(error, "study", None)
-        where = f"; go on with: {sys.argv[0]} tune --resume {study}" if study else ""
-        console.err.print(f"\ninterrupted{where}", style="yellow", markup=False)
-        sys.exit(130)
     except Exception as error:
         if verbose:
             raise

@@ -16,7 +16,7 @@ from deit_ray import cluster, storage
 from deit_ray.config import Experiment
 from deit_ray.console import Console
 from deit_ray.data import shards
-from deit_ray.errors import UserError
+from deit_ray.errors import Interrupted, UserError
 from deit_ray.journal import checkpoint_name, iterate_segments, step_of
 from deit_ray.load import dump_experiment
 from deit_ray.models.student import create_student
@@ -153,11 +153,11 @@ def train(experiment: Experiment, address: str | None = None, console: Console |
             try:
                 metrics = run_trial(make, folder, lambda result: console.run_progress(result, experiment))
             except BaseException as error:
-                interrupted = isinstance(error, KeyboardInterrupt)
+                if isinstance(error, KeyboardInterrupt):
+                    tracker.end_run(run, "cancelled", folder)
+                    raise Interrupted(f"{name}: interrupted; its journal and checkpoints: {folder}") from None
                 reason = read_failure(folder)
-                tracker.end_run(run, "cancelled" if interrupted else f"failed: {reason}", folder)
-                if interrupted or isinstance(error, UserError):
-                    raise
+                tracker.end_run(run, f"failed: {reason}", folder)
                 raise UserError(f"{name}: the training failed: {reason}\n  its journal and checkpoints: {folder}") from error
             keep_best_model(folder, experiment.search.metric)
             storage.write_bytes(storage.join(folder, RUN), json.dumps({"outcome": "finished", "metrics": metrics}).encode())

@@ -22,7 +22,7 @@ from ray.tune.search import Searcher
 from deit_ray import cluster, report, rng, storage
 from deit_ray.config import Experiment
 from deit_ray.console import Console
-from deit_ray.errors import UserError
+from deit_ray.errors import Interrupted, UserError
 from deit_ray.load import dump_experiment, load_experiment
 from deit_ray.run import (
     EXPERIMENT,
@@ -67,7 +67,7 @@ def tune(
 
     Raises:
         UserError: the experiment cannot run, or has nothing to search.
-        KeyboardInterrupt: by Ctrl-C; the study can be resumed.
+        Interrupted: by Ctrl-C; the study can be resumed.
     """
     console = console or Console(quiet=True)
     study = Study.open(resume, results) if resume else None
@@ -83,7 +83,14 @@ def tune(
         for key, uri in (("results.uri", experiment.results.uri), ("data.uri", experiment.data.uri)):
             cluster.check_reachable(key, uri)
         study = study or Study.create(experiment)
-        Driver(study, ready, device, resources, console).run()
+        try:
+            Driver(study, ready, device, resources, console).run()
+        except KeyboardInterrupt:
+            console.close()
+            raise Interrupted(
+                f"{study.name}: interrupted; what its trials have done is kept\ngo on with: deit-ray tune --resume {study.name}"
+                + ("" if experiment.results.uri == "results" else f" --results {experiment.results.uri}")
+            ) from None
     return study
 
 

@@ -5,6 +5,7 @@ is away. Points come from the trials' journals, with the time they were measured
 point once by (run, name, time, step, value), takes a repeated delivery without doubling.
 """
 
+import logging
 import os
 import queue
 import tempfile
@@ -20,6 +21,7 @@ from deit_ray.journal import iterate_segments
 
 POLL_S = 1.0  # between looks at the journals of running trials
 RETRY_S = 5.0
+HASTE_S = 5.0  # the same when the study ends by Ctrl-C or an error
 PATIENCE_S = 20.0  # how long the end of a study waits for a server that is away
 BATCH = 1000  # points in one request, MLflow's limit
 
@@ -64,9 +66,9 @@ class Tracker:
     def __enter__(self) -> "Tracker":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, kind, *exception) -> None:
         self.closing.set()
-        self.thread.join(PATIENCE_S)
+        self.thread.join(PATIENCE_S if kind is None else HASTE_S)
         if self.thread.is_alive():
             self.warn(f"MLflow at {self.uri} did not answer; {self.jobs.qsize()} deliveries are left in the journals")
 
@@ -232,7 +234,5 @@ def tracking_uri(experiment: Experiment) -> str:
 
 def quiet_mlflow() -> None:
     """Keeps MLflow and the database migrations that it runs from writing to the terminal."""
-    import logging
-
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # read when MLflow is imported
+    logging.getLogger("alembic").setLevel(logging.ERROR)
