@@ -49,10 +49,10 @@ def data_prepare(
 @app.command()
 def train(experiment: Experiment, set: Set = [], address: Address = None, verbose: Verbose = False):  # noqa: B006
     """Train one model."""
+    console, loaded = Console(), _load(experiment, set)
     from deit_ray.run import train
 
-    console = Console()
-    run = train(_load(experiment, set), address, console, verbose)
+    run = train(loaded, address, console, verbose)
     console.say(
         f"{run.name}: finished; {_metrics(run.metrics)}\n  {os.path.relpath(run.folder)}/model.safetensors",
         "bold green",
@@ -69,15 +69,15 @@ def tune(
     verbose: Verbose = False,
 ):
     """Run a study: search for the best configuration."""
-    from deit_ray.search import tune
-
     if (experiment is None) == (resume is None):
         raise UserError("tune: name either an experiment file or --resume STUDY")
     if resume and set:
         raise UserError("tune: --set cannot change a study that exists; it goes on as it was started")
-    console = Console()
+    console, loaded = Console(), _load(experiment, set) if experiment else None
+    from deit_ray.search import tune
+
     try:
-        tune(_load(experiment, set) if experiment else None, address, resume, console, verbose, results)
+        tune(loaded, address, resume, console, verbose, results)
     finally:
         console.close()
 

@@ -1,27 +1,24 @@
 """What people look at: the leaderboard of a study."""
 
 import math
+from typing import TYPE_CHECKING
 
-import optuna
-import pandas as pd
-from optuna.trial import TrialState
+if TYPE_CHECKING:
+    import optuna
+    import pandas as pd
 
-STATES = {
-    TrialState.COMPLETE: "finished",
-    TrialState.PRUNED: "stopped early",
-    TrialState.FAIL: "failed",
-    TrialState.RUNNING: "running",
-    TrialState.WAITING: "waiting",
-}
+STATES = {"COMPLETE": "finished", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
 
 
-def leaderboard(study: optuna.Study, metric: str, keys: list[str]) -> pd.DataFrame:
+def leaderboard(study: "optuna.Study", keys: list[str]) -> "pd.DataFrame":
     """All trials of a study, best first, those of full length before the others.
 
     Returns:
         One row a trial: trial, state, epochs, best and last value of the metric, its standard error, whether it is `close` to the
         best one (within their standard errors), and the searched values by dotted key.
     """
+    import pandas as pd
+
     rows = []
     for trial in study.get_trials(deepcopy=False):
         values = [trial.intermediate_values[e] for e in sorted(trial.intermediate_values)]
@@ -31,7 +28,7 @@ def leaderboard(study: optuna.Study, metric: str, keys: list[str]) -> pd.DataFra
         rows.append(
             {
                 "trial": trial.number,
-                "state": STATES[trial.state],
+                "state": STATES[trial.state.name],
                 "outcome": trial.user_attrs.get("outcome", ""),
                 "epochs": max(trial.intermediate_values, default=0),
                 "best": best,

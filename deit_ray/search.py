@@ -146,7 +146,7 @@ class Study:
 
     def leaderboard(self) -> pd.DataFrame:
         """All trials, best first; see `report.leaderboard`."""
-        return report.leaderboard(self.optuna, self.experiment.search.metric, list(self.experiment.search.space))
+        return report.leaderboard(self.optuna, list(self.experiment.search.space))
 
     def best(self) -> optuna.trial.FrozenTrial:
         """The trial with the best value among those of full length.

@@ -148,11 +148,14 @@ def session_processes(session: int) -> list[int]:
 def test_a_failing_trial_does_not_stop_the_study(ray_cluster, search_file):
     # two learning rates: one that learns, one that explodes at once
     space = {"optim.lr": {"choice": [1e-3, 1e30]}}
-    path = search_file(**{"search.space": space, "search.sampler": "random", "search.scheduler": "none", "train.epochs": 2, "seed": 3})
+    path = search_file(
+        **{"search.space": space, "search.sampler": "random", "search.scheduler": "none"},
+        **{"train.epochs": 2, "search.trials": 3, "seed": 4},
+    )
     study = tune(load_experiment(path, {"optim.warmup_epochs": 0}))
     board = study.leaderboard()
     failed = board[board["optim.lr"] == 1e30]
-    assert 0 < len(failed) < 4
+    assert 0 < len(failed) < 3
     assert all(failed["state"] == "failed")
     assert all("NonFiniteLoss: the loss is" in outcome for outcome in failed["outcome"])
     assert all(board[board["optim.lr"] == 1e-3]["state"] == "finished")
