@@ -152,19 +152,11 @@ def ui(results: Results = "results", port: int = 5000):
     uri = f"sqlite:///{storage.absolute(results)}/mlflow.db"
     if not os.path.exists(uri.removeprefix("sqlite:///")):
         raise UserError(f"{results}: no MLflow database there yet; train or tune something first, or name --results")
-    Console().say(f"MLflow at http://127.0.0.1:{port} (Ctrl-C ends it)")
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--backend-store-uri",
-        uri,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
+    os.environ |= {"MLFLOW_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
+    Console().say(f"MLflow at http://127.0.0.1:{port} in a few seconds (Ctrl-C ends it)")
+    options = {"--backend-store-uri": uri, "--host": "127.0.0.1", "--port": str(port), "--workers": "1"}
+    options["--uvicorn-opts"] = "--log-level warning"
+    command = [sys.executable, "-m", "mlflow", "server", *(word for option in options.items() for word in option)]
     os.execv(sys.executable, command)
 
 

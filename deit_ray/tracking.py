@@ -190,7 +190,8 @@ class Tracker:
         if found is None:
             try:
                 location = self.artifacts if self.uri.startswith("sqlite:") else None
-                self.experiment_id = client.create_experiment(self.experiment, artifact_location=location)
+                kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on training runs
+                self.experiment_id = client.create_experiment(self.experiment, artifact_location=location, tags=kind)
             except MlflowException:
                 found = client.get_experiment_by_name(self.experiment)  # made by another driver in between
         if found is not None:
