@@ -10,7 +10,7 @@ _EXPORTS = {
     "prepare": "data.prepare",
     "train": "run",
     "tune": "search",
-    "Study": "search",
+    "Study": "study",
     "UserError": "errors",
 }
 __all__ = list(_EXPORTS)

@@ -25,8 +25,8 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="show Ray's outpu
 def data_prepare(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="a folder with a folder per class, or: digits")],
     out: Annotated[str, typer.Option(help="folder to write")],
-    short_side: Annotated[int, typer.Option(help="longer short sides are scaled down to this; 0 keeps sizes")] = 256,
-    quality: Annotated[int, typer.Option(help="of the JPEGs")] = 92,
+    short_side: Annotated[int, typer.Option(min=0, help="longer short sides are scaled down to this; 0 keeps sizes")] = 256,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="of the JPEGs")] = 92,
 ):
     """Prepare a data set: images become shards that training streams."""
     from deit_ray.data.prepare import prepare
@@ -88,7 +88,7 @@ def status(
     results: Results = "results",
 ):
     """Show all studies, or the leaderboard of one."""
-    from deit_ray.search import Study, list_studies
+    from deit_ray.study import Study, list_studies
 
     console = Console()
     if study is None:
@@ -103,7 +103,7 @@ def status(
 @app.command()
 def best(study: Annotated[str, typer.Argument(metavar="STUDY")], results: Results = "results"):
     """Write the best configuration of a study as an experiment file, and its weights."""
-    from deit_ray.search import Study
+    from deit_ray.study import Study
 
     found = Study.open(study, results)
     trial = found.best()

@@ -114,9 +114,9 @@ def new_folder(experiment: Experiment) -> str:
 
 
 def share(ready: Ready) -> Shared:
-    """Puts what all trials have in common into Ray's object store."""
-    put = lambda value: None if value is None else ray.put(value)  # noqa: E731
-    return Shared(ready.manifest, ready.data, put(ready.teacher), put(ready.initial))
+    """Puts what all trials have in common into Ray's object store, once."""
+    teacher, initial = (None if value is None else ray.put(value) for value in (ready.teacher, ready.initial))
+    return Shared(ready.manifest, ready.data, teacher, initial)
 
 
 def train(experiment: Experiment, address: str | None = None, console: Console | None = None, verbose: bool = False) -> "TrainedRun":

@@ -64,6 +64,13 @@ def write_bytes(uri: str, content: bytes) -> None:
             stream.write(content)
 
 
+def remove(uri: str) -> None:
+    """Removes a file, where there is one."""
+    if exists(uri):
+        filesystem, path = open_uri(uri)
+        filesystem.delete_file(path)
+
+
 def exists(uri: str) -> bool:
     filesystem, path = open_uri(uri)
     return filesystem.get_file_info(path).type != fs.FileType.NotFound

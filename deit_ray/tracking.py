@@ -94,7 +94,7 @@ class Tracker:
         self.live.append(run)
 
         def open_run():
-            from mlflow.entities import Param, RunTag
+            from mlflow.entities import Param
             from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME, MLFLOW_USER
 
             found = self.client.search_runs([self.experiment_id], f"tags.`deit_ray.folder` = '{folder}'", max_results=1)
@@ -107,7 +107,7 @@ class Tracker:
             if parent is not None:
                 all_tags[MLFLOW_PARENT_RUN_ID] = parent.run_id
             run.run_id = self.client.create_run(self.experiment_id, tags=all_tags, run_name=name).info.run_id
-            self.client.log_batch(run.run_id, params=[Param(k, str(v)) for k, v in params.items()], tags=[RunTag("kind", tags["kind"])])
+            self.client.log_batch(run.run_id, params=[Param(k, str(v)) for k, v in params.items()])
             self._log_artifact(run, storage.join(folder, "experiment.yaml"))
 
         self.jobs.put(open_run)

@@ -37,7 +37,7 @@ def prepare(
 
     Args:
         source: `digits`, or a folder with a folder per class.
-        out: URI of the folder to write; it must not hold a prepared data set yet, unless of the same source.
+        out: URI of the folder to write; a data set that is there already is replaced.
         short_side: images with a longer short side are scaled down to it; 0 keeps every size.
         quality: of the JPEGs.
         command: recorded in the manifest.
@@ -63,6 +63,7 @@ def prepare(
             else:
                 yield jpeg, image.label, image.name
 
+    storage.remove(storage.join(storage.absolute(out), shards.MANIFEST))  # until the end the folder is unfinished
     for split, images in opened.splits.items():
         written[split], counts[split] = shards.write_split(storage.absolute(out), split, rows(split, images))
     for split, found in written.items():

@@ -17,6 +17,7 @@ from deit_ray import storage
 from deit_ray.errors import UserError
 
 FORMAT = 1
+MANIFEST = "manifest.json"
 ROW_GROUP = 64  # images
 SHARD = 4096  # images
 SCHEMA = pa.schema([("image", pa.binary()), ("label", pa.int32()), ("name", pa.string())])
@@ -126,7 +127,7 @@ def write_manifest(uri: str, classes: list[str], splits: dict, counts: dict, mad
     fingerprint = hashlib.sha256("".join([*classes, *sums]).encode()).hexdigest()[:16]
     counts = {split: c + [0] * (len(classes) - len(c)) for split, c in counts.items()}
     manifest = Manifest(classes, splits, counts, fingerprint, made_by)
-    storage.write_bytes(storage.join(uri, "manifest.json"), manifest.to_json().encode())
+    storage.write_bytes(storage.join(uri, MANIFEST), manifest.to_json().encode())
     return manifest
 
 
@@ -136,7 +137,7 @@ def read_manifest(uri: str) -> Manifest:
     Raises:
         UserError: there is none, or it is of another format.
     """
-    where = storage.join(storage.absolute(uri), "manifest.json")
+    where = storage.join(storage.absolute(uri), MANIFEST)
     try:
         content = json.loads(storage.read_bytes(where))
     except FileNotFoundError:
