@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import posixpath
 import re
 import tempfile
@@ -212,18 +213,29 @@ def run_trial(make, folder: str, on_result) -> dict[str, float]:
             sweep(folder)
 
 
+def saved_steps(folder: str) -> list[int]:
+    """The steps of a run's checkpoints that are whole, by Ray Train's own list, the latest last."""
+    try:
+        known = json.loads(storage.read_bytes(storage.join(folder, "checkpoint_manager_snapshot.json")))
+    except FileNotFoundError:
+        return []
+    results = [*known["checkpoint_results"], *filter(None, [known["latest_checkpoint_result"]])]
+    return sorted({step_of(result["checkpoint_dir_name"]) for result in results})
+
+
+def measured(folder: str, name: str) -> dict[int, float]:
+    """A metric's values by step, from the run's journal."""
+    segments = iterate_segments(storage.join(folder, "journal"), 0)
+    return {point.step: point.value for points in segments for point in points if point.name == name}
+
+
 def best_step(folder: str, metric: str) -> tuple[int, float] | None:
-    """The step and value of the best kept checkpoint, by the trial's journal; the latest of equals."""
-    kept = {step_of(name) for name in storage.list_names(folder) if name.startswith("step-")}
-    values = {
-        point.step: point.value
-        for points in iterate_segments(storage.join(folder, "journal"), 0)
-        for point in points
-        if point.name == metric and point.step in kept and point.value == point.value
-    }
-    if not values:
-        return (max(kept), float("nan")) if kept else None
-    return max(values.items(), key=lambda item: (item[1], item[0]))
+    """The step and value of the best checkpoint that is kept; the latest of equals, and where nothing was measured."""
+    steps, values = saved_steps(folder), measured(folder, metric)
+    ranked = [(step, values[step]) for step in steps if math.isfinite(values.get(step, math.nan))]
+    if not ranked:
+        return (steps[-1], math.nan) if steps else None
+    return max(ranked, key=lambda item: (item[1], item[0]))
 
 
 def keep_best_model(folder: str, metric: str) -> str | None:

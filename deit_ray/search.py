@@ -30,6 +30,8 @@ from deit_ray.run import (
     check,
     check_fits,
     keep_best_model,
+    measured,
+    saved_steps,
     share,
 )
 from deit_ray.space import Distribution
@@ -112,18 +114,34 @@ class Driver:
             tags = {"study": study.name, "kind": "study"}
             self.parent = self.tracker.start_run(study.name, tags, fixed, study.folder, journal=False)
             self.console.study_started(study.name, self.experiment, self.device, self.concurrent, searcher.remaining())
+            searcher.unfinished = [trial for trial in searcher.unfinished if not self._catch_up(trial)]
             if searcher.remaining():
                 self._run_tuner(searcher)
             self._finish()
 
+    def _catch_up(self, trial: optuna.trial.FrozenTrial) -> bool:
+        """Tells Optuna what a trial had saved when the driver went away; returns whether that was all of it."""
+        folder = self.study.trial_folder(trial.number)
+        steps = saved_steps(folder)
+        epochs, values = measured(folder, "epoch"), measured(folder, self.experiment.search.metric)
+        known = {int(epochs[step]): value for step, value in values.items() if steps and step <= steps[-1] and step in epochs}
+        for epoch in sorted(known.keys() - trial.intermediate_values.keys()):
+            self._live(trial.number).report(known[epoch], epoch)
+        complete = max(known, default=0) >= self.experiment.train.epochs
+        if complete:
+            self.trial_started(trial.number, trial.params)
+            self.trial_ended(trial.number, None)
+        return complete
+
     def _run_tuner(self, searcher: "StudySearcher") -> None:
+        self.scheduler = make_scheduler(self.experiment, self.study.optuna)
         make = partial(make_trial, self.experiment, self.device, share(self.ready), ("val",))
         resources = ray.tune.PlacementGroupFactory([{cluster.HEAD: 0.001}])  # on the head, which outlives spot nodes
         ray.tune.Tuner(
             ray.tune.with_resources(ray.tune.with_parameters(Trial, make=make), resources),
             tune_config=ray.tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=make_scheduler(self.experiment, self.study.optuna),
+                scheduler=self.scheduler,
                 num_samples=searcher.remaining(),
                 max_concurrent_trials=self.concurrent,
                 trial_dirname_creator=lambda trial: trial.trial_id,
@@ -151,6 +169,12 @@ class Driver:
         tags = {"study": self.study.name, "kind": "trial", "trial": str(number)}
         self.runs[number] = self.tracker.start_run(name, tags, params, folder, self.parent)
         self.console.trial_started(number, params)
+
+    def replay(self, trial) -> None:
+        """Shows the scheduler what a continued trial had reached, so that it decides as if nothing had come between."""
+        reached = self._trial(trial.config["number"]).intermediate_values
+        for epoch, value in sorted(reached.items()):
+            self.scheduler.on_trial_result(None, trial, {"epoch": epoch, self.experiment.search.metric: value})
 
     def trial_reported(self, number: int, result: dict) -> None:
         value = result[self.experiment.search.metric]
@@ -280,6 +304,7 @@ class Listener(ray.tune.Callback):
     def on_trial_start(self, iteration, trials, trial, **info):
         params = {key: value for key, value in trial.config.items() if key in self.driver.experiment.search.space}
         self.driver.trial_started(trial.config["number"], params)
+        self.driver.replay(trial)
 
     def on_trial_result(self, iteration, trials, trial, result, **info):
         if self.driver.experiment.search.metric in result:

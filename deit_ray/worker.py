@@ -105,13 +105,14 @@ def train_worker(job: TrainJob) -> None:
                 split, model, train_step.ema and train_step.ema.module, stream,
                 worklist.evaluation_steps(split), train_step.normalise, train_step.autocast,
             )  # fmt: skip
+        metrics["epoch"] = epoch + 1
         with tempfile.TemporaryDirectory() as folder:
             if rank == 0:
                 journal.add(metrics, end)
                 journal.flush()
                 save_checkpoint(Path(folder), train_step, Progress(end), description)
             ray.train.report(
-                metrics | {"epoch": epoch + 1, "step": end},
+                metrics | {"step": end},
                 checkpoint=ray.train.Checkpoint.from_directory(folder) if rank == 0 else None,
                 checkpoint_dir_name=checkpoint_name(end),
             )
