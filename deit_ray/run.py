@@ -149,7 +149,7 @@ def train(experiment: Experiment, address: str | None = None, console: Console |
         with Tracker.of(experiment, console) as tracker:
             run = tracker.start_run(name, {"experiment": experiment.name, "kind": "train"}, params_of(experiment), folder)
             console.run_started(name, experiment, device)
-            splits = ("val", "test")
+            splits = ("val", *(split for split in ("test",) if split in ready.manifest.splits))
             make = partial(make_trial, experiment, device, share(ready), splits)
             try:
                 metrics = run_trial(make, folder, lambda result: console.run_progress(result, experiment))
