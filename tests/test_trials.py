@@ -120,6 +120,7 @@ def test_resumed_run_equals_uninterrupted_run(ray_cluster, experiment, teacher_f
     assert measured(resumed) == measured(whole)
 
 
+@pytest.mark.slow
 def test_two_workers_train_and_count_the_same_images(ray_cluster, experiment, teacher_file):
     keys = {"distillation.teacher": {"weights": teacher_file}, "train.workers": 2, "data.views": 3}
     trained = run.train(experiment("digits_student", SHORT | keys))
@@ -162,6 +163,7 @@ def test_distillation_is_alive(ray_cluster, experiment, scrambled, teacher_file)
     assert without.metrics["test/top1_dist"] < 0.25
 
 
+@pytest.mark.slow
 def test_own_images_go_from_teacher_to_study(ray_cluster, tmp_path, monkeypatch):
     """The README's walk, with two classes that a small model can tell apart: light and dark noise."""
     for label, centre in (("dark", 60), ("light", 190)):
