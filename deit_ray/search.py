@@ -191,6 +191,8 @@ class Driver:
         trial, folder = self._trial(number), self.study.trial_folder(number)
         if trial.state not in UNFINISHED:
             return
+        if number not in self.runs:  # its actor died before it had started
+            self.trial_started(number, trial.params)
         live, metric = self._live(number), self.experiment.search.metric
         last = max(trial.intermediate_values, default=0)
         values = [value for value in trial.intermediate_values.values() if value == value]

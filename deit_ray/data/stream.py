@@ -39,7 +39,7 @@ def make_datasets(run: str, worklist: WorkList, recipe: Recipe, start: int, cpus
     """
     names = ["window0"] if worklist.window_from(start)[0] >= worklist.steps else ["window0", "window1"]
     cursor = Cursor(run)
-    datasets = {name: DatasetFactory(WindowSource(worklist, recipe, cursor, name), min(1.0, cpus)) for name in names}
+    datasets = {name: DatasetFactory(WindowSource(worklist, recipe, cursor, name), cpus) for name in names}
     options = ExecutionOptions(preserve_order=True, resource_limits=ExecutionResources.for_limits(cpu=max(cpus, 1.0)))
     return datasets, ray.train.DataConfig(execution_options=options), cursor
 
@@ -100,11 +100,12 @@ class RunTask:
 class DatasetFactory:
     """Makes the dataset where Ray Train wants it: in its controller, at every start of a worker group."""
 
-    def __init__(self, source: WindowSource, cpus_per_task: float):
-        self.source, self.cpus_per_task = source, cpus_per_task
+    def __init__(self, source: WindowSource, cpus: float):
+        self.source, self.cpus = source, cpus
 
     def __call__(self):
-        dataset = ray.data.read_datasource(self.source, override_num_blocks=1, num_cpus=self.cpus_per_task)
+        tasks = max(1, int(self.cpus))  # at once: Ray Data alone would start as many as fit into the whole CPUs of its limit
+        dataset = ray.data.read_datasource(self.source, override_num_blocks=1, num_cpus=min(1.0, self.cpus), concurrency=tasks)
         dataset.set_name(f"{self.source.name}-{self.source.cursor.run}")
         dataset.context.enable_progress_bars = False
         dataset.context.target_max_block_size = 1  # each yielded table, being one row, stays a block of its own
