@@ -147,6 +147,7 @@ def session_processes(session: int) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_a_failing_trial_does_not_stop_the_study(ray_cluster, search_file):
     # two learning rates: one that learns, one that explodes at once
     space = {"optim.lr": {"choice": [1e-3, 1e30]}}
