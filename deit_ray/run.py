@@ -14,6 +14,7 @@ import ray
 import ray.tune
 
 from deit_ray import cluster, storage
+from deit_ray.checkpoint import MODEL
 from deit_ray.config import Experiment
 from deit_ray.console import Console
 from deit_ray.data import shards
@@ -24,7 +25,6 @@ from deit_ray.models.student import create_student
 from deit_ray.models.teacher import TeacherWeights, read_teacher
 from deit_ray.trial import Needs, Shared, Trial, make_trial, make_worklist, read_failure, sweep
 
-MODEL = "model.safetensors"
 EXPERIMENT = "experiment.yaml"
 RUN = "run.json"
 
@@ -238,14 +238,14 @@ def best_step(folder: str, metric: str) -> tuple[int, float] | None:
     return max(ranked, key=lambda item: (item[1], item[0]))
 
 
-def keep_best_model(folder: str, metric: str) -> str | None:
-    """Copies the model of the best checkpoint to the run's own folder; returns its URI."""
+def keep_best_model(folder: str, metric: str) -> float | None:
+    """Copies the model of the best checkpoint to the run's own folder; returns the value that it scored."""
     found = best_step(folder, metric)
     if found is None:
         return None
-    target = storage.join(folder, MODEL)
-    storage.write_bytes(target, storage.read_bytes(storage.join(folder, checkpoint_name(found[0]), MODEL)))
-    return target
+    step, value = found
+    storage.write_bytes(storage.join(folder, MODEL), storage.read_bytes(storage.join(folder, checkpoint_name(step), MODEL)))
+    return value
 
 
 def params_of(experiment: Experiment) -> dict[str, str]:

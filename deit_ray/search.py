@@ -26,7 +26,6 @@ from deit_ray.load import dump_experiment
 from deit_ray.run import (
     EXPERIMENT,
     MODEL,
-    best_step,
     check,
     check_fits,
     keep_best_model,
@@ -205,9 +204,8 @@ class Driver:
         live.set_user_attr("outcome", outcome)
         files = []
         if outcome == "finished":
-            keep_best_model(folder, metric)
             files = [MODEL]
-            self.study.optuna.tell(number, best_step(folder, metric)[1])
+            self.study.optuna.tell(number, keep_best_model(folder, metric))
         else:
             self.study.optuna.tell(number, state=TrialState.FAIL if outcome.startswith("failed") else TrialState.PRUNED)
         self.tracker.end_run(self.runs[number], outcome, folder, *files)

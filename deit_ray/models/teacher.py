@@ -19,7 +19,6 @@ class TeacherWeights:
         model, arguments: of timm.create_model.
         state: its tensors, on the CPU.
         mean, std: its normalisation, in units of 1 (not 255).
-        source: where it came from, for people.
     """
 
     model: str
@@ -27,7 +26,6 @@ class TeacherWeights:
     state: dict[str, torch.Tensor]
     mean: list[float]
     std: list[float]
-    source: str
 
 
 def read_teacher(teacher, path: str | None, image_size: int, num_classes: int) -> TeacherWeights:
@@ -63,7 +61,7 @@ def read_teacher(teacher, path: str | None, image_size: int, num_classes: int) -
     mean = teacher.mean or description.get("mean") or list(cfg["mean"])
     std = teacher.std or description.get("std") or list(cfg["std"])
     arguments["num_classes"] = model.num_classes
-    return TeacherWeights(name, arguments, dict(model.state_dict()), list(mean), list(std), str(path or "timm's pretrained"))
+    return TeacherWeights(name, arguments, dict(model.state_dict()), list(mean), list(std))
 
 
 def build_teacher(weights: TeacherWeights, device: torch.device) -> nn.Module:
