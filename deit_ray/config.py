@@ -98,6 +98,7 @@ class Optim(Section):
     warmup_lr: NotNegative = 1e-6  # [ref]
     min_lr: NotNegative = 1e-5  # [ref]
     clip_grad: Positive | None = None  # largest gradient norm [ref]: none
+    schedule_epochs: Count | None = None  # length of the cosine, by default train.epochs; after it the rate stays at min_lr
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1  # [DeiT]
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99996  # 0 is off [ref]
 
@@ -115,15 +116,34 @@ class Train(Section):
     max_failures: Annotated[int, Field(ge=0)] = 3  # how often a killed worker is replaced, from its checkpoint
 
 
+class Budget(Section):
+    """What ends a study besides `search.trials`. Each counts on when the study is resumed; what still runs is cancelled."""
+
+    hours: Positive | None = None  # wall time in which the study's driver ran
+    gpu_hours: Positive | None = None  # of all trials together
+    target: float | None = None  # a value of search.metric that is good enough
+    patience: Count | None = None  # trials that ended in a row without a new best value
+    failures: Count | None = None  # failed trials
+    same_failure: Count | None = 5  # trials failed with the same traceback; a loss that is not finite is the values' fault and not counted
+
+
+class Cost(Section):
+    """What `deit-ray plan` reckons with."""
+
+    per_gpu_hour: NotNegative | None = None  # money
+    images_per_s: Positive | None = None  # of one worker; by default what the newest run of such a student measured
+
+
 class Search(Section):
     """How a study searches; used by `deit-ray tune` alone."""
 
     trials: Count = 20
     metric: Literal["val/top1", "val/top1_cls", "val/top1_dist", "val/top1_ema", "val/top5", "test/top1"] = "val/top1"
     sampler: Literal["tpe", "random"] = "tpe"
-    scheduler: Literal["asha", "none"] = "asha"
+    scheduler: Literal["asha", "median", "none"] = "asha"
     grace_epochs: Count = 5  # no trial is stopped before
-    reduction_factor: Annotated[int, Field(ge=2)] = 2  # one in this many survives a rung
+    reduction_factor: Annotated[int, Field(ge=2)] = 2  # asha: one in this many survives a rung
+    budget: Budget = Budget()
     max_concurrent: Count | None = None  # by default as many as fit
     rank_on_test: bool = False  # ranking on the test images must be said, since it spends them
     space: dict[str, Distribution] = {}
@@ -150,6 +170,7 @@ class Experiment(Section):
     optim: Optim = Optim()
     train: Train = Train()
     search: Search = Search()
+    cost: Cost = Cost()
     tracking: Tracking = Tracking()
     results: Results = Results()
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer, model_validator
 
-UNSEARCHABLE = ("name", "seed", "data.uri", "data.holdout", "train.workers", "train.epochs", "search", "tracking", "results")
+UNSEARCHABLE = ("name", "seed", "data.uri", "data.holdout", "train.workers", "train.epochs", "search", "cost", "tracking", "results")
 KINDS = ("float", "log", "int", "choice")
 MAX_CORNERS = 256  # combinations of bounds that are tried one by one
 
