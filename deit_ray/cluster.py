@@ -36,6 +36,7 @@ def connected(address: str | None, verbose: bool, warn: Callable[[str], None]) -
     address = address or os.environ.get("RAY_ADDRESS") or ("auto" if on_head else "local")
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # what they would write is in the journals
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is ours
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial that is cancelled may have measured nothing yet
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     printer = ray._private.worker.print_to_stdstream
     if not verbose:
@@ -59,6 +60,26 @@ def connected(address: str | None, verbose: bool, warn: Callable[[str], None]) -
     finally:
         ray.shutdown()
         ray._private.worker.print_to_stdstream = printer
+
+
+@contextlib.contextmanager
+def calling(address: str | None, warn: Callable[[str], None]) -> Iterator[Callable]:
+    """Gives a function that calls another with arguments: in this process, or, with an address, on the head of that cluster."""
+    if address is None:
+        yield lambda function, *arguments: function(*arguments)
+        return
+    with connected(address, False, warn):
+        yield lambda function, *arguments: _call_on_head(function, arguments)
+
+
+def _call_on_head(function: Callable, arguments: tuple):
+    task = ray.remote(num_cpus=0, resources={HEAD: 0.001}, max_retries=0)(function)
+    try:
+        return ray.get(task.remote(*arguments))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
 
 
 def _pass_on(lines: list[str], warn: Callable[[str], None]) -> None:
@@ -94,6 +115,18 @@ def _watch_spilling(warn: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         stop.set()
+
+
+def is_alive() -> bool:
+    """Whether the Ray that this process is connected to still answers."""
+    node = ray._private.worker._global_node
+    if node is not None and node.head and node.dead_processes():
+        return False
+    try:
+        get_state_from_address(ray.get_runtime_context().gcs_address)
+    except Exception:  # whatever its client raises, it has not answered
+        return False
+    return True
 
 
 def possible_resources() -> dict[str, float]:

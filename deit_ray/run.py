@@ -19,11 +19,12 @@ from deit_ray.config import Experiment
 from deit_ray.console import Console
 from deit_ray.data import shards
 from deit_ray.errors import Interrupted, UserError
+from deit_ray.failure import read_failure, reason_of
 from deit_ray.journal import checkpoint_name, iterate_segments, step_of
 from deit_ray.load import dump_experiment
 from deit_ray.models.student import create_student
 from deit_ray.models.teacher import TeacherWeights, read_teacher
-from deit_ray.trial import Needs, Shared, Trial, make_trial, make_worklist, read_failure, sweep
+from deit_ray.trial import Needs, Shared, Trial, make_trial, make_worklist, sweep
 
 EXPERIMENT = "experiment.yaml"
 RUN = "run.json"
@@ -157,7 +158,8 @@ def train(experiment: Experiment, address: str | None = None, console: Console |
                 if isinstance(error, KeyboardInterrupt):
                     tracker.end_run(run, "cancelled", folder)
                     raise Interrupted(f"{name}: interrupted; its journal and checkpoints: {folder}") from None
-                reason = read_failure(folder)
+                failure = read_failure(folder)
+                reason = failure.reason if failure else reason_of(error)
                 tracker.end_run(run, f"failed: {reason}", folder)
                 raise UserError(f"{name}: the training failed: {reason}\n  its journal and checkpoints: {folder}") from error
             keep_best_model(folder, experiment.search.metric)
