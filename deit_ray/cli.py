@@ -88,7 +88,8 @@ def tune(
 
         amend["search.trials"] = Study.open(resume, results).experiment.search.trials + int(trials)
     if dry_run:
-        return show(resume, results, console, amend)
+        show(resume, results, console, amend)
+        return
     try:
         if resume:
             tune(None, address, resume, console, verbose, results, amend)

@@ -99,7 +99,8 @@ def tune(
                 raise UnavailableError(f"{study.name}: {error}\nwhat its trials have done is kept; once this is mended, {how}") from error
             except (KeyboardInterrupt, Interrupted) as error:
                 console.close()
-                raise Interrupted(f"{study.name}: {error or 'interrupted'}; what its trials have done is kept\n{how}") from None
+                why = "interrupted" if cluster.is_alive() else "Ray has died"
+                raise Interrupted(f"{study.name}: {why}; what its trials have done is kept\n{how}") from error
     return study
 
 
