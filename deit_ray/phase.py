@@ -1,4 +1,4 @@
-"""What a thread is doing, shown to whoever looks from outside (`top -H`, py-spy, bench/chaos.py): its name in the OS."""
+"""What a thread does, told to whoever looks at the machine: top -H, ps -L, or a test that waits for the moment."""
 
 import contextlib
 import threading
@@ -6,6 +6,6 @@ from pathlib import Path
 
 
 def show_phase(name: str) -> None:
-    """Names the calling thread; 15 characters at most are kept. Does nothing where there is no /proc."""
-    with contextlib.suppress(OSError):
+    """Names this thread after what it does; the system keeps 15 characters."""
+    with contextlib.suppress(OSError):  # only Linux has it, and nothing depends on it
         Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(name)

@@ -282,14 +282,14 @@ class Driver:
         values = self.study.trial(number).intermediate_values
         last = max(values, default=0)
         if last >= self.experiment.train.epochs:
-            self._end(number, "finished")
+            outcome = "finished"
         elif number in self.asked:
-            if self.asked[number]:
-                self._end(number, self.asked[number])
-        elif values:
-            self._end(number, f"stopped early at epoch {last}")
+            outcome = self.asked[number]
         else:
-            self._end(number, "failed: it reported nothing")
+            outcome = f"stopped early at epoch {last}"
+        if outcome:
+            self._live(number).set_user_attr("tune", "TERMINATED")
+            self._end(number, outcome)
         self._check_budgets()
 
     def trial_failed(self, number: int, error: BaseException | None) -> None:
@@ -309,6 +309,7 @@ class Driver:
         elif failure.kind == "unavailable":
             self._halt(UnavailableError(f"trial {number}: {failure.reason}"))
         else:
+            self._live(number).set_user_attr("tune", "ERROR")
             self._end(number, f"failed: {failure.reason}", failure)
         self._check_budgets()
 
