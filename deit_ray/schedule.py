@@ -1,11 +1,18 @@
 """Which trials to stop early: Ray Tune's schedulers, knowing a trial by its number and all that the study knows."""
 
 import math
-from types import SimpleNamespace
+from dataclasses import dataclass
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 
 from deit_ray.config import Experiment
+
+
+@dataclass(frozen=True)
+class Stub:
+    """All that a rule knows of a trial."""
+
+    trial_id: str
 
 
 class StudyScheduler(FIFOScheduler):
@@ -20,7 +27,7 @@ class StudyScheduler(FIFOScheduler):
         super().__init__()
         self.rule, self._metric = make_rule(experiment), experiment.search.metric
         self.controller, self.trials = None, {}
-        self.stubs: dict[int, SimpleNamespace] = {}
+        self.stubs: dict[int, Stub] = {}
         self.decisions: dict[int, dict[int, str]] = {}  # by number and epoch
 
     def __deepcopy__(self, memo):
@@ -35,7 +42,7 @@ class StudyScheduler(FIFOScheduler):
         if self.rule is None or not math.isfinite(value):
             return self.CONTINUE
         if number not in self.stubs:
-            self.stubs[number] = SimpleNamespace(trial_id=f"trial-{number:04d}")
+            self.stubs[number] = Stub(trial_id=f"trial-{number:04d}")
             self.rule.on_trial_add(None, self.stubs[number])
         if epoch not in decided:
             decided[epoch] = self.rule.on_trial_result(None, self.stubs[number], {"epoch": epoch, self._metric: value})
