@@ -32,14 +32,14 @@ def connected(address: str | None, verbose: bool, warn: Callable[[str], None]) -
     One of our own is stopped at the end. Ray is silent but for what a person must know, which goes to `warn`; `verbose`
     shows all it has to say.
     """
-    if ray.is_initialized():
-        yield
-        return
     on_head = BOOTSTRAP.expanduser().is_file()
     address = address or os.environ.get("RAY_ADDRESS") or ("auto" if on_head else "local")
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # what they would write is in the journals
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is ours
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial that is cancelled may have measured nothing yet
+    if ray.is_initialized():
+        yield
+        return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     printer = ray._private.worker.print_to_stdstream
     if not verbose:

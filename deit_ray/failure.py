@@ -1,11 +1,13 @@
 """How a trial failed: why, on which worker, at which step, and whether it was the trial's own fault."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import re
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import ray
@@ -146,10 +148,18 @@ def _worker_file(folder: str, rank: int) -> str:
     return storage.join(folder, f"worker-{rank}.json")
 
 
+@contextlib.contextmanager
+def keeping_traceback() -> Iterator[None]:
+    """In a worker: an exception takes its traceback along as text, which Ray Train does not hand on to the trial's process."""
+    try:
+        yield
+    except Exception as error:
+        error.worker_traceback = traceback.format_exc()
+        raise
+
+
 def _traceback_of(error: BaseException) -> str:
-    """The innermost traceback as text; Ray Train carries that of a worker as a string."""
-    carried = getattr(error, "_traceback_str", None)
-    return carried or "".join(traceback.format_exception(root_cause(error)))
+    return getattr(error, "worker_traceback", None) or "".join(traceback.format_exception(root_cause(error)))
 
 
 def _signature(text: str, cause: BaseException) -> str:

@@ -24,7 +24,7 @@ from deit_ray.journal import checkpoint_name, iterate_segments, step_of
 from deit_ray.load import dump_experiment
 from deit_ray.models.student import create_student
 from deit_ray.models.teacher import TeacherWeights, read_teacher
-from deit_ray.trial import Needs, Shared, Trial, make_trial, make_worklist, sweep
+from deit_ray.trial import SNAPSHOT, Needs, Shared, Trial, make_trial, make_worklist, sweep
 
 EXPERIMENT = "experiment.yaml"
 RUN = "run.json"
@@ -218,7 +218,7 @@ def run_trial(make, folder: str, on_result) -> dict[str, float]:
 def saved_steps(folder: str) -> list[int]:
     """The steps of a run's checkpoints that are whole, by Ray Train's own list, the latest last."""
     try:
-        known = json.loads(storage.read_bytes(storage.join(folder, "checkpoint_manager_snapshot.json")))
+        known = json.loads(storage.read_bytes(storage.join(folder, SNAPSHOT)))
     except FileNotFoundError:
         return []
     results = [*known["checkpoint_results"], *filter(None, [known["latest_checkpoint_result"]])]

@@ -13,11 +13,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import optuna
 import ray
 import ray.tune
 from optuna.trial import FrozenTrial, TrialState
+from ray import cloudpickle
 
 from deit_ray import cluster, report, storage
 from deit_ray.budget import exceeded
@@ -258,7 +260,8 @@ class Driver:
 
     def trainable(self) -> type:
         """What Tune runs for each trial."""
-        make = partial(make_trial, self.experiment, self.device, share(self.ready), ("val",))
+        splits = ("val", "test") if self.experiment.search.metric.startswith("test/") else ("val",)
+        make = partial(make_trial, self.experiment, self.device, share(self.ready), splits)
         return ray.tune.with_parameters(Trial, make=make)
 
     # what happens to trials, told by the Listener
@@ -292,7 +295,7 @@ class Driver:
             self._end(number, outcome)
         self._check_budgets()
 
-    def trial_failed(self, number: int, error: BaseException | None) -> None:
+    def trial_failed(self, number: int, error: BaseException) -> None:
         """It raised an error, or its process died."""
         self.live.discard(number)
         folder, cause = self.study.trial_folder(number), getattr(error, "cause", error)
@@ -492,9 +495,20 @@ class Listener(ray.tune.Callback):
     def on_trial_error(self, iteration, trials, trial, **info):
         number = trial.config["number"]
         with self.driver.guarding():
-            self.driver.trial_failed(number, trial.get_pickled_error())
+            self.driver.trial_failed(number, error_of(trial))
             if self.driver.study.trial(number).state.is_finished():  # one that goes on sweeps for itself
                 sweep_soon(trial.config["folder"])
+
+
+def error_of(trial) -> BaseException:
+    """What Tune says has ended a trial: the exception of its process, or that it died.
+
+    Raises:
+        RuntimeError: it was an error of Tune's own.
+    """
+    if trial.pickled_error_file is None:
+        raise RuntimeError(f"Ray Tune failed with trial {trial.config['number']}: {Path(trial.error_file).read_text()}")
+    return cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
 
 
 def sweep_soon(folder: str) -> None:

@@ -33,12 +33,13 @@ from deit_ray.data.blocks import Recipe
 from deit_ray.data.crop import Geometry
 from deit_ray.data.worklist import WorkList
 from deit_ray.errors import HopelessError, UnavailableError, UserError
-from deit_ray.failure import FAILURE, TrialFailed, describe_failure, root_cause, write_failure, write_worker
+from deit_ray.failure import FAILURE, TrialFailed, describe_failure, keeping_traceback, root_cause, write_failure, write_worker
 from deit_ray.journal import step_of
 from deit_ray.phase import show_phase
 
 STREAM_END_S = 5.0
 CANCEL_POLL_S = 1.0
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's name for it
 REPORT_POLL_S = "0.1"  # ray.train.report blocks until the controller polls: every 2 s by default
 
 
@@ -163,6 +164,8 @@ class Trainer(TorchTrainer):
         arguments["failure_policy"] = RetryUnlessHopeless(self.run_config.failure_config, self.run_config.callbacks[0])
         worker_group.placement_group = partial(placement_group, name=group_name(self.run))  # Ray gives it no name
         self.controller = TrainController(**arguments)
+        manager, folder = self.controller._checkpoint_manager, storage.join(self.run_config.storage_path, self.run_config.name)
+        manager._write_state_to_storage = lambda: write_snapshot(folder, manager._save_state())  # Ray's own leaves it torn when killed
         try:
             asyncio.run(self.controller.run())
         finally:
@@ -187,6 +190,11 @@ class Trainer(TorchTrainer):
             if provider is not None:
                 with contextlib.suppress(ray.exceptions.RayError):  # it died already, and its executions with it
                     ray.get(provider._dataset_manager.shutdown_data_executors.remote(), timeout=STREAM_END_S)
+
+
+def write_snapshot(folder: str, text: str) -> None:
+    """Writes Ray Train's list of a run's checkpoints, whole or not at all."""
+    storage.write_bytes(storage.join(folder, SNAPSHOT), text.encode())
 
 
 def run_of(folder: str) -> str:
@@ -318,7 +326,8 @@ def _run_worker(name: str, config: dict) -> None:
     from deit_ray import worker
 
     function, job = worker.WORKERS[name]
-    function(job(stream=batches, **config))
+    with keeping_traceback():
+        function(job(stream=batches, **config))
 
 
 class Trial(ray.tune.Trainable):
