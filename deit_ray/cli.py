@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -47,12 +47,36 @@ def data_prepare(
 
 
 @app.command()
-def train(experiment: Experiment, set: Set = [], address: Address = None, verbose: Verbose = False):  # noqa: B006
-    """Train one model."""
-    console, loaded = Console(), _load(experiment, set)
-    from deit_ray.run import train
+def train(
+    experiment: Annotated[str | None, typer.Argument(metavar="EXPERIMENT", help="an experiment file")] = None,
+    set: Set = [],  # noqa: B006
+    go_on: Annotated[str | None, typer.Option("--continue", metavar="RUN", help="go on with a run, or with a trial: STUDY/7")] = None,
+    epochs: Annotated[int | None, typer.Option(help="with --continue: train what has finished on, to so many epochs")] = None,
+    schedule: Annotated[
+        Literal["stretch", "hold"],
+        typer.Option(help="of the learning rate with --epochs: the cosine of all N epochs, or the rate stays at its minimum"),
+    ] = "stretch",
+    address: Address = None,
+    results: Annotated[str, typer.Option(help="with --continue: folder of the results")] = "results",
+    verbose: Verbose = False,
+):
+    """Train one model, or go on with one."""
+    if (experiment is None) == (go_on is None):
+        raise UserError("train: name either an experiment file or --continue RUN")
+    if go_on and set:
+        raise UserError("train: --set cannot change a run that exists; --epochs and --schedule can prolong it")
+    if experiment and epochs is not None:
+        raise UserError("train: --epochs belongs to --continue; for a new run use --set train.epochs=N")
+    console = Console()
+    if go_on:
+        from deit_ray.continuing import continue_run
 
-    run = train(loaded, address, console, verbose)
+        run = continue_run(go_on, epochs, schedule, results, address, console, verbose)
+    else:
+        loaded = _load(experiment, set)
+        from deit_ray.run import train
+
+        run = train(loaded, address, console, verbose)
     console.say(
         f"{run.name}: finished; {_metrics(run.metrics)}\n  {os.path.relpath(run.folder)}/model.safetensors",
         "bold green",

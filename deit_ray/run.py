@@ -21,7 +21,7 @@ from deit_ray.console import Console
 from deit_ray.data import shards
 from deit_ray.errors import Interrupted, UserError
 from deit_ray.journal import checkpoint_name, iterate_segments, step_of
-from deit_ray.load import dump_experiment
+from deit_ray.load import dump_experiment, load_experiment
 from deit_ray.models.student import create_student
 from deit_ray.models.teacher import TeacherWeights, read_teacher
 from deit_ray.origin import note_origin
@@ -30,6 +30,7 @@ from deit_ray.trial import FAILURE, Needs, Shared, Trial, make_trial, make_workl
 EXPERIMENT = "experiment.yaml"
 RUN = "run.json"  # a run that has finished has it
 JOURNAL = "journal"
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's own list of checkpoints
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,21 @@ def results_of(folder: str) -> str:
     """The results folder that a run's, study's or trial's folder stands in."""
     parent, _, last = folder.rpartition("/")
     return parent.rpartition("/")[0] if last.startswith("trial-") else parent
+
+
+def experiment_of(folder: str) -> Experiment:
+    """The experiment of a run's, study's or trial's folder, its results being where the folder is now: folders are moved."""
+    uri = storage.join(folder, EXPERIMENT)
+    if storage.is_local(uri):
+        experiment = load_experiment(storage.local_path(uri))
+    else:
+        with tempfile.TemporaryDirectory(prefix="deit_ray-") as local:
+            path = Path(local) / EXPERIMENT
+            path.write_bytes(storage.read_bytes(uri))
+            experiment = load_experiment(path)
+    if storage.absolute(experiment.results.uri) == results_of(folder):
+        return experiment
+    return experiment.with_overrides({"results.uri": results_of(folder)})
 
 
 def new_folder(experiment: Experiment, comment: str = "") -> str:
@@ -300,7 +316,7 @@ def run_trial(make, folder: str, on_result) -> dict[str, float]:
 def saved_steps(folder: str) -> list[int]:
     """The steps of a run's checkpoints that are whole, by Ray Train's own list, the latest last."""
     try:
-        known = json.loads(storage.read_bytes(storage.join(folder, "checkpoint_manager_snapshot.json")))
+        known = json.loads(storage.read_bytes(storage.join(folder, SNAPSHOT)))
     except FileNotFoundError:
         return []
     results = [*known["checkpoint_results"], *filter(None, [known["latest_checkpoint_result"]])]
