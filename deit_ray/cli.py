@@ -125,7 +125,13 @@ def status(
 
 
 @app.command()
-def best(study: Annotated[str, typer.Argument(metavar="STUDY")], results: Results = "results"):
+def best(
+    study: Annotated[str, typer.Argument(metavar="STUDY")],
+    verify: Annotated[bool, typer.Option("--verify", help="evaluate the weights anew and compare; exit status 1 if they differ")] = False,
+    address: Address = None,
+    results: Results = "results",
+    verbose: Verbose = False,
+):
     """Write the best configuration of a study as an experiment file, and its weights."""
     from deit_ray.study import Study
 
@@ -134,6 +140,45 @@ def best(study: Annotated[str, typer.Argument(metavar="STUDY")], results: Result
     config, model = found.save_best()
     Console().say(f"{found.name}: trial {trial.number}, {found.experiment.search.metric} {trial.value:.4f}\n"
                   f"  {os.path.relpath(config)}\n  {os.path.relpath(model)}")  # fmt: skip
+    if verify:
+        from deit_ray.predict import verify_best
+
+        console = Console()
+        verified = verify_best(found, address, console, verbose)
+        console.say(
+            f"evaluated anew on {verified.device}: {verified.metric} {verified.evaluated:.6f}, "
+            f"recorded {verified.recorded:.6f}, difference {verified.difference:g}",
+            "bold green" if verified.holds else "bold red",
+        )
+        raise typer.Exit(0 if verified.holds else 1)
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="a study, run or trial (STUDY/7), or an experiment file")],
+    b: Annotated[str, typer.Argument(metavar="B")],
+    results: Results = "results",
+):
+    """Say why two runs differ: settings, code, packages, data and machine."""
+    from deit_ray.compare import compare, show_difference
+
+    Console().out.print(show_difference(compare(a, b, results)))
+
+
+@app.command()
+def reproduce(
+    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="a trial (STUDY/7) or run")],
+    address: Address = None,
+    results: Results = "results",
+    verbose: Verbose = False,
+):
+    """Train a trial again and compare every metric; the exit status is 0 if all are equal."""
+    from deit_ray.compare import reproduce, show_reproduction
+
+    console = Console()
+    found = reproduce(trial, results, address, console, verbose)
+    console.out.print(show_reproduction(found))
+    raise typer.Exit(0 if found.same else 1)
 
 
 @app.command()

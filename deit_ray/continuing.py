@@ -12,7 +12,7 @@ from deit_ray.console import Console
 from deit_ray.data import shards
 from deit_ray.errors import UserError
 from deit_ray.journal import JournalWriter, checkpoint_name, iterate_segments
-from deit_ray.origin import read_origins
+from deit_ray.origin import check_same_data
 from deit_ray.run import (
     JOURNAL,
     RUN,
@@ -61,7 +61,7 @@ def continue_run(
     if storage.exists(storage.join(folder, DATABASE)):
         raise UserError(f"{name}: is a study; go on with: deit-ray tune --resume {posixpath.basename(folder)}, or name one of its trials")
     finished = _has_ended(folder, results_of(folder))
-    _check_data(folder, experiment)
+    check_same_data(folder, experiment, shards.read_manifest(experiment.data.uri))
     if not finished:
         if epochs is not None:
             raise UserError(f"{name}: --epochs {epochs}: it was interrupted before its {experiment.train.epochs} epochs were over; "
@@ -97,15 +97,6 @@ def _has_ended(folder: str, results: str) -> bool:
     if trials[number].state in (TrialState.RUNNING, TrialState.WAITING):
         raise UserError(f"{study}/{number}: has not ended; its study goes on with: deit-ray tune --resume {study}")
     return True
-
-
-def _check_data(folder: str, experiment: Experiment) -> None:
-    """The images must be those that the run has seen so far."""
-    origins = read_origins(folder) or read_origins(folder.rpartition("/")[0])
-    now = shards.read_manifest(experiment.data.uri).fingerprint
-    if origins and origins[-1]["data"]["fingerprint"] != now:
-        raise UserError(f"data.uri: {experiment.data.uri}: the data set has changed since {name_of(folder)} was trained on it "
-                        f"(fingerprint {now[:12]}, then {origins[-1]['data']['fingerprint'][:12]}); restore it, or train anew")  # fmt: skip
 
 
 def _last_checkpoint(folder: str) -> tuple[int, int]:

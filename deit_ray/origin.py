@@ -17,6 +17,7 @@ import ray
 from deit_ray import storage
 from deit_ray.config import Experiment
 from deit_ray.data import shards
+from deit_ray.errors import UserError
 
 ORIGIN = "origin.json"
 PACKAGE = Path(__file__).parent
@@ -62,6 +63,24 @@ def read_origins(folder: str) -> list[dict]:
         return json.loads(storage.read_bytes(storage.join(folder, ORIGIN)))
     except FileNotFoundError:
         return []
+
+
+def origin_of(folder: str | None) -> dict | None:
+    """What made a run last, where it was noted; a trial's origin is its study's."""
+    entries = folder and (read_origins(folder) or read_origins(folder.rpartition("/")[0]))
+    return entries[-1] if entries else None
+
+
+def check_same_data(folder: str, experiment: Experiment, manifest: shards.Manifest) -> None:
+    """The images must be those that the run in a folder was trained on.
+
+    Raises:
+        UserError: they have changed.
+    """
+    origin = origin_of(folder)
+    if origin and origin["data"]["fingerprint"] != manifest.fingerprint:
+        raise UserError(f"data.uri: {experiment.data.uri}: the data set has changed since {folder} was trained on it "
+                        f"(fingerprint {manifest.fingerprint[:12]}, then {origin['data']['fingerprint'][:12]})")  # fmt: skip
 
 
 def describe_code() -> dict:

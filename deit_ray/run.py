@@ -108,6 +108,8 @@ def find_run(name: str, results: str) -> str:
     Raises:
         UserError: there is none; it says what there is.
     """
+    if "/" in name and storage.exists(storage.join(name, EXPERIMENT)):
+        return storage.absolute(name.rstrip("/"))
     parent, _, last = name.rstrip("/").rpartition("/")
     trial = re.fullmatch(r"(?:trial-)?(\d+)", last)
     if parent and trial:
