@@ -84,6 +84,15 @@ def train(
 
 
 @app.command()
+def plan(experiment: Experiment, set: Set = [], address: Address = None):  # noqa: B006
+    """Say what a study or run would take; nothing is started."""
+    loaded = _load(experiment, set)
+    from deit_ray.plan import plan, show_plan
+
+    Console().out.print(show_plan(plan(loaded, address)))
+
+
+@app.command()
 def tune(
     experiment: Annotated[str | None, typer.Argument(metavar="EXPERIMENT")] = None,
     set: Set = [],  # noqa: B006
