@@ -53,9 +53,9 @@ def train(
     go_on: Annotated[str | None, typer.Option("--continue", metavar="RUN", help="go on with a run, or with a trial: STUDY/7")] = None,
     epochs: Annotated[int | None, typer.Option(help="with --continue: train what has finished on, to so many epochs")] = None,
     schedule: Annotated[
-        Literal["stretch", "hold"],
-        typer.Option(help="of the learning rate with --epochs: the cosine of all N epochs, or the rate stays at its minimum"),
-    ] = "stretch",
+        Literal["stretch", "hold"] | None,
+        typer.Option(help="of the learning rate with --epochs: the cosine of all N epochs (default), or it stays at its minimum"),
+    ] = None,
     address: Address = None,
     results: Annotated[str, typer.Option(help="with --continue: folder of the results")] = "results",
     verbose: Verbose = False,
@@ -65,13 +65,15 @@ def train(
         raise UserError("train: name either an experiment file or --continue RUN")
     if go_on and set:
         raise UserError("train: --set cannot change a run that exists; --epochs and --schedule can prolong it")
+    if schedule and epochs is None:
+        raise UserError(f"train: --schedule {schedule} says how to go on with --continue RUN --epochs N; name both")
     if experiment and epochs is not None:
         raise UserError("train: --epochs belongs to --continue; for a new run use --set train.epochs=N")
     console = Console()
     if go_on:
         from deit_ray.continuing import continue_run
 
-        run = continue_run(go_on, epochs, schedule, results, address, console, verbose)
+        run = continue_run(go_on, epochs, schedule or "stretch", results, address, console, verbose)
     else:
         loaded = _load(experiment, set)
         from deit_ray.run import train

@@ -15,14 +15,13 @@ from rich.text import Text
 from deit_ray import storage
 from deit_ray.config import Experiment
 from deit_ray.console import Console
-from deit_ray.data import shards
 from deit_ray.errors import UserError
 from deit_ray.journal import iterate_segments
 from deit_ray.load import load_experiment
 from deit_ray.origin import origin_of, read_origins
-from deit_ray.run import JOURNAL, experiment_of, find_run, measured, name_of, new_folder, results_of, train_in
+from deit_ray.run import JOURNAL, experiment_of, find_run, measured, name_of, new_folder, results_of, steps_per_epoch, train_in
 from deit_ray.study import DATABASE, Study
-from deit_ray.trial import FAILURE, make_worklist
+from deit_ray.trial import FAILURE
 
 CLOCK = ("perf/", "cost/")  # metrics that depend on the clock
 Pair = tuple[Any, Any]
@@ -177,12 +176,11 @@ def reproduce(
         source = name_of(origins[-1]["continues"]["folder"])
         raise UserError(f"{name}: continues {source}, so it cannot be had again in one go; reproduce {source} and continue that")
     experiment = experiment_of(folder)
-    steps_per_epoch = make_worklist(experiment, shards.read_manifest(experiment.data.uri), experiment.data.uri, ()).steps_per_epoch
-    last = max((step for _, step in then), default=0)
-    epochs = math.ceil(last / steps_per_epoch)
-    if storage.exists(storage.join(folder, FAILURE)) and epochs * steps_per_epoch > last:
-        epochs = last // steps_per_epoch  # the epoch in which it failed would fail again
-        last = epochs * steps_per_epoch
+    last, per_epoch = max((step for _, step in then), default=0), steps_per_epoch(experiment)
+    epochs = math.ceil(last / per_epoch)
+    if storage.exists(storage.join(folder, FAILURE)) and last % per_epoch:
+        epochs = last // per_epoch  # the epoch in which it failed would fail again
+        last = epochs * per_epoch
     if not epochs:
         raise UserError(f"{name}: has measured nothing, so there is nothing to compare with")
     again = experiment.with_overrides(
@@ -195,7 +193,8 @@ def reproduce(
     splits = ("val", *{"test" for metric, _ in then if metric.startswith("test/")})
     trained = train_in(lambda e: new_folder(e, f"{name_of(folder)} once more."), again, address, console, verbose, splits)
     now = points_of(trained.folder)
-    if ("epoch", last) not in then:  # it stopped before an evaluation that its repetition, ending here, makes
+    if all(step < last or metric.startswith("train/") for metric, step in then):
+        # it stopped before an evaluation that its repetition, which ends there, makes
         now = {key: value for key, value in now.items() if key[1] < last or key[0].startswith("train/")}
     difference = compare(folder, trained.folder, results)
     return Reproduction((name_of(folder), trained.name), last, **compare_points(then, now, last), difference=difference)

@@ -20,11 +20,11 @@ from deit_ray.run import (
     TrainedRun,
     experiment_of,
     find_run,
-    measured,
     name_of,
     new_folder,
     results_of,
     saved_steps,
+    steps_per_epoch,
     train_in,
 )
 from deit_ray.study import DATABASE, Study
@@ -67,7 +67,8 @@ def continue_run(
             raise UserError(f"{name}: --epochs {epochs}: it was interrupted before its {experiment.train.epochs} epochs were over; "
                             f"finish it first: deit-ray train --continue {name}")  # fmt: skip
         return train_in(lambda _: folder, experiment, address, console, verbose)
-    step, reached = _last_checkpoint(folder)
+    step = _last_checkpoint(folder)
+    reached = step // steps_per_epoch(experiment)
     if epochs is None:
         raise UserError(f"{name}: has ended, at epoch {reached}; say how far it shall go: --epochs N, above {reached}")
     if epochs <= reached:
@@ -99,12 +100,12 @@ def _has_ended(folder: str, results: str) -> bool:
     return True
 
 
-def _last_checkpoint(folder: str) -> tuple[int, int]:
-    """Step and epoch of a run's latest checkpoint."""
+def _last_checkpoint(folder: str) -> int:
+    """The step of a run's latest checkpoint."""
     steps = saved_steps(folder)
     if not steps or not all(storage.exists(storage.join(folder, checkpoint_name(s))) for s in steps):
         raise UserError(f"{name_of(folder)}: its checkpoints are not kept, so there is nothing to go on from; looked in {folder}")
-    return steps[-1], int(measured(folder, "epoch")[steps[-1]])
+    return steps[-1]
 
 
 def _copy_run(source: str, step: int, schedule: Schedule, experiment: Experiment) -> str:

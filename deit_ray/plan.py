@@ -19,7 +19,7 @@ from deit_ray.config import Distillation, Experiment
 from deit_ray.errors import UserError
 from deit_ray.journal import iterate_segments
 from deit_ray.origin import origin_of
-from deit_ray.run import EXPERIMENT, JOURNAL, check, check_fits, experiment_of
+from deit_ray.run import EXPERIMENT, JOURNAL, Ready, check, check_fits, experiment_of
 from deit_ray.search import _optuna_distribution, make_sampler
 from deit_ray.study import _contains
 from deit_ray.trial import Needs, make_worklist
@@ -96,9 +96,13 @@ def plan(experiment: Experiment, address: str | None = None) -> Plan:
     Raises:
         UserError: the experiment could not run.
     """
-    search = experiment.search
     ready = check(experiment)
-    resources, where = resources_of(experiment, address)
+    return reckon(ready, *resources_of(experiment, address))
+
+
+def reckon(ready: Ready, resources: dict[str, float], where: str) -> Plan:
+    """The plan of an experiment on such resources; `where` says whose they are."""
+    experiment, search = ready.experiment, ready.experiment.search
     device = check_fits(experiment, resources)
     needs, trials = Needs.of(experiment, device), search.trials if search.space else 1
     fit = needs.fit(resources)
@@ -256,10 +260,12 @@ def _time(found: Plan) -> str:
     if found.rate is None:
         return "not known: no run of such a student has been measured here; give the speed of one worker by cost.images_per_s"
     unit = "GPU-hours" if found.device == "cuda" else "CPU-worker-hours"
-    return (
-        f"{found.worker_hours:.3g} {unit} of training, {found.hours:.3g} hours; {found.rate.images_per_s:.0f} images/s a worker "
-        f"({found.rate.source}); starts and evaluations come on top"
-    )
+    speed = f"{found.rate.images_per_s:.0f} images/s a worker ({found.rate.source})"
+    return f"{found.worker_hours:.3g} {unit} of training, which take {_duration(found.hours)}; {speed}; starts and evaluations on top"
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.3g} hours" if hours >= 1 else f"{60 * hours:.3g} min"
 
 
 def _money(found: Plan) -> str:

@@ -325,6 +325,10 @@ def saved_steps(folder: str) -> list[int]:
     return sorted({step_of(result["checkpoint_dir_name"]) for result in results})
 
 
+def steps_per_epoch(experiment: Experiment) -> int:
+    return make_worklist(experiment, shards.read_manifest(experiment.data.uri), experiment.data.uri, ()).steps_per_epoch
+
+
 def measured(folder: str, name: str) -> dict[int, float]:
     """A metric's values by step, from the run's journal."""
     segments = iterate_segments(storage.join(folder, JOURNAL), 0)

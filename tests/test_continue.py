@@ -11,23 +11,20 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState
 from safetensors.torch import load_file
 
 from deit_ray import run
+from deit_ray.compare import points_of
 from deit_ray.continuing import continue_run, lengthen
 from deit_ray.errors import UserError
-from deit_ray.journal import iterate_segments
 from deit_ray.load import dump_experiment, load_experiment
 from deit_ray.models.optim import effective_lr, lr_at
 from deit_ray.origin import read_origins
+from deit_ray.study import Study
 
 PLAIN = {"distillation.kind": "none", "train.log_every": 1, "optim.warmup_epochs": 1, "student.depth": 1}
-
-
-def measured(folder: str) -> dict:
-    """The journal without what depends on the clock."""
-    points = [p for points in iterate_segments(f"{folder}/journal", 0) for p in points]
-    return {(p.name, p.step): p.value for p in points if not p.name.startswith("perf/")}
 
 
 @pytest.mark.cluster
@@ -40,16 +37,20 @@ def test_a_run_that_goes_on_equals_one_that_never_stopped(ray_cluster, experimen
     further = continue_run("half", 4, "hold", results)
     assert further.name == "half-1-1"
     assert {path: path.read_bytes() for path in Path(half.folder).rglob("*") if path.is_file()} == before
-    expected = measured(whole.folder)
-    tested = {key: value for key, value in measured(half.folder).items() if key[0].startswith("test/")}
+    expected = points_of(whole.folder)
+    tested = {key: value for key, value in points_of(half.folder).items() if key[0].startswith("test/")}
     assert len(expected) > 4 * 20 * 2
     assert {step for _, step in tested} == {40}  # what a run of two epochs says of the test images at its end
-    assert measured(further.folder) == expected | tested
+    assert points_of(further.folder) == expected | tested
     a, b = (load_file(f"{trained.folder}/model.safetensors") for trained in (whole, further))
     assert all((a[name] == b[name]).all() for name in a)
     assert load_experiment(f"{further.folder}/experiment.yaml").train.epochs == 4
     assert read_origins(further.folder)[-1]["continues"] == {"folder": half.folder, "step": 40, "schedule": "hold"}
     assert "continues" not in read_origins(half.folder)[-1]
+    client = mlflow.MlflowClient(f"sqlite:///{results}/mlflow.db")
+    found = client.search_runs([client.get_experiment_by_name("deit_ray").experiment_id], "run_name = 'half-1-1'")
+    curve = client.get_metric_history(found[0].info.run_id, "train/loss")
+    assert [(p.step, p.value) for p in curve] == [(step, expected["train/loss", step]) for step in range(1, 81)]
     with pytest.raises(UserError, match=r"half-1: --epochs 2: it has 2 epochs already; allowed: above 2"):
         continue_run("half-1", 2, results=results)
     with pytest.raises(UserError, match=r"half: has ended, at epoch 2; say how far it shall go: --epochs N, above 2"):
@@ -57,6 +58,27 @@ def test_a_run_that_goes_on_equals_one_that_never_stopped(ray_cluster, experimen
     shutil.rmtree(f"{half.folder}/step-00000040")
     with pytest.raises(UserError, match=r"half-1: its checkpoints are not kept"):
         continue_run("half", 4, results=results)
+
+
+@pytest.mark.cluster
+def test_a_trial_that_was_stopped_early_goes_on_as_if_it_had_not_been(ray_cluster, experiment):
+    keys = PLAIN | {"train.epochs": 3, "search.space": {"optim.lr": {"choice": [0.001]}}, "search.grace_epochs": 1, "name": "stopped"}
+    study = Study.create(experiment("digits_student", keys))
+    study.optuna.enqueue_trial({"optim.lr": 0.001})
+    trial = study.optuna.ask({"optim.lr": CategoricalDistribution([0.001])})
+    own = study.trial_experiment(trial.params)
+    run.train_in(lambda _: study.trial_folder(0), own.with_overrides({"train.epochs": 1, "optim.schedule_epochs": 3}), splits=("val",))
+    Path(study.trial_folder(0), "experiment.yaml").write_text(dump_experiment(own))  # as a study writes it, before it stops the trial
+    results = str(Path(study.folder).parent)
+    with pytest.raises(UserError, match=r"stopped-1/0: has not ended; its study goes on with: deit-ray tune --resume stopped-1"):
+        continue_run("stopped/0", 3, results=results)
+    study.optuna.tell(trial, state=TrialState.PRUNED)
+    further = continue_run("stopped/0", 3, "hold", results)
+    assert further.name == "stopped-1-trial-0000-1"
+    whole = run.train(own.with_overrides({"name": "whole"}))
+    assert points_of(further.folder) == points_of(whole.folder)
+    with pytest.raises(UserError, match=r"stopped: is a study; go on with: deit-ray tune --resume stopped-1, or name one of its trials"):
+        continue_run("stopped", 3, results=results)
 
 
 def test_the_policies_of_the_schedule(experiment):
@@ -95,7 +117,7 @@ def test_an_interrupted_run_goes_on_in_place(experiment, tmp_path):
     assert rest.returncode == 0, rest.stderr
     assert "epoch   1/6" not in rest.stdout  # it did not begin again
     assert json.loads((folder / "run.json").read_text())["outcome"] == "finished"
-    assert {step for name, step in measured(str(folder)) if name == "val/top1"} == set(range(20, 121, 20))
+    assert {step for name, step in points_of(str(folder)) if name == "val/top1"} == set(range(20, 121, 20))
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/results/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("deit_ray").experiment_id])
     assert [found.data.tags["outcome"] for found in runs] == ["finished"]

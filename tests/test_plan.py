@@ -1,6 +1,7 @@
 """What a plan says is what the study then does, and it starts nothing."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from deit_ray.errors import UserError
 from deit_ray.journal import JournalWriter
 from deit_ray.load import dump_experiment
 from deit_ray.origin import note_origin
-from deit_ray.plan import changed_settings, plan, rate_of, resources_of, show_plan
+from deit_ray.plan import changed_settings, plan, rate_of, reckon, resources_of, show_plan
 from deit_ray.search import StudySearcher
 from deit_ray.study import Study
 
@@ -73,17 +74,16 @@ def test_the_sums(experiment):
     assert (sizes.steps, sizes.samples) == (28 * 26, 28 * 1280)
 
 
-def test_money_and_gpu_hours_where_there_are_gpus(experiment, monkeypatch):
-    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", json.dumps({"CPU": 16, "GPU": 8}))
+def test_money_and_gpu_hours_where_there_are_gpus(experiment):
     exp = experiment("digits_student", SEARCH | {"train.workers": 2, "cost.images_per_s": 100.0, "cost.per_gpu_hour": 2.5})
-    found = plan(exp)
+    found = reckon(run.check(exp), {"CPU": 16, "GPU": 8}, "the cluster")
     assert (found.device, found.fit, found.concurrent) == ("cuda", 4, 4)
     # the GPU-hours are the samples over the speed of one worker, however many workers share them
     assert found.money == pytest.approx(28 * 20 * 64 / 100 / 3600 * 2.5)
     assert found.hours == pytest.approx(2 * found.worker_hours / 7 / 2)  # two rounds of four, two workers each
     assert "GPU-hours of training" in text_of(show_plan(found))
     unpriced = exp.with_overrides({"cost.per_gpu_hour": None})
-    assert "give the price by cost.per_gpu_hour" in text_of(show_plan(plan(unpriced)))
+    assert "give the price by cost.per_gpu_hour" in text_of(show_plan(reckon(run.check(unpriced), {"CPU": 16, "GPU": 8}, "the cluster")))
 
 
 def test_the_rate_is_that_of_the_newest_run_of_its_like(experiment):
@@ -121,10 +121,9 @@ def test_budgets_and_settings_are_shown(experiment):
     assert not any(value is None for value in settings.values())
 
 
-def test_what_could_not_run_is_refused(experiment, monkeypatch):
-    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", json.dumps({"CPU": 4}))
-    with pytest.raises(UserError, match=r"8 workers x \(0.75 training \+ 0.25 stream\) CPUs = 8 CPUs, but the cluster has 4 CPUs"):
-        plan(experiment("digits_student", SEARCH | {"train.workers": 8}))
+def test_what_could_not_run_is_refused(experiment):
+    with pytest.raises(UserError, match=r"32 workers x \(3 training \+ 0.25 stream\) CPUs = 104 CPUs, but the cluster has"):
+        plan(experiment("digits_student", SEARCH | {"train.workers": 32, "train.cpus_per_worker": 3.0}))
     with pytest.raises(UserError, match="no model named"):
         plan(experiment("digits_student", PLAIN | {"student.model": "deit_tny"}))
 
@@ -132,8 +131,10 @@ def test_what_could_not_run_is_refused(experiment, monkeypatch):
 def test_the_command_starts_nothing(experiment, tmp_path):
     (tmp_path / "one.yaml").write_text(dump_experiment(experiment("digits_student", PLAIN)))
     command = [sys.executable, "-m", "deit_ray.cli", "plan", tmp_path / "one.yaml", "--set", "train.epochs=5"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    resources = {"RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": 5, "GPU": 1})}  # Ray's own way to tell a node what it has
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=os.environ | resources | {"COLUMNS": "200"})
     assert done.returncode == 0, done.stderr
+    assert "1 fit, 1 will run: this machine has 5 CPUs and 1 GPUs" in done.stdout
     assert "1 trial x 5 epochs" in done.stdout
     assert "started" not in done.stderr.lower()
     assert not (tmp_path / "results").exists()
