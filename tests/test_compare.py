@@ -1,6 +1,7 @@
 """What differs between runs, whether one can be had again, and whether the best model scores what was recorded."""
 
 import copy
+import dataclasses
 import json
 import shutil
 import sys
@@ -14,7 +15,7 @@ from deit_ray.cli import main
 from deit_ray.compare import compare, compare_origins, compare_points, reproduce, show_difference, show_reproduction
 from deit_ray.errors import UserError
 from deit_ray.load import dump_experiment
-from deit_ray.origin import describe_code, note_origin, read_origins
+from deit_ray.origin import check_same_data, describe_code, note_origin, read_origins
 from deit_ray.predict import verify_best
 from deit_ray.search import tune
 from deit_ray.study import Study
@@ -30,7 +31,7 @@ def text_of(shown) -> str:
 
 
 @pytest.mark.cluster
-def test_a_run_can_be_had_again_and_what_was_changed_is_found(ray_cluster, experiment):
+def test_a_run_can_be_had_again_and_what_was_changed_is_found(ray_cluster, experiment, monkeypatch, capsys):
     first = run.train(experiment("digits_student", PLAIN | {"name": "first"}))
     results = str(Path(first.folder).parent)
     again = reproduce("first", results)
@@ -51,9 +52,11 @@ def test_a_run_can_be_had_again_and_what_was_changed_is_found(ray_cluster, exper
     place = next(i for i, (name, _, step, _) in enumerate(lines) if (name, step) == ("train/loss", 5))
     was, lines[place][1] = lines[place][1], 1.5
     segment.write_text("\n".join(json.dumps(line) for line in lines))
-    found = reproduce("first-1", results)
-    assert not found.same
-    assert (found.differing, found.first) == (1, ("train/loss", 5, 1.5, was))
+    monkeypatch.setattr(sys, "argv", ["deit-ray", "reproduce", "first-1", "--results", results])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1
+    assert f"1 differ, first train/loss at step 5: 1.5 then, {was!r} now" in capsys.readouterr().out
 
     # settings, by dotted key; an experiment file has no more than them
     other = run.new_folder(experiment("digits_student", PLAIN | {"name": "other", "optim.lr": 0.5}))
@@ -79,6 +82,10 @@ def test_the_best_model_scores_what_was_recorded(ray_cluster, experiment, monkey
     assert verified.holds
     assert verified.difference == 0
     results = str(Path(study.folder).parent)
+
+    difference = compare("tuned", f"tuned/{study.best().number}", results)
+    assert difference.settings.keys() >= {"search.space.optim.lr", "search.space.train.batch_size"}
+    assert {best for best, _ in difference.values} == {study.best().value}
 
     # a model that is not the one: the other trial's weights; through the command line, as a person would
     best = study.best().number
@@ -133,6 +140,16 @@ def test_origins_are_noted_once_and_their_differences_named(experiment, digits, 
     assert found["data"] == {"fingerprint": (manifest.fingerprint, "other")}
     assert found["code"]["commit"] == (first["code"]["commit"], "abc")
     assert "++a line" in found["patch"].splitlines()
+
+
+def test_images_that_have_changed_are_refused(experiment, tmp_path):
+    exp = experiment("digits_student", PLAIN)
+    manifest = run.check(exp).manifest
+    check_same_data(str(tmp_path), exp, manifest)  # nothing was noted, so nothing is known
+    note_origin(str(tmp_path), exp, manifest, "cpu")
+    check_same_data(str(tmp_path), exp, manifest)
+    with pytest.raises(UserError, match=r"the data set has changed since .* \(fingerprint changed, then [0-9a-f]{12}\)"):
+        check_same_data(str(tmp_path), exp, dataclasses.replace(manifest, fingerprint="changed"))
 
 
 def test_the_code_of_a_repository_is_known_by_commit_and_changes():

@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 from safetensors.torch import load_file
 
 from deit_ray import run
+from deit_ray.cli import main
 from deit_ray.compare import points_of
 from deit_ray.continuing import continue_run, lengthen
 from deit_ray.errors import UserError
@@ -123,6 +124,25 @@ def test_an_interrupted_run_goes_on_in_place(experiment, tmp_path):
     assert [found.data.tags["outcome"] for found in runs] == ["finished"]
     steps = [point.step for point in client.get_metric_history(runs[0].info.run_id, "train/loss")]
     assert steps == list(range(1, 121))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "train: name either an experiment file or --continue RUN"),
+        (["x.yaml", "--epochs", "3"], "train: --epochs belongs to --continue; for a new run use --set train.epochs=N"),
+        (["--continue", "x", "--schedule", "hold"], "name both"),
+        (["--continue", "x", "--set", "optim.lr=1"], "train: --set cannot change a run that exists"),
+        (["--continue", "x"], "x: no such run, study or trial in results; there are: none"),
+    ],
+)
+def test_wrong_commands_say_what_is_allowed(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["deit-ray", "train", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1
+    assert message in capsys.readouterr().err
 
 
 def test_an_unknown_run_is_answered_with_what_there_is(experiment, tmp_path):
