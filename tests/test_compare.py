@@ -12,7 +12,7 @@ from rich.console import Console
 
 from deit_ray import run
 from deit_ray.cli import main
-from deit_ray.compare import compare, compare_origins, compare_points, reproduce, show_difference, show_reproduction
+from deit_ray.compare import compare, compare_origins, compare_points, points_of, reproduce, show_difference, show_reproduction
 from deit_ray.errors import UserError
 from deit_ray.load import dump_experiment
 from deit_ray.origin import check_same_data, describe_code, note_origin, read_origins
@@ -34,29 +34,24 @@ def text_of(shown) -> str:
 def test_a_run_can_be_had_again_and_what_was_changed_is_found(ray_cluster, experiment, monkeypatch, capsys):
     first = run.train(experiment("digits_student", PLAIN | {"name": "first"}))
     results = str(Path(first.folder).parent)
-    again = reproduce("first", results)
-    assert again.same
-    assert again.names == ("first-1", "first-1-again-1")
-    assert again.equal > 2 * 20 // 5 * 2
-    assert again.step == 40
-    assert again.difference.known
-    assert not again.difference.code
-    shown = text_of(show_reproduction(again))
-    assert f"{again.equal} of {again.equal} metric points up to step 40 equal those of first-1" in shown
-    assert "code, packages, data and machine are the same" in shown
     assert "nothing differs" in text_of(show_difference(compare("first", first.folder, results)))
 
-    # a point of the past that is not what the code gives: found, with both values
+    # one point of the past is not what the code gives: it alone is found, with both values
     segment = Path(first.folder) / "journal" / "000000.jsonl"
     lines = [json.loads(line) for line in segment.read_text().splitlines()]
     place = next(i for i, (name, _, step, _) in enumerate(lines) if (name, step) == ("train/loss", 5))
     was, lines[place][1] = lines[place][1], 1.5
     segment.write_text("\n".join(json.dumps(line) for line in lines))
-    monkeypatch.setattr(sys, "argv", ["deit-ray", "reproduce", "first-1", "--results", results])
+    points = len(points_of(first.folder))
+    assert points > 2 * 20 // 5 * 2
+    monkeypatch.setattr(sys, "argv", ["deit-ray", "reproduce", "first", "--results", results])
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 1
-    assert f"1 differ, first train/loss at step 5: 1.5 then, {was!r} now" in capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"first-1-again-1: {points - 1} of {points} metric points up to step 40 equal those of first-1" in shown
+    assert f"1 differ, first train/loss at step 5: 1.5 then, {was!r} now" in shown
+    assert "code, packages, data and machine are the same" in shown
 
     # settings, by dotted key; an experiment file has no more than them
     other = run.new_folder(experiment("digits_student", PLAIN | {"name": "other", "optim.lr": 0.5}))
@@ -112,6 +107,7 @@ def test_a_trial_that_was_stopped_early_is_had_again_as_far_as_it_came(ray_clust
     _write(trained.folder, study.trial_experiment({"optim.lr": 0.002}))  # as its study wrote it; one epoch of three is what it did
     found = reproduce("stopped-1/0", str(Path(study.folder).parent))
     assert found.same
+    assert f"{found.equal} of {found.equal} metric points" in text_of(show_reproduction(found))
     assert (found.names, found.step) == (("stopped-1/trial-0000", "stopped-1-trial-0000-again-1"), 20)
 
 
