@@ -17,6 +17,7 @@ app.add_typer(data_app, name="data")
 Experiment = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="an experiment file")]
 Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="replace a value of the file")]
 Address = Annotated[str | None, typer.Option(help="of a Ray cluster; by default RAY_ADDRESS, or a Ray of its own")]
+OnHead = Annotated[str | None, typer.Option(help="of a Ray cluster, on whose head it looks for the study; by default here")]
 Results = Annotated[str, typer.Option(help="folder of the results")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="show Ray's output and tracebacks")]
 
@@ -98,7 +99,9 @@ def plan(experiment: Experiment, set: Set = [], address: Address = None):  # noq
 def tune(
     experiment: Annotated[str | None, typer.Argument(metavar="EXPERIMENT")] = None,
     set: Set = [],  # noqa: B006
-    resume: Annotated[str | None, typer.Option(metavar="STUDY", help="go on with a study that was interrupted")] = None,
+    resume: Annotated[str | None, typer.Option(metavar="STUDY", help="go on with a study")] = None,
+    trials: Annotated[str | None, typer.Option(metavar="+N", help="with --resume: so many trials more")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="with --resume: only say what would be done")] = False,
     address: Address = None,
     results: Results = "results",
     verbose: Verbose = False,
@@ -106,13 +109,27 @@ def tune(
     """Run a study: search for the best configuration."""
     if (experiment is None) == (resume is None):
         raise UserError("tune: name either an experiment file or --resume STUDY")
-    if resume and set:
-        raise UserError("tune: --set cannot change a study that exists; it goes on as it was started")
-    console, loaded = Console(), _load(experiment, set) if experiment else None
+    if (trials or dry_run) and not resume:
+        raise UserError("tune: --trials and --dry-run go with --resume STUDY; for a new study: --set search.trials=N")
+    if trials and not (trials.startswith("+") and trials[1:].isdigit()):
+        raise UserError(f"tune: --trials {trials}: must be +N, so many trials more, such as +20")
+    console = Console()
+    from deit_ray.search import dry_run as show
     from deit_ray.search import tune
 
+    amend = _overrides(set)
+    if resume and trials:
+        from deit_ray.study import Study
+
+        amend["search.trials"] = Study.open(resume, results).experiment.search.trials + int(trials)
+    if dry_run:
+        show(resume, results, console, amend)
+        return
     try:
-        tune(loaded, address, resume, console, verbose, results)
+        if resume:
+            tune(None, address, resume, console, verbose, results, amend)
+        else:
+            tune(_load(experiment, set), address, None, console, verbose)
     finally:
         console.close()
 
@@ -120,19 +137,36 @@ def tune(
 @app.command()
 def status(
     study: Annotated[str | None, typer.Argument(metavar="STUDY")] = None,
+    trial: Annotated[int | None, typer.Argument(metavar="TRIAL")] = None,
+    address: OnHead = None,
     results: Results = "results",
 ):
-    """Show all studies, or the leaderboard of one."""
-    from deit_ray.study import Study, list_studies
-
+    """Show all studies, the leaderboard of one, or how one of its trials stands and why."""
     console = Console()
-    if study is None:
-        for name, counts in list_studies(results):
-            console.say(f"{name}: " + ", ".join(f"{n} {state}" for state, n in counts.items()))
-        return
-    found = Study.open(study, results)
-    console.say(found.name, "bold")
-    console.show_leaderboard(found)
+    from deit_ray.status import list_status, study_status, trial_status
+
+    with _at(address, console) as call:
+        if study is None:
+            console.show_studies(call(list_status, results))
+        elif trial is None:
+            console.show_study(call(study_status, study, results))
+        else:
+            console.show_trial(call(trial_status, study, trial, results))
+
+
+@app.command()
+def stop(
+    study: Annotated[str, typer.Argument(metavar="STUDY")],
+    trial: Annotated[int | None, typer.Argument(metavar="TRIAL")] = None,
+    address: OnHead = None,
+    results: Results = "results",
+):
+    """Cancel a trial of a running study, or all of them and end the study."""
+    console = Console()
+    from deit_ray.status import stop
+
+    with _at(address, console) as call:
+        console.say(call(stop, study, trial, results))
 
 
 @app.command()
@@ -262,10 +296,23 @@ def main() -> None:
         sys.exit(getattr(error, "exit_code", 1))
 
 
-def _load(path: str, overrides: list[str]):
-    from deit_ray.load import load_experiment, parse_override
+def _at(address: str | None, console: Console):
+    """Gives a function that calls another: here, or, with an address, on the head of that cluster."""
+    from deit_ray.cluster import calling
 
-    return load_experiment(path, dict(parse_override(text) for text in overrides))
+    return calling(address, console.warn)
+
+
+def _load(path: str, overrides: list[str]):
+    from deit_ray.load import load_experiment
+
+    return load_experiment(path, _overrides(overrides))
+
+
+def _overrides(texts: list[str]) -> dict:
+    from deit_ray.load import parse_override
+
+    return dict(parse_override(text) for text in texts)
 
 
 def _metrics(metrics: dict[str, float]) -> str:

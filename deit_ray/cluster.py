@@ -1,9 +1,11 @@
 """Ray, quiet: connecting or starting it, and what the cluster has or could have."""
 
+import _thread
 import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +19,8 @@ from deit_ray.errors import UserError
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")  # where `ray up` leaves the cluster's description on the head
 HEAD = "node:__internal_head__"
 EMERGENCIES = ("memory", "out of disk", "disk usage", "cannot be scheduled", "insufficient resources", "infeasible")
-WATCH_S = 5.0
+WATCH_S = 1.0
+SPILL_WATCH_S = 5.0
 SPILL_WARNING_BYTES = 1 << 30
 
 
@@ -36,6 +39,7 @@ def connected(address: str | None, verbose: bool, warn: Callable[[str], None]) -
     address = address or os.environ.get("RAY_ADDRESS") or ("auto" if on_head else "local")
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # what they would write is in the journals
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is ours
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial that is cancelled may have measured nothing yet
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     printer = ray._private.worker.print_to_stdstream
     if not verbose:
@@ -54,29 +58,55 @@ def connected(address: str | None, verbose: bool, warn: Callable[[str], None]) -
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise UserError(f"Ray: cannot connect to {address}: {error}") from None
-        with _watch_spilling(warn):
+        with _watching(warn):
             yield
     finally:
         ray.shutdown()
         ray._private.worker.print_to_stdstream = printer
 
 
+@contextlib.contextmanager
+def calling(address: str | None, warn: Callable[[str], None]) -> Iterator[Callable]:
+    """Gives a function that calls another with arguments: in this process, or, with an address, on the head of that cluster."""
+    if address is None:
+        yield lambda function, *arguments: function(*arguments)
+        return
+    with connected(address, False, warn):
+        yield lambda function, *arguments: _call_on_head(function, arguments)
+
+
+def _call_on_head(function: Callable, arguments: tuple):
+    task = ray.remote(num_cpus=0, resources={HEAD: 0.001}, max_retries=0)(function)
+    try:
+        return ray.get(task.remote(*arguments))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+
+
 def _pass_on(lines: list[str], warn: Callable[[str], None]) -> None:
     """What the raylets publish to every driver: mostly advice, sometimes an emergency."""
     for line in lines:
+        if line.startswith("Raylet is terminated"):  # `_watching` sees that too
+            continue
         if any(word in line.lower() for word in EMERGENCIES):
             warn(" ".join(line.split()))
 
 
 @contextlib.contextmanager
-def _watch_spilling(warn: Callable[[str], None]) -> Iterator[None]:
-    """Warns when the object store writes blocks to the disk."""
-    stop, spilled = threading.Event(), 0
-    address = ray.get_runtime_context().gcs_address
+def _watching(warn: Callable[[str], None]) -> Iterator[None]:
+    """Looks after Ray: interrupts the main thread when it is gone, and warns when the object store writes to the disk."""
+    stop, address = threading.Event(), ray.get_runtime_context().gcs_address
 
     def look():
-        nonlocal spilled
+        spilled, looked = 0, 0.0
         while not stop.wait(WATCH_S):
+            if _has_died():
+                return _thread.interrupt_main()
+            if time.monotonic() - looked < SPILL_WATCH_S:
+                continue
+            looked = time.monotonic()
             try:
                 stats = get_memory_info_reply(get_state_from_address(address)).store_stats
             except Exception:  # the cluster is going away: whoever uses it says so
@@ -94,6 +124,23 @@ def _watch_spilling(warn: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         stop.set()
+
+
+def _has_died() -> bool:
+    """Whether a process of a local Ray of our own is dead."""
+    node = ray._private.worker._global_node
+    return node is not None and node.head and bool(node.dead_processes())
+
+
+def is_alive() -> bool:
+    """Whether the Ray that this process is connected to still answers."""
+    if not ray.is_initialized() or _has_died():
+        return False
+    try:
+        get_state_from_address(ray.get_runtime_context().gcs_address)
+    except Exception:  # whatever its client raises, it has not answered
+        return False
+    return True
 
 
 def possible_resources() -> dict[str, float]:

@@ -16,12 +16,12 @@ from deit_ray import storage
 from deit_ray.config import Experiment
 from deit_ray.console import Console
 from deit_ray.errors import UserError
+from deit_ray.failure import FAILURE
 from deit_ray.journal import iterate_segments
 from deit_ray.load import load_experiment
 from deit_ray.origin import origin_of, read_origins
 from deit_ray.run import JOURNAL, experiment_of, find_run, measured, name_of, new_folder, results_of, steps_per_epoch, train_in
 from deit_ray.study import DATABASE, Study
-from deit_ray.trial import FAILURE
 
 CLOCK = ("perf/", "cost/")  # metrics that depend on the clock
 Pair = tuple[Any, Any]

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from deit_ray import report, storage
 
-STATE_COLOURS = {"running": "cyan", "finished": "green", "stopped early": "yellow", "failed": "red"}
+STATE_COLOURS = {"running": "cyan", "finished": "green", "stopped early": "yellow", "failed": "red", "cancelled": "magenta"}
 REFRESH_PER_S = 2
 SHOWN = 30  # rows of the live table at most
 
@@ -49,10 +49,15 @@ class Console:
         speed = f"{metrics['perf/images_per_s']:.0f} images/s"
         self.say(f"  epoch {metrics['epoch']:>3}/{total}  {'  '.join(shown)}  {speed}  {_duration(left)} left")
 
-    def study_started(self, name: str, experiment, device: str, concurrent: int, trials: int) -> None:
+    def study_started(self, study, device: str, concurrent: int, trials: int, before: list) -> None:
+        """`before` is what a resume does with the trials that were there, as `search.reconcile` found."""
         self.begin = time.monotonic()
+        name, experiment = study.name, study.experiment
         self.name, self.experiment, self.total = name, experiment, trials
         space = ", ".join(experiment.search.space)
+        for found in before:
+            if found.action != "kept":
+                self.say(f"  trial {found.number:>3} {_resumed(found)}")
         self.say(f"{name}: {trials} trials of {experiment.train.epochs} epochs on {device}, {concurrent} at a time")
         self.say(f"  searching {space} for the best {experiment.search.metric}")
         if self.out.is_terminal and not self.quiet:
@@ -65,12 +70,15 @@ class Console:
         if self.live is None:
             self.say(f"  trial {number:>3} started        {_params(params)}")
 
+    def trial_interrupted(self, number: int, step: int) -> None:
+        self.warn(f"trial {number}: its process died; it goes on from {f'step {step}' if step else 'the beginning'}")
+
     def trial_reported(self, number: int, result: dict, experiment) -> None:
         metric = experiment.search.metric
         with self.lock:
             trial = self.trials.setdefault(number, {"state": "running", "params": {}, "began": time.monotonic()})
             trial |= {"epoch": result["epoch"], "step": result["step"], "speed": result.get("perf/images_per_s")}
-            if result[metric] >= trial.get("best", float("-inf")):
+            if result[metric] > trial.get("best", float("-inf")):
                 trial["best"] = result[metric]
                 trial["error"] = report.standard_error(result[metric], result[f"{metric.split('/')[0]}/images"])
 
@@ -86,8 +94,8 @@ class Console:
 
     def study_ended(self, study, best, test: dict, config: str, model: str) -> None:
         self.close()
-        self.say(f"\n{study.name}: done in {_duration(time.monotonic() - self.begin)}\n", "bold")
-        self.show_leaderboard(study)
+        self.say(f"\n{study.name}: done in {_duration(time.monotonic() - self.begin)}: {study.ended}\n", "bold")
+        self.show_leaderboard(study.leaderboard(), study.experiment.search.metric, list(study.experiment.search.space))
         metric, results = study.experiment.search.metric, study.experiment.results.uri
         tested = "".join(f", {name} {test[name]:.4f}" for name in ("test/top1",) if name in test)
         self.say(f"\nbest: trial {best.number}, {metric} {best.value:.4f}{tested}", "bold green")
@@ -101,27 +109,88 @@ class Console:
         self.say(f"  {command} train {_relative(config)}")
         self.say(f"  {command} evaluate {_relative(model)} --data {study.experiment.data.uri}")
 
-    def show_leaderboard(self, study) -> None:
-        """Prints the leaderboard of a study; trials within the error of the best are marked."""
+    def show_leaderboard(self, board, metric: str, keys: list[str]) -> None:
+        """Prints a leaderboard (see `report.leaderboard`); trials within the error of the best are marked."""
         if self.quiet:
             return
-        board = study.leaderboard()
-        keys = list(study.experiment.search.space)
         table = Table(title=None, box=None, pad_edge=False, header_style="bold")
-        for name in ("trial", "state", "epochs", study.experiment.search.metric, *(_short_key(k, keys) for k in keys)):
+        for name in ("trial", "state", "epochs", f"best {metric}", "last", *(_short_key(k, keys) for k in keys)):
             table.add_column(name, justify="right" if name in ("trial", "epochs") else "left", no_wrap=True)
         for place, row in board.iterrows():
             close = "=" if row["close"] else " "
-            value = f"{close} {row['best']:.4f} ± {row['error']:.4f}" if row["best"] == row["best"] else "  -"
+            error = f" ± {row['error']:.4f}" if row["error"] == row["error"] else ""
+            value = f"{close} {row['best']:.4f}{error}" if row["best"] == row["best"] else "  -"
+            last = f"{row['last']:.4f}" if row["last"] == row["last"] else "-"
             colour = STATE_COLOURS.get(row["state"], "")
             state = f"[{colour}]{row['state']}[/]" if colour else row["state"]
             cells = [report.short(row[k]) if row[k] is not None else "-" for k in keys]
-            table.add_row(str(row["trial"]), state, str(row["epochs"]), value, *cells, style="bold" if place == 0 else None)
+            table.add_row(str(row["trial"]), state, str(row["epochs"]), value, last, *cells, style="bold" if place == 0 else None)
         self.out.print(table)
         if board["close"].any():
             self.say("= within the standard error of the best: on so few images they cannot be told apart")
         for _, row in board[board["state"] == "failed"].iterrows():
             self.say(f"trial {row['trial']} {row['outcome']}", "red")
+
+    def show_resume(self, study, found: list, missing: int) -> None:
+        """What a resume would do with each trial, as `search.reconcile` found."""
+        self.say(f"{study.name}: a resume would do this", "bold")
+        for trial in found:
+            outcome = study.trial(trial.number).user_attrs.get("outcome", "")
+            self.say(f"  trial {trial.number:>3} {f'keep: {outcome}' if trial.action == 'kept' else _resumed(trial)}")
+        self.say(f"  and run {missing} new trial{'' if missing == 1 else 's'}")
+
+    def show_studies(self, found: list) -> None:
+        """All studies, a line each."""
+        if not found:
+            self.say("no studies there yet; start one with: deit-ray tune EXPERIMENT")
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in ("study", "trials", "best", "state"):
+            table.add_column(name)
+        for status in found:
+            full = status.board[status.board["state"] == "finished"]
+            best = f"{status.metric} {full.iloc[0]['best']:.4f}" if len(full) else "-"
+            table.add_row(status.name, _counts(status), best, status.state)
+        if found:
+            self.out.print(table)
+
+    def show_study(self, status) -> None:
+        """A study as it stands."""
+        self.say(f"{status.name}: {status.state}", "bold")
+        if status.driver:
+            since = _duration(time.time() - status.driver["since"])
+            self.say(f"  driven by process {status.driver['pid']} on {status.driver['host']} since {since}")
+        elif status.state == "interrupted":
+            self.say(f"  go on with: deit-ray tune --resume {status.name}")
+        gpu = f", {status.gpu_s / 3600:.2f} GPU-hours" if status.gpu_s else ""
+        self.say(f"  {_counts(status)}; {_duration(status.spent_s)} so far{gpu}")
+        self.show_leaderboard(status.board, status.metric, status.keys)
+
+    def show_trial(self, status) -> None:
+        """A trial as it stands, and why."""
+        colour = STATE_COLOURS.get(status.outcome.split(":")[0].split(" at ")[0], "")
+        self.say(f"{status.study}, trial {status.number}: {status.outcome}", f"bold {colour}".strip())
+        facts = {key: report.short(value) for key, value in status.params.items()}
+        facts["epoch"] = f"{status.epoch} of {status.epochs}"
+        facts["step"] = "none logged" if status.step is None else f"{status.step} is the last one logged"
+        if status.value is not None:
+            facts[status.metric] = f"best {status.value:.4f}, last {status.last:.4f}"
+        for worker in status.workers:
+            facts[f"rank {worker['rank']}"] = f"on {worker['host']}, process {worker['pid']}"
+        facts["checkpoint"] = _relative(status.checkpoint) if status.checkpoint else "none"
+        width = max(map(len, facts))
+        for name, value in facts.items():
+            self.say(f"  {name:<{width}}  {value}")
+        shown = {n: v for n, v in status.metrics.items() if n.startswith(("train/loss", "train/lr", "perf/", "cost/", "data/"))}
+        self.say("  last: " + "  ".join(f"{name} {value:.4g}" for name, value in shown.items())) if shown else None
+        failure = status.failure
+        if failure is not None:
+            where = f"on rank {failure.rank} ({failure.host}), " if failure.rank is not None else "in the trial's own process, "
+            self.say(f"\nfailed {where}after step {failure.step or 0}", "red")
+            self.say(failure.traceback.rstrip())
+        log = failure.log if failure is not None else status.log
+        if log:
+            self.say("\nthe last lines of the worker's log", "bold")
+            self.say("\n".join(log))
 
     def close(self) -> None:
         """Ends the live table."""
@@ -151,6 +220,19 @@ class Console:
                 str(trial.get("step", "")), value, speed, _duration(remaining) if remaining else "", _params(trial["params"]),
             )  # fmt: skip
         return table
+
+
+def _counts(status) -> str:
+    """How many trials are in which state, in words."""
+    counts = [f"{count} {state}" for state, count in status.counts.items()]
+    return ", ".join(counts + ([f"{status.missing} not drawn yet"] if status.missing else [])) or "none"
+
+
+def _resumed(found) -> str:
+    """What a resume does with a trial, in words."""
+    if found.outcome:
+        return f"had {found.outcome.split(':')[0]}; noted"
+    return f"{found.action} from step {found.step}" if found.step else "run again from the beginning"
 
 
 def _params(params: dict) -> str:

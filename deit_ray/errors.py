@@ -1,4 +1,4 @@
-"""The one exception that is meant for a person: its message alone says what to mend."""
+"""The exceptions that are meant for a person: their message alone says what to mend."""
 
 
 class UserError(Exception):
@@ -6,7 +6,11 @@ class UserError(Exception):
 
 
 class Interrupted(UserError):
-    """Ctrl-C: the message says what was kept and how to go on."""
+    """A run or study that ended before its time: the message says what was kept and how to go on."""
+
+
+class UnavailableError(UserError):
+    """Something a run needs is gone: a disk, a data set, a network. What was done is kept; it can go on once that is mended."""
 
 
 class HopelessError(RuntimeError):

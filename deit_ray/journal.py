@@ -6,6 +6,7 @@ segment holds points, one JSON list a line: [name, value, step, time in ms]. A p
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from deit_ray import storage
@@ -22,39 +23,56 @@ class Point:
 
 
 class JournalWriter:
-    """Adds points to a journal; what it already holds is not written again, so a resumed run repeats no step."""
+    """Adds points to a journal; what it already holds is not written again, so a resumed run repeats no step.
+
+    Attributes:
+        last: step and value of each name's last point.
+    """
 
     def __init__(self, uri: str):
         self.uri = uri
         self.pending: list[Point] = []
         self.segments, self.last_flush = 0, time.monotonic()
-        self.written: dict[str, int] = {}  # last step of each name
-        for points in iterate_segments(uri, 0):
-            self.segments += 1
-            for point in points:
-                self.written[point.name] = max(point.step, self.written.get(point.name, -1))
+        self.last: dict[str, tuple[int, float]] = {}
+        self._read_on()
 
     def add(self, values: dict[str, float], step: int) -> None:
         """Notes values measured at an optimizer step."""
         now = time.time_ns() // 1_000_000
         for name, value in values.items():
-            if step > self.written.get(name, -1):
+            if step > self.last.get(name, (-1, 0.0))[0]:
                 self.pending.append(Point(name, float(value), step, now))
-                self.written[name] = step
+                self.last[name] = (step, float(value))
         if time.monotonic() - self.last_flush > FLUSH_S:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what is pending as the next segment."""
+        """Writes what is pending as the next segment. One that another process wrote in between stays, and counts."""
         self.last_flush = time.monotonic()
-        if self.pending:
+        while self.pending:
             lines = [json.dumps([p.name, p.value, p.step, p.time_ms]) for p in self.pending]
-            storage.write_bytes(_segment(self.uri, self.segments), "\n".join(lines).encode())
+            try:
+                storage.create_bytes(_segment(self.uri, self.segments), "\n".join(lines).encode())
+            except FileExistsError:
+                known = self._read_on()
+                self.pending = [point for point in self.pending if point.step > known.get(point.name, -1)]
+            else:
+                self.segments += 1
+                self.pending = []
+
+    def _read_on(self) -> dict[str, int]:
+        """Takes up the segments that are there; returns the last step of each name in them."""
+        known: dict[str, int] = {}
+        for points in iterate_segments(self.uri, self.segments):
             self.segments += 1
-            self.pending = []
+            for point in points:
+                known[point.name] = max(point.step, known.get(point.name, -1))
+                if point.step > self.last.get(point.name, (-1, 0.0))[0]:
+                    self.last[point.name] = (point.step, point.value)
+        return known
 
 
-def iterate_segments(uri: str, first: int):
+def iterate_segments(uri: str, first: int) -> Iterator[list[Point]]:
     """The points of each segment from number `first` on, a list for each."""
     number = first
     while True:
@@ -64,6 +82,11 @@ def iterate_segments(uri: str, first: int):
             return
         yield [Point(*json.loads(line)) for line in content.decode().splitlines()]
         number += 1
+
+
+def last_step(uri: str) -> int | None:
+    """The last optimizer step that a journal knows of; None for an empty one."""
+    return max((point.step for points in iterate_segments(uri, 0) for point in points), default=None)
 
 
 def checkpoint_name(step: int) -> str:

@@ -20,8 +20,7 @@ from deit_ray.errors import UserError
 from deit_ray.journal import iterate_segments
 from deit_ray.origin import origin_of
 from deit_ray.run import EXPERIMENT, JOURNAL, Ready, check, check_fits, experiment_of
-from deit_ray.search import _optuna_distribution, make_sampler
-from deit_ray.study import _contains
+from deit_ray.searcher import StudySearcher
 from deit_ray.trial import Needs, make_worklist
 
 SAMPLED = 5  # trials that are shown
@@ -141,19 +140,11 @@ def resources_of(experiment: Experiment, address: str | None) -> tuple[dict[str,
 
 def sample_trials(experiment: Experiment, count: int) -> list[dict]:
     """The values of a study's first trials, as it draws them as long as no result is known."""
-    space = experiment.search.space
-    if not space:
+    if not experiment.search.space:
         return []
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(direction="maximize")
-    own = {key: experiment.get(key) for key in space}
-    if all(_contains(space[key], value) for key, value in own.items()):
-        study.enqueue_trial(own)
-    drawn = []
-    for number in range(count):
-        study.sampler = make_sampler(experiment, number)
-        drawn.append(study.ask({key: _optuna_distribution(d) for key, d in space.items()}).params)
-    return drawn
+    searcher = StudySearcher(optuna.create_study(direction="maximize"), experiment, folder_of=str)
+    return [searcher.ask().params for _ in range(count)]
 
 
 def changed_settings(experiment: Experiment) -> dict:

@@ -28,7 +28,7 @@ def leaderboard(study: "optuna.Study", keys: list[str]) -> "pd.DataFrame":
         rows.append(
             {
                 "trial": trial.number,
-                "state": STATES[trial.state.name],
+                "state": "cancelled" if trial.user_attrs.get("outcome") == "cancelled" else STATES[trial.state.name],
                 "outcome": trial.user_attrs.get("outcome", ""),
                 "epochs": max(trial.intermediate_values, default=0),
                 "best": best,

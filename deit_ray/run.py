@@ -20,12 +20,13 @@ from deit_ray.config import Experiment
 from deit_ray.console import Console
 from deit_ray.data import shards
 from deit_ray.errors import Interrupted, UserError
+from deit_ray.failure import read_failure, reason_of
 from deit_ray.journal import checkpoint_name, iterate_segments, step_of
 from deit_ray.load import dump_experiment, load_experiment
 from deit_ray.models.student import create_student
 from deit_ray.models.teacher import TeacherWeights, read_teacher
 from deit_ray.origin import note_origin
-from deit_ray.trial import FAILURE, Needs, Shared, Trial, make_trial, make_worklist, read_failure, sweep
+from deit_ray.trial import Needs, Shared, Trial, make_trial, make_worklist, sweep
 
 EXPERIMENT = "experiment.yaml"
 RUN = "run.json"  # a run that has finished has it
@@ -230,7 +231,7 @@ def train_in(
             cluster.check_reachable(key, uri)
         folder = make_folder(experiment)
         name = posixpath.basename(folder)
-        storage.remove(storage.join(folder, FAILURE))  # of an earlier start, which is over
+        how = f"go on with: deit-ray train --continue {name}{_results_option(experiment)}"
         note_origin(folder, experiment, ready.manifest, device, ready.teacher_path, continues)
         with Tracker.of(experiment, console) as tracker:
             run = tracker.start_run(name, {"experiment": experiment.name, "kind": "train"}, params_of(experiment), folder)
@@ -240,13 +241,12 @@ def train_in(
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt):
                     tracker.end_run(run, "cancelled", folder)
-                    raise Interrupted(
-                        f"{name}: interrupted; its journal and checkpoints: {folder}\n"
-                        f"go on with: deit-ray train --continue {name}{_results_option(experiment)}"
-                    ) from None
-                reason = read_failure(folder)
+                    raise Interrupted(f"{name}: interrupted; its journal and checkpoints: {folder}\n{how}") from None
+                failure = read_failure(folder)
+                reason = failure.reason if failure else reason_of(error)
                 tracker.end_run(run, f"failed: {reason}", folder)
-                raise UserError(f"{name}: the training failed: {reason}\n  its journal and checkpoints: {folder}") from error
+                mended = f"\nonce this is mended, {how}" if failure is None or failure.kind == "unavailable" else ""
+                raise UserError(f"{name}: the training failed: {reason}\n  its journal and checkpoints: {folder}{mended}") from error
             keep_best_model(folder, experiment.search.metric)
             storage.write_bytes(storage.join(folder, RUN), json.dumps({"outcome": "finished", "metrics": metrics}).encode())
             tracker.end_run(run, "finished", folder, MODEL)

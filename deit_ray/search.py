@@ -1,46 +1,43 @@
 """A study: Optuna proposes, Ray Tune runs, the scheduler stops early, and one database knows it all.
 
 The Optuna study in its database is the only truth. Every start of the driver builds a fresh Tuner from it, so a study
-can go on after any accident: unfinished trials continue from their checkpoints, the scheduler's rungs are replayed.
+can go on after any accident: unfinished trials continue from their checkpoints, and all results so far are shown to the scheduler again.
 """
 
 import contextlib
+import math
 import shutil
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
 
 import optuna
 import ray
 import ray.tune
-from optuna.trial import TrialState
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
-from ray.tune.search import Searcher
+from optuna.trial import FrozenTrial, TrialState
 
-from deit_ray import cluster, report, rng, storage
+from deit_ray import cluster, report, storage
+from deit_ray.budget import exceeded
 from deit_ray.config import Experiment
 from deit_ray.console import Console
-from deit_ray.errors import Interrupted, UserError
+from deit_ray.errors import Interrupted, UnavailableError, UserError
+from deit_ray.failure import Failure, TrialFailed, describe_failure, read_failure
+from deit_ray.journal import iterate_segments
 from deit_ray.load import dump_experiment
-from deit_ray.run import (
-    EXPERIMENT,
-    MODEL,
-    check,
-    check_fits,
-    keep_best_model,
-    measured,
-    saved_steps,
-    share,
-)
-from deit_ray.space import Distribution
-from deit_ray.study import Study
+from deit_ray.run import EXPERIMENT, MODEL, check, check_fits, keep_best_model, saved_steps, share
+from deit_ray.schedule import StudyScheduler
+from deit_ray.searcher import StudySearcher
+from deit_ray.study import Study, naming_database
 from deit_ray.tracking import Run, Tracker
-from deit_ray.trial import Needs, Trial, make_trial, read_failure, sweep
+from deit_ray.trial import Needs, Trial, cancel, make_trial, sweep
 
-TUNE = ".tune"  # what Ray Tune writes, of which nothing is ever read
 SWEEP_AFTER_S = 3.0
-UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
+TICK_S = 1.0
+SAVE_SPENT_S = 10.0
+PERSON = "stopped by a person"
 
 
 def tune(
@@ -50,23 +47,26 @@ def tune(
     console: Console | None = None,
     verbose: bool = False,
     results: str = "results",
+    amend: dict | None = None,
 ) -> "Study":
     """Runs a study to its end.
 
     Args:
         experiment: what to search; None with `resume`.
         address: of a Ray cluster; by default RAY_ADDRESS, or a local Ray for this study.
-        resume: the name of a study that was interrupted.
+        resume: the name of a study that was interrupted, or is to be extended.
         console: what a person sees; by default nothing.
         verbose: shows Ray's own output too.
         results: where the study to resume is.
+        amend: dotted keys and values that a resumed study goes on with; see `Study.amend`.
 
     Returns:
         The study.
 
     Raises:
         UserError: the experiment cannot run, or has nothing to search.
-        Interrupted: by Ctrl-C; the study can be resumed.
+        Interrupted: by Ctrl-C, or because Ray is gone; the study can be resumed.
+        UnavailableError: a disk, data or network is gone; the study can be resumed once that is mended.
     """
     console = console or Console(quiet=True)
     study = Study.open(resume, results) if resume else None
@@ -75,22 +75,109 @@ def tune(
         raise UserError(f"{experiment.name}: search.space is empty; name what to search, such as optim.lr: {{log: [1e-4, 1e-2]}}")
     if not storage.is_local(experiment.results.uri):
         raise UserError(f"results.uri: {experiment.results.uri}: a study's database needs a local path or a shared file system")
-    ready = check(experiment)
-    with cluster.connected(address, verbose, console.warn):
-        resources = cluster.possible_resources()
-        device = check_fits(experiment, resources)
-        for key, uri in (("results.uri", experiment.results.uri), ("data.uri", experiment.data.uri)):
-            cluster.check_reachable(key, uri)
-        study = study or Study.create(experiment)
-        try:
-            Driver(study, ready, device, resources, console).run()
-        except KeyboardInterrupt:
-            console.close()
-            raise Interrupted(
-                f"{study.name}: interrupted; what its trials have done is kept\ngo on with: deit-ray tune --resume {study.name}"
-                + ("" if experiment.results.uri == "results" else f" --results {experiment.results.uri}")
-            ) from None
+    with contextlib.ExitStack() as stack:
+        if study:
+            stack.enter_context(study.driving())
+            study.amend(amend or {})
+            experiment = study.experiment
+        ready = check(experiment)
+        with cluster.connected(address, verbose, console.warn):
+            resources = cluster.possible_resources()
+            device = check_fits(experiment, resources)
+            for key, uri in (("results.uri", experiment.results.uri), ("data.uri", experiment.data.uri)):
+                cluster.check_reachable(key, uri)
+            if not study:
+                study = Study.create(experiment)
+                stack.enter_context(study.driving())
+            how = f"go on with: deit-ray tune --resume {study.name}" + (
+                "" if experiment.results.uri == "results" else f" --results {experiment.results.uri}"
+            )
+            try:
+                with naming_database(study.folder):
+                    Driver(study, ready, device, resources, console).run()
+            except UnavailableError as error:
+                raise UnavailableError(f"{study.name}: {error}\nwhat its trials have done is kept; once this is mended, {how}") from error
+            except (KeyboardInterrupt, Interrupted) as error:
+                console.close()
+                why = "interrupted" if cluster.is_alive() else "Ray has died"
+                raise Interrupted(f"{study.name}: {why}; what its trials have done is kept\n{how}") from error
     return study
+
+
+def dry_run(name: str, results: str, console: Console, amend: dict | None = None) -> list["Reconciled"]:
+    """Says what a resume would do with each trial of a study, and does nothing."""
+    study = Study.open(name, results)
+    trials = (amend or {}).get("search.trials", study.experiment.search.trials)
+    with study.driving():  # nobody else does
+        found = reconcile(study, StudyScheduler(study.experiment))
+    console.show_resume(study, found, max(0, trials - len(found)))
+    return found
+
+
+@dataclass(frozen=True)
+class Reconciled:
+    """What a resume does with a trial.
+
+    Attributes:
+        action: kept, ended, continued or run again.
+        step: the checkpoint that it goes on from; 0 where there is none.
+        outcome: of one that had come to its end before anybody was told.
+    """
+
+    number: int
+    action: str
+    step: int = 0
+    outcome: str | None = None
+
+
+def reconcile(study: Study, scheduler: StudyScheduler) -> list[Reconciled]:
+    """What is to be done with each trial of a study that nobody drives; shows the scheduler all that is known.
+
+    Results of unfinished trials count as far as their last whole checkpoint goes; what came later is measured again, to the same values.
+    """
+    metric, epochs = study.experiment.search.metric, study.experiment.train.epochs
+    trials = study.optuna.get_trials(deepcopy=False)
+    open_trials = [trial for trial in trials if trial.state == TrialState.RUNNING]
+    folders = {trial.number: study.trial_folder(trial.number) for trial in open_trials}
+    results = [(*reported, trial.number) for trial in trials for reported in _reported(trial)]
+    for trial in open_trials:
+        known = trial.intermediate_values
+        results += [(*late, trial.number) for late in saved_results(folders[trial.number], metric) if late[1] not in known]
+    for _, epoch, value, number in sorted(results):
+        scheduler.judge(number, epoch, value)
+    found = []
+    for trial in trials:
+        if trial.state == TrialState.WAITING:
+            continue
+        if trial.state != TrialState.RUNNING:
+            found.append(Reconciled(trial.number, "kept"))
+            continue
+        step = max(saved_steps(folders[trial.number]), default=0)
+        last = max((epoch for _, epoch, _, number in results if number == trial.number), default=0)
+        stopped, failure = scheduler.stopped_at(trial.number), read_failure(folders[trial.number])
+        if last >= epochs:
+            found.append(Reconciled(trial.number, "ended", step, "finished"))
+        elif stopped is not None:
+            found.append(Reconciled(trial.number, "ended", step, f"stopped early at epoch {stopped}"))
+        elif failure is not None and failure.kind == "failed":
+            found.append(Reconciled(trial.number, "ended", step, f"failed: {failure.reason}"))
+        else:
+            found.append(Reconciled(trial.number, "continued" if step else "run again", step))
+    return found
+
+
+def saved_results(folder: str, metric: str) -> list[tuple[float, int, float]]:
+    """(time in s, epoch, value) of a trial's evaluations up to its last whole checkpoint, from its journal."""
+    saved = max(saved_steps(folder), default=-1)
+    points = {(p.name, p.step): p for found in iterate_segments(storage.join(folder, "journal"), 0) for p in found}
+    evaluations = [(point, points.get((metric, step))) for (name, step), point in points.items() if name == "epoch" and step <= saved]
+    return [(value.time_ms / 1000, int(epoch.value), value.value) for epoch, value in evaluations if value is not None]
+
+
+def _reported(trial: FrozenTrial) -> list[tuple[float, int, float]]:
+    """(time in s, epoch, value) of what Optuna knows of a trial."""
+    times = trial.user_attrs.get("times", {})
+    return [(times.get(str(epoch), math.inf), epoch, value) for epoch, value in trial.intermediate_values.items()]
 
 
 class Driver:
@@ -99,224 +186,315 @@ class Driver:
     def __init__(self, study: Study, ready, device: str, resources: dict[str, float], console: Console):
         self.study, self.ready, self.device, self.console = study, ready, device, console
         self.experiment = study.experiment
-        search = self.experiment.search
-        fit = Needs.of(self.experiment, device).fit(resources)
-        self.concurrent = max(1, min(fit, search.trials, search.max_concurrent or fit))
+        search, needs = self.experiment.search, Needs.of(self.experiment, device)
+        fit = needs.fit(resources)
+        self.concurrent, self.gpus = max(1, min(fit, search.trials, search.max_concurrent or fit)), needs.gpus
+        self.scheduler = StudyScheduler(self.experiment)
+        self.searcher = StudySearcher(study.optuna, self.experiment, study.trial_folder)
+        self.live: set[int] = set()  # trials whose process runs
+        self.asked: dict[int, str | None] = {}  # trials asked to end, with the outcome; None leaves them open for a resume
+        self.deaths: dict[int, tuple[int, int]] = {}  # of a trial's process in a row, and the last step saved by then
+        self.ending: str | None = None  # why the study ends before all its trials are drawn
+        self.halt: Exception | None = None  # why it cannot go on now
         self.runs: dict[int, Run] = {}
         self.parent: Run | None = None
+        self.spent, self.ticked, self.spent_saved = study.spent, time.monotonic(), time.monotonic()
 
     def run(self) -> None:
         study = self.study
-        searcher = StudySearcher(study)
+        study.take_stop_requests()  # of an earlier start
+        study.optuna.set_user_attr("experiment", self.experiment.as_dict())
         with Tracker.of(self.experiment, self.console) as self.tracker:
             fixed = {key: str(self.experiment.get(key)) for key in ("seed", "train.epochs", "student.model", "search.trials")}
             tags = {"study": study.name, "kind": "study"}
             self.parent = self.tracker.start_run(study.name, tags, fixed, study.folder, journal=False)
-            self.console.study_started(study.name, self.experiment, self.device, self.concurrent, searcher.remaining())
-            searcher.unfinished = [trial for trial in searcher.unfinished if not self._catch_up(trial)]
-            if searcher.remaining():
-                self._run_tuner(searcher)
+            before = self._resume()
+            self.console.study_started(study, self.device, self.concurrent, self.searcher.remaining(), before)
+            self._check_budgets()
+            if self.searcher.remaining() and not self.ending:
+                study.optuna.set_user_attr("ended", None)
+                self._run_tuner()
             self._finish()
 
-    def _catch_up(self, trial: optuna.trial.FrozenTrial) -> bool:
-        """Tells Optuna what a trial had saved when the driver went away; returns whether that was all of it."""
-        folder = self.study.trial_folder(trial.number)
-        steps = saved_steps(folder)
-        epochs, values = measured(folder, "epoch"), measured(folder, self.experiment.search.metric)
-        known = {int(epochs[step]): value for step, value in values.items() if steps and step <= steps[-1] and step in epochs}
-        for epoch in sorted(known.keys() - trial.intermediate_values.keys()):
-            self._live(trial.number).report(known[epoch], epoch)
-        complete = max(known, default=0) >= self.experiment.train.epochs
-        if complete:
-            self.trial_started(trial.number, trial.params)
-            self.trial_ended(trial.number, None)
-        return complete
+    def _resume(self) -> list[Reconciled]:
+        """Brings the study up to what its trials had done when its last driver went away."""
+        found = reconcile(self.study, self.scheduler)
+        for decided in found:
+            if decided.action == "kept":
+                continue
+            trial = self.searcher.complete(self.study.trial(decided.number))
+            for seconds, epoch, value in sorted(saved_results(self.study.trial_folder(trial.number), self.experiment.search.metric)):
+                self._report(trial.number, epoch, value, seconds)
+            if decided.outcome:
+                self._end(trial.number, decided.outcome, read_failure(self.study.trial_folder(trial.number)))
+            else:
+                self.searcher.unfinished.append(trial)
+        return found
 
-    def _run_tuner(self, searcher: "StudySearcher") -> None:
-        self.scheduler = make_scheduler(self.experiment, self.study.optuna)
-        make = partial(make_trial, self.experiment, self.device, share(self.ready), ("val",))
+    def _run_tuner(self) -> None:
+        scratch = tempfile.mkdtemp(prefix="deit_ray-tune-")  # what Ray Tune writes, of which nothing is ever read
         resources = ray.tune.PlacementGroupFactory([{cluster.HEAD: 0.001}])  # on the head, which outlives spot nodes
-        ray.tune.Tuner(
-            ray.tune.with_resources(ray.tune.with_parameters(Trial, make=make), resources),
-            tune_config=ray.tune.TuneConfig(
-                search_alg=searcher,
-                scheduler=self.scheduler,
-                num_samples=searcher.remaining(),
-                max_concurrent_trials=self.concurrent,
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=ray.tune.RunConfig(
-                name=f"tune-{time.time_ns()}",
-                storage_path=storage.join(self.study.folder, TUNE),
-                verbose=0,
-                callbacks=[Listener(self)],
-            ),
-        ).fit()
-        unfinished = [t.number for t in self.study.optuna.get_trials(deepcopy=False) if t.state in UNFINISHED]
+        try:
+            ray.tune.Tuner(
+                ray.tune.with_resources(self.trainable(), resources),
+                tune_config=ray.tune.TuneConfig(
+                    search_alg=self.searcher,
+                    scheduler=self.scheduler,
+                    num_samples=-1,  # as many as the searcher has
+                    max_concurrent_trials=self.concurrent,
+                    trial_name_creator=lambda trial: f"trial-{trial.config['number']:04d}",
+                    trial_dirname_creator=lambda trial: trial.trial_id,
+                ),
+                run_config=ray.tune.RunConfig(name="study", storage_path=scratch, verbose=0, callbacks=[Listener(self)]),
+            ).fit()
+        finally:
+            self.study.spent = self.spent
+            shutil.rmtree(scratch, ignore_errors=True)
+        if self.halt:
+            raise self.halt
+        unfinished = self.study.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
         if unfinished:
-            raise UserError(
-                f"{self.study.name}: Ray ended with {len(unfinished)} trials unfinished; "
-                f"go on with: deit-ray tune --resume {self.study.name}"
-            )
+            raise Interrupted(f"Ray ended with {len(unfinished)} trials unfinished")
 
-    def trial_started(self, number: int, params: dict) -> None:
-        folder = self.study.trial_folder(number)
-        experiment = self.study.trial_experiment(params)
-        if not storage.exists(storage.join(folder, EXPERIMENT)):
-            storage.write_bytes(storage.join(folder, EXPERIMENT), dump_experiment(experiment).encode())
-        name = f"trial {number:03d} " + " ".join(f"{k.rpartition('.')[2]}={report.short(v)}" for k, v in params.items())
-        tags = {"study": self.study.name, "kind": "trial", "trial": str(number)}
-        self.runs[number] = self.tracker.start_run(name, tags, params, folder, self.parent)
-        self.console.trial_started(number, params)
+    def trainable(self) -> type:
+        """What Tune runs for each trial."""
+        make = partial(make_trial, self.experiment, self.device, share(self.ready), ("val",))
+        return ray.tune.with_parameters(Trial, make=make)
 
-    def replay(self, trial) -> None:
-        """Shows the scheduler what a continued trial had reached, so that it decides as if nothing had come between."""
-        reached = self._trial(trial.config["number"]).intermediate_values
-        for epoch, value in sorted(reached.items()):
-            self.scheduler.on_trial_result(None, trial, {"epoch": epoch, self.experiment.search.metric: value})
+    # what happens to trials, told by the Listener
+
+    def trial_started(self, number: int) -> None:
+        self.live.add(number)
+        self._open_run(number)
+        self.console.trial_started(number, self.study.trial(number).params)
 
     def trial_reported(self, number: int, result: dict) -> None:
-        value = result[self.experiment.search.metric]
-        trial = self._trial(number)
-        if result["epoch"] not in trial.intermediate_values:
-            self._live(number).report(value, result["epoch"])
-        images = result.get(f"{self.experiment.search.metric.split('/')[0]}/images")
-        if images:
+        metric = self.experiment.search.metric
+        self._report(number, result["epoch"], result[metric], time.time())
+        images = result.get(f"{metric.split('/')[0]}/images")
+        if images and "images" not in self.study.trial(number).user_attrs:
             self._live(number).set_user_attr("images", images)
         self.console.trial_reported(number, result, self.experiment)
 
-    def trial_ended(self, number: int, error: str | None) -> None:
-        """Tells everybody how a trial ended; the table in docs/architecture.md."""
-        trial, folder = self._trial(number), self.study.trial_folder(number)
-        if trial.state not in UNFINISHED:
-            return
-        if number not in self.runs:  # its actor died before it had started
-            self.trial_started(number, trial.params)
-        live, metric = self._live(number), self.experiment.search.metric
-        last = max(trial.intermediate_values, default=0)
-        values = [value for value in trial.intermediate_values.values() if value == value]
-        if error is not None or not values:
-            outcome = f"failed: {error or 'it reported nothing'}"
-        elif last >= self.experiment.train.epochs:
+    def trial_completed(self, number: int) -> None:
+        """It finished, was stopped by the scheduler, or ended because it was asked to."""
+        self.live.discard(number)
+        values = self.study.trial(number).intermediate_values
+        last = max(values, default=0)
+        if last >= self.experiment.train.epochs:
             outcome = "finished"
+        elif number in self.asked:
+            outcome = self.asked[number]
         else:
             outcome = f"stopped early at epoch {last}"
-        live.set_user_attr("outcome", outcome)
-        files = []
-        if outcome == "finished":
-            files = [MODEL]
-            self.study.optuna.tell(number, keep_best_model(folder, metric))
+        if outcome:
+            self._live(number).set_user_attr("tune", "TERMINATED")
+            self._end(number, outcome)
+        self._check_budgets()
+
+    def trial_failed(self, number: int, error: BaseException | None) -> None:
+        """It raised an error, or its process died."""
+        self.live.discard(number)
+        folder, cause = self.study.trial_folder(number), getattr(error, "cause", error)
+        if isinstance(cause, TrialFailed):
+            failure = cause.failure
+        elif isinstance(error, ray.exceptions.RayTaskError):
+            failure = describe_failure(error, folder)
+        else:  # its process, its node or its owner died: an interruption
+            failure = None
+        if self.asked.get(number, "") is None:
+            return
+        if failure is None:
+            self._continue(number)
+        elif failure.kind == "unavailable":
+            self._halt(UnavailableError(f"trial {number}: {failure.reason}"))
         else:
-            self.study.optuna.tell(number, state=TrialState.FAIL if outcome.startswith("failed") else TrialState.PRUNED)
-        self.tracker.end_run(self.runs[number], outcome, folder, *files)
+            self._live(number).set_user_attr("tune", "ERROR")
+            self._end(number, f"failed: {failure.reason}", failure)
+        self._check_budgets()
+
+    def tick(self) -> None:
+        """Looks, once a second, at what people ask for and at what is spent."""
+        now = time.monotonic()
+        if now - self.ticked < TICK_S:
+            return
+        self.spent.wall_s += now - self.ticked
+        self.spent.gpu_s += (now - self.ticked) * self.gpus * len(self.live)
+        self.ticked = now
+        if now - self.spent_saved > SAVE_SPENT_S:
+            self.study.spent, self.spent_saved = self.spent, now
+        for number in self.study.take_stop_requests():
+            if number is None:
+                self._end_study(PERSON)
+            else:
+                self._ask_to_end(number, "cancelled")
+        self._check_budgets()
+
+    # what follows from it
+
+    def _check_budgets(self) -> None:
+        reason = exceeded(self.experiment, self.study.optuna.get_trials(deepcopy=False), self.spent)
+        if reason and not self.ending:
+            self._end_study(reason)
+
+    def _end_study(self, reason: str) -> None:
+        """No more trials are started, and those that run are cancelled."""
+        self.ending = reason
+        self.searcher.closed = True
+        for trial in self.searcher.unfinished:
+            self._end(trial.number, "cancelled")
+        self.searcher.unfinished = []
+        for number in list(self.scheduler.trials):
+            self._ask_to_end(number, "cancelled")
+
+    def _halt(self, error: Exception) -> None:
+        """The study cannot go on now: trials are let go, as they are, for a resume."""
+        self.halt = self.halt or error
+        self.searcher.closed = True
+        for number in list(self.scheduler.trials) if cluster.is_alive() else []:
+            self._ask_to_end(number, None)
+
+    def _ask_to_end(self, number: int, outcome: str | None) -> None:
+        trial = self.scheduler.trials.get(number)
+        if trial is None or trial.is_finished() or number in self.asked:
+            return
+        self.asked[number] = outcome
+        if trial.status == trial.RUNNING:
+            cancel(self.study.trial_folder(number))
+        else:
+            self.scheduler.controller.stop_trial(trial)
+
+    def _continue(self, number: int) -> None:
+        """Goes on with a trial whose process died, from its last checkpoint, as long as that helps."""
+        folder = self.study.trial_folder(number)
+        saved = max(saved_steps(folder), default=0)
+        deaths, saved_before = self.deaths.get(number, (0, -1))
+        deaths = deaths + 1 if saved == saved_before else 1
+        self.deaths[number] = (deaths, saved)
+        if not cluster.is_alive():
+            self._halt(Interrupted("Ray is gone"))
+        elif deaths > self.experiment.train.max_failures:
+            self._end(number, f"failed: its process died {deaths} times in a row at step {saved}")
+        elif not self.searcher.closed:
+            self.searcher.unfinished.append(self.study.trial(number))
+            self.console.trial_interrupted(number, saved)
+        elif self.halt is None:
+            self._end(number, "cancelled")
+
+    def _report(self, number: int, epoch: int, value: float, seconds: float) -> None:
+        """Tells Optuna a value once, and when it came, so that a resume can show the scheduler all values in their order."""
+        trial = self.study.trial(number)
+        if epoch in trial.intermediate_values:
+            return
+        live = self._live(number)
+        live.set_user_attr("times", {**trial.user_attrs.get("times", {}), str(epoch): seconds})
+        live.report(value, epoch)
+
+    def _open_run(self, number: int) -> None:
+        folder, params = self.study.trial_folder(number), self.study.trial(number).params
+        if not storage.exists(storage.join(folder, EXPERIMENT)):
+            text = dump_experiment(self.study.trial_experiment(params))
+            storage.write_bytes(storage.join(folder, EXPERIMENT), text.encode())
+        if number not in self.runs:
+            name = f"trial {number:03d} " + " ".join(f"{k.rpartition('.')[2]}={report.short(v)}" for k, v in params.items())
+            tags = {"study": self.study.name, "kind": "trial", "trial": str(number)}
+            self.runs[number] = self.tracker.start_run(name, tags, params, folder, self.parent)
+
+    def _end(self, number: int, outcome: str, failure: Failure | None = None) -> None:
+        """Tells everybody how a trial ended; the table in docs/architecture.md."""
+        trial, folder, metric = self.study.trial(number), self.study.trial_folder(number), self.experiment.search.metric
+        if trial.state != TrialState.RUNNING:
+            return
+        self._open_run(number)  # where it has none: it ended before it had started
+        live, value, files = self._live(number), None, []
+        if outcome == "finished":
+            value, files = keep_best_model(folder, metric), [MODEL]
+            if value is None or not math.isfinite(value):
+                outcome, files = f"failed: {metric} was never a finite number", []
+        live.set_user_attr("outcome", outcome)
+        if outcome.startswith("failed") and failure is not None and "NonFiniteLoss" not in failure.reason:
+            live.set_user_attr("signature", failure.signature)
+        if outcome == "finished":
+            self.study.optuna.tell(number, value)
+        else:
+            self.study.optuna.tell(number, state=TrialState.PRUNED if outcome.startswith("stopped early") else TrialState.FAIL)
+        self.tracker.end_run(self.runs.pop(number), outcome, folder, *files)
+        values = [v for v in trial.intermediate_values.values() if math.isfinite(v)]
         self.console.trial_ended(number, outcome, max(values, default=None))
 
     def _finish(self) -> None:
         """Evaluates the best trial on the test images, once, and closes the study."""
         study = self.study
+        reason = self.ending or "all trials have ended"
+        study.optuna.set_user_attr("ended", reason)
         try:
             best = study.best()
         except UserError:
-            reasons = {t.user_attrs.get("outcome", "") for t in study.optuna.get_trials(deepcopy=False)}
-            self.tracker.end_run(self.parent, "failed: no trial finished", study.folder)
-            raise UserError(f"{study.name}: no trial finished: {'; '.join(sorted(reasons))}") from None
+            outcomes = sorted({t.user_attrs.get("outcome", "") for t in study.optuna.get_trials(deepcopy=False)})
+            self.tracker.end_run(self.parent, "cancelled" if reason == PERSON else "failed: no trial finished", study.folder)
+            raise UserError(f"{study.name}: ended with no finished trial: {reason}; {'; '.join(outcomes)}") from None
         config, model = study.save_best()
-        metrics = {}
-        if "test" in self.ready.manifest.splits:
+        tested = study.optuna.user_attrs.get("test", {})
+        if "test" in self.ready.manifest.splits and tested.get("trial") != best.number:
             from deit_ray.predict import evaluate_here
 
-            metrics = evaluate_here(model, self.experiment, self.ready.manifest, self.device, ("test",))
-            study.optuna.set_user_attr("test", metrics)
+            tested = {"trial": best.number, **evaluate_here(model, self.experiment, self.ready.manifest, self.device, ("test",))}
+            study.optuna.set_user_attr("test", tested)
+        metrics = {name: value for name, value in tested.items() if name != "trial"}
         best_metrics = {f"best/{self.experiment.search.metric}": best.value, **metrics}
-        self.tracker.end_run(self.parent, "finished", study.folder, "best.yaml", MODEL, metrics=best_metrics)
-        shutil.rmtree(storage.join(study.folder, TUNE), ignore_errors=True)
+        outcome = "cancelled" if reason == PERSON else "finished"
+        self.tracker.end_run(self.parent, outcome, study.folder, "best.yaml", MODEL, metrics=best_metrics)
         self.console.study_ended(study, best, metrics, config, model)
 
-    def _trial(self, number: int) -> optuna.trial.FrozenTrial:
-        return self.study.optuna.get_trials(deepcopy=False)[number]
-
     def _live(self, number: int) -> optuna.trial.Trial:
-        return optuna.trial.Trial(self.study.optuna, self._trial(number)._trial_id)
+        return optuna.trial.Trial(self.study.optuna, self.study.trial(number)._trial_id)
 
-
-def _copy_as_itself(self, memo):
-    """Tune copies its configuration; what speaks to the study must stay the one that does."""
-    return self
-
-
-def _pickle_as_nothing(self):
-    """Tune saves its configuration for `Tuner.restore`, which is never called: the study's database is the truth."""
-    return object, ()
-
-
-class StudySearcher(Searcher):
-    """Ray Tune's view of an Optuna study: what to run next. How trials end is told by the `Driver`."""
-
-    def __init__(self, study: Study):
-        experiment = study.experiment
-        super().__init__(metric=experiment.search.metric, mode="max")
-        self.folder_of, self.study, self.experiment = study.trial_folder, study.optuna, experiment
-        self.space = {key: _optuna_distribution(d) for key, d in experiment.search.space.items()}
-        trials = self.study.get_trials(deepcopy=False)
-        running = [t for t in trials if t.state == TrialState.RUNNING]
-        for trial in running:
-            if set(trial.params) != set(self.space):  # killed while it was being asked for
-                self.study.tell(trial.number, state=TrialState.FAIL)
-        self.unfinished = [t for t in running if set(t.params) == set(self.space)]
-        self.asked = sum(t.state != TrialState.WAITING for t in trials)
-
-    __deepcopy__, __reduce__ = _copy_as_itself, _pickle_as_nothing
-
-    def remaining(self) -> int:
-        return len(self.unfinished) + max(0, self.experiment.search.trials - self.asked)
-
-    def suggest(self, trial_id: str) -> dict | str:
-        if self.unfinished:
-            return self._config(self.unfinished.pop(0))
-        if self.asked >= self.experiment.search.trials:
-            return Searcher.FINISHED
-        self.study.sampler = make_sampler(self.experiment, number=self.asked)
-        trial = self.study.ask(self.space)
-        self.asked += 1
-        return self._config(trial)
-
-    def _config(self, trial) -> dict:
-        return {**trial.params, "number": trial.number, "folder": self.folder_of(trial.number)}
-
-    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        pass
-
-    def save(self, checkpoint_path: str) -> None:
-        pass  # the study's database is the state
-
-    def restore(self, checkpoint_path: str) -> None:
-        pass
+    @contextlib.contextmanager
+    def guarding(self) -> Iterator[None]:
+        """Tune would take an exception of ours for one of the trial's: it halts the study instead, and is raised at its end."""
+        try:
+            with naming_database(self.study.folder):
+                yield
+        except Exception as error:
+            self._halt(error)
 
 
 class Listener(ray.tune.Callback):
-    """Passes on what happens to trials, and sweeps up behind them."""
+    """Passes on what Tune says about trials, and sweeps up behind them."""
 
     def __init__(self, driver: Driver):
         self.driver = driver
 
-    __deepcopy__, __reduce__ = _copy_as_itself, _pickle_as_nothing
+    def __deepcopy__(self, memo):
+        return self  # Tune copies its configuration; what speaks to the study must stay the one that does
+
+    def __reduce__(self):
+        return object, ()  # Tune saves its configuration for `Tuner.restore`, which is never called
+
+    def on_step_end(self, iteration, trials, **info):
+        with self.driver.guarding():
+            self.driver.tick()
 
     def on_trial_start(self, iteration, trials, trial, **info):
-        params = {key: value for key, value in trial.config.items() if key in self.driver.experiment.search.space}
-        self.driver.trial_started(trial.config["number"], params)
-        self.driver.replay(trial)
+        with self.driver.guarding():
+            self.driver.trial_started(trial.config["number"])
 
     def on_trial_result(self, iteration, trials, trial, result, **info):
         if self.driver.experiment.search.metric in result:
-            self.driver.trial_reported(trial.config["number"], result)
+            with self.driver.guarding():
+                self.driver.trial_reported(trial.config["number"], result)
 
     def on_trial_complete(self, iteration, trials, trial, **info):
-        self.driver.trial_ended(trial.config["number"], None)
+        with self.driver.guarding():
+            self.driver.trial_completed(trial.config["number"])
         sweep_soon(trial.config["folder"])
 
     def on_trial_error(self, iteration, trials, trial, **info):
-        self.driver.trial_ended(trial.config["number"], read_failure(trial.config["folder"]))
-        sweep_soon(trial.config["folder"])
+        number = trial.config["number"]
+        with self.driver.guarding():
+            self.driver.trial_failed(number, trial.get_pickled_error())
+            if self.driver.study.trial(number).state.is_finished():  # one that goes on sweeps for itself
+                sweep_soon(trial.config["folder"])
 
 
 def sweep_soon(folder: str) -> None:
@@ -329,43 +507,3 @@ def sweep_soon(folder: str) -> None:
     timer = threading.Timer(SWEEP_AFTER_S, sweep_now)
     timer.daemon = True
     timer.start()
-
-
-def make_sampler(experiment: Experiment, number: int) -> optuna.samplers.BaseSampler:
-    """The sampler that draws trial `number`; its seed follows from (seed, number), so a resumed study draws the same.
-
-    A new sampler goes here, and its name into `config.Search.sampler`.
-    """
-    seed = rng.integer(experiment.seed, "sampler", number) % 2**32
-    if experiment.search.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    startup = min(10, max(4, experiment.search.trials // 3))
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
-
-
-def make_scheduler(experiment: Experiment, study: optuna.Study):
-    """The scheduler, knowing what the study knows: the ended trials' values are replayed into its rungs.
-
-    A new scheduler goes here, and its name into `config.Search.scheduler`.
-    """
-    search = experiment.search
-    if search.scheduler == "none":
-        return FIFOScheduler()
-    scheduler = ASHAScheduler(
-        metric=search.metric, mode="max", time_attr="epoch", max_t=experiment.train.epochs + 1,
-        grace_period=search.grace_epochs, reduction_factor=search.reduction_factor,
-    )  # fmt: skip
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
-        stub = SimpleNamespace(trial_id=f"number{trial.number}")
-        scheduler.on_trial_add(None, stub)
-        for epoch, value in sorted(trial.intermediate_values.items()):
-            scheduler.on_trial_result(None, stub, {"epoch": epoch, search.metric: value})
-    return scheduler
-
-
-def _optuna_distribution(d: Distribution) -> optuna.distributions.BaseDistribution:
-    if d.kind == "choice":
-        return optuna.distributions.CategoricalDistribution(d.values)
-    if d.kind == "int":
-        return optuna.distributions.IntDistribution(*d.values)
-    return optuna.distributions.FloatDistribution(*d.values, log=d.kind == "log")

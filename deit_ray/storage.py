@@ -1,12 +1,14 @@
 """Where files live: one way to name, open and write them, on a local disk or an object store (pyarrow.fs)."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import fs
 
-from deit_ray.errors import UserError
+from deit_ray.errors import UnavailableError, UserError
 
 LOCAL_SCHEMES = ("", "file")
 
@@ -51,17 +53,66 @@ def read_bytes(uri: str) -> bytes:
 
 
 def write_bytes(uri: str, content: bytes) -> None:
-    """Writes a file that is afterwards whole or absent: on a disk by rename, on an object store by its own promise."""
-    if is_local(uri):
-        path = Path(local_path(uri))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        partial.write_bytes(content)
-        partial.rename(path)
-    else:
-        filesystem, path = open_uri(uri)
-        with filesystem.open_output_stream(path) as stream:
-            stream.write(content)
+    """Writes a file that is afterwards whole or absent: on a disk by rename, on an object store by its own promise.
+
+    Raises:
+        UnavailableError: the disk is full, the place cannot be written or reached.
+    """
+    with _naming(uri):
+        if is_local(uri):
+            with _partial(uri, content) as partial:
+                os.rename(partial, local_path(uri))
+        else:
+            _upload(uri, content)
+
+
+def create_bytes(uri: str, content: bytes) -> None:
+    """As `write_bytes`, but never over a file that is there; between two who write at once, a local disk decides.
+
+    Raises:
+        FileExistsError: it is there.
+        UnavailableError: as `write_bytes`.
+    """
+    with _naming(uri):
+        if is_local(uri):
+            with _partial(uri, content) as partial:
+                os.link(partial, local_path(uri))
+        elif exists(uri):
+            raise FileExistsError(uri)
+        else:
+            _upload(uri, content)
+
+
+@contextlib.contextmanager
+def _naming(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise UnavailableError(f"{uri}: cannot be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _partial(uri: str, content: bytes) -> Iterator[Path]:
+    """A file beside the one to be written, with its content, on the disk and not only in its cache; removed afterwards."""
+    path = Path(local_path(uri))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        yield partial
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _upload(uri: str, content: bytes) -> None:
+    filesystem, path = open_uri(uri)
+    with filesystem.open_output_stream(path) as stream:
+        stream.write(content)
 
 
 def remove(uri: str) -> None:

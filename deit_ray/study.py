@@ -1,19 +1,31 @@
-"""A study's memory: its folder, its Optuna database, and what can be read from them at any time."""
+"""A study's memory: its folder, its Optuna database, who drives it, and what can be read from it at any time."""
 
+import contextlib
+import fcntl
+import json
+import os
 import posixpath
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
 
 import optuna
 import pandas as pd
 from optuna.trial import TrialState
 
 from deit_ray import report, storage
+from deit_ray.budget import Spent
 from deit_ray.config import Experiment
-from deit_ray.errors import UserError
+from deit_ray.errors import UnavailableError, UserError
 from deit_ray.load import dump_experiment, load_experiment
 from deit_ray.run import EXPERIMENT, MODEL, new_folder, runs_of
-from deit_ray.space import Distribution
 
 DATABASE = "study.db"
+LOCK = "driver.lock"
+REQUESTS = "stop"  # a folder: a file for each trial that is to be stopped, or one for the whole study
+WHOLE = "study"
+AMENDABLE = ("search.trials", "search.budget", "search.max_concurrent", "train.max_failures", "tracking", "cost")
 
 
 class Study:
@@ -23,26 +35,26 @@ class Study:
         name: of the study.
         folder: URI of its results.
         experiment: what it searches.
-        optuna: the Optuna study.
+        optuna: the Optuna study. Only the driver writes it.
     """
 
     def __init__(self, folder: str, experiment: Experiment):
         self.folder, self.experiment = folder, experiment
         self.name = posixpath.basename(folder)
+        self._ids: dict[int, int] = {}  # of the trials in the database, by number
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.optuna = optuna.create_study(
-            study_name=self.name,
-            storage=f"sqlite:///{storage.join(folder, DATABASE)}",
-            direction="maximize",
-            load_if_exists=True,
-        )
+        with naming_database(folder):
+            self.optuna = optuna.create_study(
+                study_name=self.name,
+                storage=f"sqlite:///{storage.join(folder, DATABASE)}",
+                direction="maximize",
+                load_if_exists=True,
+            )
 
     @classmethod
     def create(cls, experiment: Experiment) -> "Study":
         study = cls(new_folder(experiment), experiment)
-        base = {key: experiment.get(key) for key in experiment.search.space}
-        if all(_contains(experiment.search.space[key], value) for key, value in base.items()):
-            study.optuna.enqueue_trial(base)  # the first trial is the file's own values
+        study.optuna.set_user_attr("experiment", experiment.as_dict())
         return study
 
     @classmethod
@@ -50,14 +62,105 @@ class Study:
         """An existing study by its name, such as digits_search-1, or digits_search for the newest.
 
         Raises:
-            UserError: there is none.
+            UserError: there is none, or its folder's experiment is not the one that it was made with.
         """
         found = [run for run in runs_of(name, results) or [name] if storage.exists(storage.join(results, run, DATABASE))]
         if not found:
             known = [n for n in storage.list_names(results) if storage.exists(storage.join(results, n, DATABASE))]
             raise UserError(f"{name}: no such study in {results}; there are: {', '.join(known) or 'none'}")
         folder = storage.join(storage.absolute(results), found[-1])
-        return cls(folder, load_experiment(storage.join(folder, EXPERIMENT)))
+        study = cls(folder, load_experiment(storage.join(folder, EXPERIMENT)))
+        made_with = study.optuna.user_attrs.get("experiment")
+        if made_with is not None:  # else its driver was killed before it had begun
+            _check_same(storage.join(folder, EXPERIMENT), study.experiment.as_dict(), made_with)
+        return study
+
+    def amend(self, overrides: dict) -> None:
+        """Changes what does not change any trial, such as search.trials or search.budget.hours.
+
+        Raises:
+            UserError: another key, or a value that is not allowed.
+        """
+        for key in overrides:
+            if not _amendable(key):
+                raise UserError(
+                    f"--set {key}: cannot change in a study that exists, since its trials could not be compared; "
+                    f"allowed are: {', '.join(AMENDABLE)}"
+                )
+        path = storage.join(self.folder, EXPERIMENT)
+        amended = load_experiment(path, overrides)
+        storage.write_bytes(path, dump_experiment(amended).encode())
+        self.optuna.set_user_attr("experiment", amended.as_dict())
+        self.experiment = amended
+
+    @contextlib.contextmanager
+    def driving(self) -> Iterator[None]:
+        """Holds the study while it is driven: one driver at a time; the operating system lets go of it however that one ends.
+
+        Raises:
+            UserError: another process drives it, or its folder cannot be written.
+        """
+        path = Path(storage.join(self.folder, LOCK))
+        try:
+            path.touch()
+        except OSError as error:
+            raise UnavailableError(f"results.uri: {self.folder}: cannot be written: {error.strerror}") from None
+        with path.open("r+") as file:
+            deadline = time.monotonic() + 1
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:  # and not only somebody who looks, as `driver` does
+                        who = self.driver() or {}
+                        raise UserError(
+                            f"{self.name}: is running already, on {who.get('host')} as process {who.get('pid')}; "
+                            f"look at it with: deit-ray status {self.name}, end it with: deit-ray stop {self.name}"
+                        ) from None
+                    time.sleep(0.1)
+            file.truncate(0)
+            file.write(json.dumps({"host": os.uname().nodename, "pid": os.getpid(), "since": time.time()}))
+            file.flush()
+            yield
+
+    def driver(self) -> dict | None:
+        """Who drives the study now: host, pid, and since when; None where nobody does."""
+        path = Path(storage.join(self.folder, LOCK))
+        if not path.exists():
+            return None
+        with path.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return json.loads(file.read() or "{}")
+            return None
+
+    def request_stop(self, number: int | None = None) -> None:
+        """Asks the driver, from any process, to cancel a trial, or all of them and to end the study."""
+        name = WHOLE if number is None else str(number)
+        storage.write_bytes(storage.join(self.folder, REQUESTS, name), b"")
+
+    def take_stop_requests(self) -> list[int | None]:
+        """For the driver: what is asked for since the last time; None is the whole study."""
+        names = storage.list_names(storage.join(self.folder, REQUESTS))
+        names = [name for name in names if name == WHOLE or name.isdigit()]
+        for name in names:
+            storage.remove(storage.join(self.folder, REQUESTS, name))
+        return [None if name == WHOLE else int(name) for name in names]
+
+    @property
+    def spent(self) -> Spent:
+        return Spent(**self.optuna.user_attrs.get("spent", {}))
+
+    @spent.setter
+    def spent(self, spent: Spent) -> None:
+        self.optuna.set_user_attr("spent", asdict(spent))
+
+    @property
+    def ended(self) -> str | None:
+        """Why the study has ended, in words; None before its end."""
+        return self.optuna.user_attrs.get("ended")
 
     def trial_folder(self, number: int) -> str:
         return storage.join(self.folder, f"trial-{number:04d}")
@@ -65,6 +168,12 @@ class Study:
     def trial_experiment(self, params: dict) -> Experiment:
         """The experiment of one trial: the study's with the searched values set and nothing left to search."""
         return self.experiment.with_overrides({**params, "search.space": {}})
+
+    def trial(self, number: int) -> optuna.trial.FrozenTrial:
+        """One trial as it stands in the database now; `study.optuna.trials` would read them all."""
+        if number not in self._ids:
+            self._ids |= {trial.number: trial._trial_id for trial in self.optuna.get_trials(deepcopy=False)}
+        return self.optuna._storage.get_trial(self._ids[number])
 
     def leaderboard(self) -> pd.DataFrame:
         """All trials, best first; see `report.leaderboard`."""
@@ -76,10 +185,10 @@ class Study:
         Raises:
             UserError: no trial has finished.
         """
-        finished = [t for t in self.optuna.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE]
+        finished = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if not finished:
             raise UserError(f"{self.name}: no trial has finished yet, so there is no best one")
-        return max(finished, key=lambda t: t.value)
+        return max(finished, key=lambda trial: trial.value)  # the first of equals
 
     def save_best(self) -> tuple[str, str]:
         """Writes best.yaml and model.safetensors into the study's folder; returns their URIs."""
@@ -93,15 +202,38 @@ class Study:
         return config, model
 
 
-def list_studies(results: str) -> list[tuple[str, dict[str, int]]]:
-    """The studies in a results folder, each with the number of its trials by state."""
-    found = []
-    for name in storage.list_names(results):
-        if storage.exists(storage.join(results, name, DATABASE)):
-            states = Study.open(name, results).leaderboard()["state"]
-            found.append((name, dict(states.value_counts())))
-    return found
+def list_studies(results: str) -> list["Study"]:
+    """The studies in a results folder."""
+    return [Study.open(name, results) for name in storage.list_names(results) if storage.exists(storage.join(results, name, DATABASE))]
 
 
-def _contains(d: Distribution, value) -> bool:
-    return value in d.values if d.kind == "choice" else d.values[0] <= value <= d.values[1]
+@contextlib.contextmanager
+def naming_database(folder: str) -> Iterator[None]:
+    """Says in one message that a study's database cannot be used."""
+    try:
+        yield
+    except optuna.exceptions.StorageInternalError as error:
+        cause = error.__cause__ or error
+        raise UnavailableError(f"{storage.join(folder, DATABASE)}: cannot be used: {getattr(cause, 'orig', cause)}") from error
+
+
+def _check_same(path: str, found: dict, made_with: dict) -> None:
+    here, there = _flat(found), _flat(made_with)
+    changed = sorted(key for key in here.keys() | there.keys() if here.get(key) != there.get(key) and not _amendable(key))
+    if changed:
+        key = changed[0]
+        raise UserError(
+            f"{path}: {key}: {here.get(key)!r}, but the study in this folder was made with {there.get(key)!r}"
+            f"{f' ({len(changed)} keys differ)' if len(changed) > 1 else ''}; put back the file that belongs to it"
+        )
+
+
+def _amendable(key: str) -> bool:
+    return any(key == allowed or key.startswith(allowed + ".") for allowed in AMENDABLE)
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

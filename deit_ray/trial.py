@@ -3,12 +3,10 @@
 import asyncio
 import contextlib
 import hashlib
-import json
 import os
 import posixpath
 import queue
 import threading
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +16,7 @@ import ray.train
 import ray.tune
 from ray._raylet import PlacementGroupID
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
+from ray.experimental import internal_kv
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -33,11 +32,13 @@ from deit_ray.data import shards, stream
 from deit_ray.data.blocks import Recipe
 from deit_ray.data.crop import Geometry
 from deit_ray.data.worklist import WorkList
-from deit_ray.errors import HopelessError, UserError
+from deit_ray.errors import HopelessError, UnavailableError, UserError
+from deit_ray.failure import FAILURE, TrialFailed, describe_failure, root_cause, write_failure, write_worker
 from deit_ray.journal import step_of
+from deit_ray.phase import show_phase
 
-FAILURE = "failure.json"
 STREAM_END_S = 5.0
+CANCEL_POLL_S = 1.0
 REPORT_POLL_S = "0.1"  # ray.train.report blocks until the controller polls: every 2 s by default
 
 
@@ -159,7 +160,7 @@ class Trainer(TorchTrainer):
         return [c for c in super()._create_default_callbacks() if not isinstance(c, PlacementGroupCleanerCallback)]
 
     def _initialize_and_run_controller(self, **arguments):
-        arguments["failure_policy"] = RetryUnlessHopeless(self.run_config.failure_config)
+        arguments["failure_policy"] = RetryUnlessHopeless(self.run_config.failure_config, self.run_config.callbacks[0])
         worker_group.placement_group = partial(placement_group, name=group_name(self.run))  # Ray gives it no name
         self.controller = TrainController(**arguments)
         try:
@@ -205,6 +206,16 @@ def sweep(folder: str) -> None:
             remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(row["placement_group_id"])))
     coordinator = get_or_create_autoscaling_coordinator()
     ray.get(coordinator.__ray_call__.remote(partial(_cancel_requests, run)))
+    internal_kv._internal_kv_del(stream.kv_prefix(run), del_by_prefix=True)
+
+
+def cancel(folder: str) -> None:
+    """Asks a running trial to end; it does so within a second or two, whatever its workers do."""
+    internal_kv._internal_kv_put(_cancel_key(folder), b"1")
+
+
+def _cancel_key(folder: str) -> str:
+    return f"{stream.kv_prefix(run_of(folder))}cancel"
 
 
 def _cancel_requests(run: str, coordinator) -> None:
@@ -213,12 +224,23 @@ def _cancel_requests(run: str, coordinator) -> None:
 
 
 class RetryUnlessHopeless(DefaultFailurePolicy):
-    """Restarts the workers from their checkpoint when one dies, but not when the run would only fail again."""
+    """Restarts the workers from their checkpoint when one dies, as long as that helps.
+
+    Machines come and go: what counts against `train.max_failures` is only a failure before the next checkpoint. What would fail
+    in the same way again is not tried again.
+    """
+
+    def __init__(self, failure_config, reports: "OnReport"):
+        super().__init__(failure_config)
+        self.reports, self.seen = reports, 0
 
     def make_decision(self, training_failed_error):
         failures = getattr(training_failed_error, "worker_failures", {})
-        if any(isinstance(root_cause(failure), (HopelessError, UserError)) for failure in failures.values()):
+        causes = [root_cause(failure) for failure in failures.values()]
+        if any(isinstance(c, (HopelessError, UserError)) and not isinstance(c, UnavailableError) for c in causes):
             return FailureDecision.RAISE
+        if self.reports.count > self.seen:
+            self.seen, self._worker_group_failures = self.reports.count, 0
         return super().make_decision(training_failed_error)
 
 
@@ -226,9 +248,10 @@ class OnReport(UserCallback):
     """Hands every report's metrics over, in the controller's process."""
 
     def __init__(self, handle: Callable[[dict], None]):
-        self.handle = handle
+        self.handle, self.count = handle, 0
 
     def after_report(self, run_context, metrics, checkpoint):
+        self.count += 1
         self.handle(dict(metrics[0]))
 
     def __reduce__(self):  # the run's description, callbacks included, is sent to the workers, who have no use for it
@@ -285,9 +308,12 @@ def make_trainer(
 
 def _run_worker(name: str, config: dict) -> None:
     """Starts this rank's stream, and while it fills imports what takes long: models, which a trial's actor has no use for."""
+    show_phase("start")
     checkpoint = ray.train.get_checkpoint()
     start = step_of(posixpath.basename(checkpoint.path)) if checkpoint else 0
     rank = ray.train.get_context().get_world_rank()
+    if "folder" in config:
+        write_worker(config["folder"], rank)
     batches = stream.Stream(config["worklist"], ray.train.get_dataset_shard, config.pop("cursor"), rank, start)
     from deit_ray import worker
 
@@ -298,7 +324,7 @@ def _run_worker(name: str, config: dict) -> None:
 class Trial(ray.tune.Trainable):
     """A Ray Tune trial that runs a `Trainer`; each evaluation is one result.
 
-    `config["folder"]` is the URI of its results; a failure is described in failure.json there before it is raised.
+    `config["folder"]` is the URI of its results; a failure is described in failure.json there, and raised as `TrialFailed`.
     """
 
     def setup(self, config: dict, make: Callable[[dict, Callable], Trainer] | None = None):
@@ -309,6 +335,8 @@ class Trial(ray.tune.Trainable):
 
         def fit():
             try:
+                storage.remove(storage.join(self.folder, FAILURE))  # of an earlier attempt
+                sweep(self.folder)
                 self.trainer = make(config, lambda metrics: self.events.put(("report", metrics)))
                 self.trainer.fit()
                 self.events.put(("end", None))
@@ -319,15 +347,22 @@ class Trial(ray.tune.Trainable):
         self.thread.start()
 
     def step(self) -> dict:
-        kind, value = self.events.get()
-        if kind == "report":
-            self.last = value
-            return value
-        if value is not None:
-            failure = {"reason": reason_of(value), "traceback": "".join(traceback.format_exception(value))}
-            storage.write_bytes(storage.join(self.folder, FAILURE), json.dumps(failure).encode())
-            raise value
-        return {**self.last, "done": True}
+        while True:
+            try:
+                kind, value = self.events.get(timeout=CANCEL_POLL_S)
+            except queue.Empty:
+                if internal_kv._internal_kv_get(_cancel_key(self.folder)) is None:
+                    continue
+                return {**self.last, "done": True}
+            if kind == "report":
+                self.last = value
+                return value
+            if value is None:
+                return {**self.last, "done": True}
+            failure = describe_failure(value, self.folder)
+            with contextlib.suppress(UnavailableError):  # a full disk; the driver gets it with the exception too
+                write_failure(self.folder, failure)
+            raise TrialFailed(failure)
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict:
         return {}  # Ray Train keeps the checkpoints
@@ -338,28 +373,3 @@ class Trial(ray.tune.Trainable):
     def cleanup(self) -> None:
         if self.thread.is_alive() and self.trainer is not None:
             self.trainer.abort()
-
-
-def reason_of(error: BaseException) -> str:
-    """The reason of a failure in one line."""
-    error = root_cause(error)
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """The exception that began it, without Ray's wrapping."""
-    while True:
-        failures = getattr(error, "worker_failures", None)
-        inner = next(iter(failures.values())) if failures else getattr(error, "cause", None) or error.__cause__
-        if not isinstance(inner, BaseException) or inner is error:
-            return error
-        error = inner
-
-
-def read_failure(folder: str) -> str:
-    """Why the trial in a folder failed."""
-    try:
-        return json.loads(storage.read_bytes(storage.join(folder, FAILURE)))["reason"]
-    except FileNotFoundError:
-        return "its process died"

@@ -22,6 +22,7 @@ from deit_ray.errors import HopelessError
 from deit_ray.evaluate import evaluate
 from deit_ray.journal import JournalWriter, checkpoint_name
 from deit_ray.models.student import create_student, model_arguments
+from deit_ray.phase import show_phase
 from deit_ray.step import Batch, Normalise, TrainStep, uses_bfloat16
 
 
@@ -55,17 +56,8 @@ def train_worker(job: TrainJob) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
     torch.set_num_threads(experiment.train.threads)
-
-    torch.manual_seed(experiment.seed)
-    student = experiment.student.model_copy(update={"init": "scratch"})
-    model = create_student(student, experiment.data.image_size, len(job.classes))
-    if job.initial is not None:
-        model.load_state_dict(ray.get(job.initial))
-    model.to(device)
-    wrapped = DistributedDataParallel(model) if world_size > 1 else model
-    teacher = ray.get(job.teacher) if job.teacher is not None else None
-    train_step = TrainStep(experiment, model, wrapped, teacher, len(job.classes), worklist.steps_per_epoch, rank, device)
-    description = describe(experiment, job.classes)
+    train_step = make_train_step(job, rank, world_size, device)
+    model, description = train_step.model, describe(experiment, job.classes)
 
     progress, checkpoint = Progress(0), ray.train.get_checkpoint()
     if checkpoint:
@@ -74,10 +66,12 @@ def train_worker(job: TrainJob) -> None:
     if stream.start != progress.step:
         raise RuntimeError(f"the stream starts at step {stream.start}, but the checkpoint is of step {progress.step}")
     journal = JournalWriter(f"{job.folder}/journal") if rank == 0 else None
+    cost = Cost(journal, device, world_size, experiment.train.cpus_per_worker)
     clock = Clock(stream)
 
     for epoch in range(progress.step // max(1, worklist.steps_per_epoch), experiment.train.epochs):
         begin, end = epoch * worklist.steps_per_epoch, (epoch + 1) * worklist.steps_per_epoch
+        show_phase("step")
         for step in range(max(begin, progress.step), end):
             samples = next(stream)
             if samples.split != "train" or samples.first_step != step:
@@ -94,7 +88,8 @@ def train_worker(job: TrainJob) -> None:
         splits = worklist.evaluations_after(epoch)
         if not splits:
             continue
-        metrics = clock.read()
+        show_phase("evaluation")
+        metrics = clock.read() | cost.read()
         if metrics["data/bad_images"] > experiment.data.max_bad * clock.images:
             raise TooManyBadImages(
                 f"{metrics['data/bad_images']:.0f} of {clock.images} images could not be decoded, more than data.max_bad "
@@ -106,17 +101,33 @@ def train_worker(job: TrainJob) -> None:
                 worklist.evaluation_steps(split), train_step.normalise, train_step.autocast,
             )  # fmt: skip
         metrics["epoch"] = epoch + 1
+        show_phase("checkpoint")
         with tempfile.TemporaryDirectory() as folder:
             if rank == 0:
                 journal.add(metrics, end)
                 journal.flush()
+                metrics = {name: journal.last[name][1] for name in metrics}  # what was measured first, should this be a repetition
                 save_checkpoint(Path(folder), train_step, Progress(end), description)
             ray.train.report(
-                metrics | {"step": end},
+                metrics | {"epoch": epoch + 1, "step": end},
                 checkpoint=ray.train.Checkpoint.from_directory(folder) if rank == 0 else None,
                 checkpoint_dir_name=checkpoint_name(end),
             )
         clock.restart()
+
+
+def make_train_step(job: TrainJob, rank: int, world_size: int, device: torch.device) -> TrainStep:
+    """The training step of a worker, with its student and teacher."""
+    experiment, classes = job.experiment, len(job.classes)
+    torch.manual_seed(experiment.seed)
+    student = experiment.student.model_copy(update={"init": "scratch"})
+    model = create_student(student, experiment.data.image_size, classes)
+    if job.initial is not None:
+        model.load_state_dict(ray.get(job.initial))
+    model.to(device)
+    wrapped = DistributedDataParallel(model) if world_size > 1 else model
+    teacher = ray.get(job.teacher) if job.teacher is not None else None
+    return TrainStep(experiment, model, wrapped, teacher, classes, job.worklist.steps_per_epoch, rank, device)
 
 
 def describe(experiment: Experiment, classes: list[str]) -> dict:
@@ -192,6 +203,19 @@ class Clock:
             "perf/data_wait_frac": (self.stream.wait_s - self.waited_before) / elapsed,
             "data/bad_images": sum_over_workers(self.bad),
         }
+
+
+class Cost:
+    """Time that a run's workers have taken, over all its resumes: the journal remembers what came before."""
+
+    def __init__(self, journal: JournalWriter | None, device: torch.device, world_size: int, cpus: float):
+        on_gpu = device.type == "cuda"
+        self.name, self.rate = ("cost/gpu_hours", world_size) if on_gpu else ("cost/cpu_hours", world_size * cpus)
+        self.before = journal.last.get(self.name, (0, 0.0))[1] if journal else 0.0
+        self.begin = time.perf_counter()
+
+    def read(self) -> dict[str, float]:
+        return {self.name: self.before + (time.perf_counter() - self.begin) * self.rate / 3600}
 
 
 def sum_over_workers(value: float) -> float:

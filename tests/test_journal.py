@@ -33,3 +33,15 @@ def test_old_points_are_flushed_though_nothing_is_reported(tmp_path, monkeypatch
     monkeypatch.setattr("deit_ray.journal.FLUSH_S", 0.0)
     JournalWriter(str(tmp_path)).add({"train/loss": 1.0}, 10)
     assert read(tmp_path) == [("train/loss", 1.0, 10)]
+
+
+def test_a_process_that_outlives_its_kill_doubles_no_point(tmp_path):
+    stale, fresh = JournalWriter(str(tmp_path)), JournalWriter(str(tmp_path))
+    stale.add({"train/loss": 1.0}, 10)
+    fresh.add({"train/loss": 1.0}, 10)
+    stale.flush()
+    fresh.add({"train/loss": 2.0}, 20)
+    fresh.flush()
+    stale.add({"train/loss": 2.0}, 20)
+    stale.flush()
+    assert read(tmp_path) == [("train/loss", 1.0, 10), ("train/loss", 2.0, 20)]

@@ -16,7 +16,7 @@ from deit_ray.journal import JournalWriter
 from deit_ray.load import dump_experiment
 from deit_ray.origin import note_origin
 from deit_ray.plan import changed_settings, plan, rate_of, reckon, resources_of, show_plan
-from deit_ray.search import StudySearcher
+from deit_ray.searcher import StudySearcher
 from deit_ray.study import Study
 
 PLAIN = {"distillation.kind": "none"}
@@ -47,7 +47,8 @@ def ran(exp, device: str, speeds: list[float], folder: str | None = None) -> str
 @pytest.mark.parametrize("lr", [2e-3, 0.5])  # in the space, and not
 def test_the_sampled_trials_are_those_that_the_study_draws_first(experiment, sampler, lr):
     exp = experiment("digits_student", SEARCH | {"search.sampler": sampler, "optim.lr": lr})
-    searcher = StudySearcher(Study.create(exp))
+    study = Study.create(exp)
+    searcher = StudySearcher(study.optuna, exp, study.trial_folder)
     drawn = [searcher.suggest(str(number)) for number in range(5)]
     planned = plan(exp).sampled
     assert planned == [{key: trial[key] for key in SPACE} for trial in drawn]

@@ -42,7 +42,7 @@ def journal(folder: str) -> dict:
 
 def measured(folder: str) -> dict:
     """The journal without what depends on the clock."""
-    return {key: value for key, value in journal(folder).items() if not key[0].startswith("perf/")}
+    return {key: value for key, value in journal(folder).items() if not key[0].startswith(("perf/", "cost/"))}
 
 
 def test_every_image_is_counted_once_by_three_workers(ray_cluster, experiment, tmp_path):

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deit_ray import storage
-from deit_ray.errors import UserError
+from deit_ray.errors import UnavailableError, UserError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -185,7 +185,7 @@ class ShardReader:
         """The table of one row group, with the columns `image` and `label`.
 
         Raises:
-            UserError: the shard is missing or damaged.
+            UnavailableError: the shard is missing or damaged.
         """
         try:
             if path != self._path:
@@ -193,7 +193,9 @@ class ShardReader:
                 self._file, self._path = pq.ParquetFile(filesystem.open_input_file(inside)), path
             return self._file.read_row_group(group, columns=["image", "label"], use_threads=False)
         except (OSError, pa.ArrowException) as error:
-            raise UserError(f"data: shard {path}, row group {group}, is missing or damaged ({error}); prepare the data again") from None
+            raise UnavailableError(
+                f"data.uri: shard {path}, row group {group}, is missing or damaged ({error}); bring it back or prepare the data again"
+            ) from None
 
 
 NO_ROW_GROUPS = RowGroups((), *(np.zeros(0, np.int64) for _ in range(5)))

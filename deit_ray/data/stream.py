@@ -61,7 +61,12 @@ class Cursor:
         internal_kv._internal_kv_del(self._key(""), del_by_prefix=True)
 
     def _key(self, name: str) -> str:
-        return f"deit_ray/{self.run}/{name}"
+        return f"{kv_prefix(self.run)}window/{name}"
+
+
+def kv_prefix(run: str) -> str:
+    """What the keys of a run begin with in the cluster's key-value store."""
+    return f"deit_ray/{run}/"
 
 
 class WindowSource(Datasource):

@@ -1,0 +1,349 @@
+"""Kills everything that can be killed, at any moment, and counts what is lost, doubled or left: all must be zero.
+
+Studies of eight short trials on the digits, random sampler, no scheduler, tracked by a real MLflow server. Victims (the driver, a
+worker, the raylet, the tracking server) die by SIGKILL in every phase of a trial (start, step, evaluation, checkpoint, delivery); what
+a person would do is done (`deit-ray tune --resume`, a new start of the server); and what Optuna, MLflow and the journals hold at the
+end is compared with what the experiment says must be there, and with a study that nobody disturbed.
+
+    python bench/chaos.py --kills 20 --seed 0
+"""
+
+import argparse
+import collections
+import contextlib
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import mlflow  # noqa: E402
+import optuna  # noqa: E402
+
+from bench.record import record  # noqa: E402
+from deit_ray.load import load_experiment  # noqa: E402
+from tests.servers import MlflowServer  # noqa: E402
+
+DEIT_RAY = [sys.executable, "-m", "deit_ray.cli"]
+VICTIMS = ("driver", "worker", "raylet", "server")
+PHASES = ("start", "step", "evaluation", "checkpoint", "delivery")
+KILLS_PER_STUDY = 5
+ENDS_S = 120  # a driver whose Ray was killed ends by itself within this
+STUDY_S = 900
+LEFT_AFTER_S = 120
+TRAIN = ("train/loss", "train/loss_label", "train/loss_teacher", "train/lr")
+EVALUATION = ("val/loss", "val/top1", "val/top1_cls", "val/top1_dist", "val/top1_ema", "val/top5", "val/images", "epoch",
+              "perf/images_per_s", "perf/data_wait_frac", "data/bad_images", "cost/cpu_hours")  # fmt: skip
+STATES = {"finished": ("COMPLETE", "FINISHED", "TERMINATED")}  # outcome: Optuna, MLflow, Tune
+
+
+@dataclass
+class Counters:
+    """What must all be zero at the end."""
+
+    trials_lost: int = 0
+    trials_doubled: int = 0
+    points_lost: int = 0
+    points_doubled: int = 0
+    states_disagreeing: int = 0
+    values_differing: int = 0
+    processes_left: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, name: str, text: str, count: int = 1) -> None:
+        setattr(self, name, getattr(self, name) + count)
+        self.notes.append(f"{name} +{count}: {text}")
+
+
+class Chaos:
+    """A folder with prepared data, a teacher, a tracking server, and the studies that are disturbed in it.
+
+    Args:
+        folder: of everything.
+        seed: of the moments and the order of the kills.
+        trials, epochs: of each study.
+    """
+
+    def __init__(self, folder: Path, seed: int, trials: int = 8, epochs: int = 3):
+        self.folder, self.trials, self.epochs = folder, trials, epochs
+        self.random = random.Random(seed)
+        self.counters = Counters()
+        self.kills: list[tuple[str, str]] = []
+        self.mark = f"CHAOS={os.getpid()}-{time.time_ns()}"
+        self.server = MlflowServer(folder / "server")
+        self.say = lambda text: print(text, flush=True)
+
+    def prepare(self) -> None:
+        """Data, a teacher, and the undisturbed study."""
+        self.server.start()
+        self.run("data", "prepare", "digits", "--out", "data/digits")
+        self.run("train", ROOT / "experiments/digits_teacher.yaml", "--set", "train.epochs=5")
+        experiment = {
+            "extends": str(ROOT / "experiments/digits_student.yaml"),
+            "train": {"epochs": self.epochs},
+            "optim": {"warmup_epochs": 1},
+            "tracking": {"uri": self.server.uri, "experiment": "chaos"},
+            "search": {
+                "trials": self.trials,
+                "sampler": "random",
+                "scheduler": "none",
+                "space": {"augment.strength": {"float": [0, 2]}, "optim.lr": {"log": [3e-4, 1e-2]}},
+            },
+        }
+        (self.folder / "chaos.yaml").write_text(json.dumps(experiment))
+        self.say("the undisturbed study")
+        self.run("tune", "chaos.yaml", "--set", "name=undisturbed")
+        self.undisturbed = self.table("undisturbed-1")
+        self.check("undisturbed-1")
+
+    def run(self, *arguments) -> None:
+        with self.start(*arguments) as process:
+            if process.wait(timeout=STUDY_S):
+                raise RuntimeError(f"{arguments} ended with {process.returncode}:\n{self.log.read_text()[-3000:]}")
+
+    def start(self, *arguments) -> subprocess.Popen:
+        self.log = self.folder / "driver.log"
+        environment = os.environ | dict([self.mark.split("=")]) | {"PYTHONPATH": str(ROOT)}
+        with open(self.log, "ab") as log:
+            command = [*DEIT_RAY, *map(str, arguments)]
+            return subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    def disturb(self, name: str, cards: list[tuple[str, str]]) -> None:
+        """Runs a study to its end, however often it is killed; takes the cards it has played off the list."""
+        driver = self.start("tune", "chaos.yaml", "--set", f"name={name}")
+        study, kills = f"{name}-1", 0
+        self.await_driver(study, driver)
+        deadline = time.monotonic() + STUDY_S
+        while time.monotonic() < deadline:
+            if driver.poll() is not None:
+                if driver.returncode == 0:
+                    break
+                raise RuntimeError(f"{study} ended with {driver.returncode}:\n{self.log.read_text()[-3000:]}")
+            card = cards[0] if cards and kills < KILLS_PER_STUDY else None
+            if card is None or not self.kill(study, driver, *card):
+                time.sleep(0.2)
+                continue
+            cards.pop(0)
+            kills += 1
+            self.kills.append(card)
+            self.say(f"  {study}: killed the {card[0]} in {card[1]} ({len(self.kills)})")
+            driver = self.mend(study, driver, card[0])
+        else:
+            raise RuntimeError(f"{study} has not ended after {STUDY_S} s:\n{self.log.read_text()[-3000:]}")
+        self.check(study)
+
+    def kill(self, study: str, driver: subprocess.Popen, victim: str, phase: str) -> bool:
+        """Waits a random while, then for the phase, and kills; False where the study ended before."""
+        until = time.monotonic() + self.random.uniform(0, 6)
+        watched, looked, pid = [], 0.0, None
+        while driver.poll() is None:
+            now = time.monotonic()
+            if now - looked > 0.5:
+                watched, looked = list(self.threads(driver.pid if phase == "delivery" else None)), now
+            found = next((thread for thread in watched if shows(thread, phase)), None)
+            if found is None or now < until:
+                time.sleep(0.001)
+                continue
+            if victim == "worker":
+                workers = [found] if phase != "delivery" else list(self.threads(None))
+                pid = int(workers[0].parts[2]) if workers else None
+            else:
+                pid = {"driver": driver.pid, "server": self.server.process.pid}.get(victim) or self.find("raylet/raylet")
+            if pid is None or self.has_ended(study):
+                return False
+            try:
+                if victim == "server":
+                    self.server.kill()
+                else:
+                    os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                return False
+            return True
+        return False
+
+    def mend(self, study: str, driver: subprocess.Popen, victim: str) -> subprocess.Popen:
+        """Does what a person would do, and waits until it has begun to help."""
+        if victim == "server":
+            time.sleep(self.random.uniform(1, 6))
+            self.server.start()
+            return driver
+        if victim == "worker":
+            before = {thread.parts[2] for thread in self.threads(None)}
+            wait_for(lambda: driver.poll() is not None or {t.parts[2] for t in self.threads(None)} - before, 60)
+            return driver
+        driver.wait(timeout=ENDS_S)
+        driver = self.start("tune", "--resume", study)
+        self.await_driver(study, driver)
+        return driver
+
+    def await_driver(self, study: str, driver: subprocess.Popen) -> None:
+        """Until a driver holds its study, which is when its resume has begun."""
+        lock = self.folder / "results" / study / "driver.lock"
+        wait_for(lambda: driver.poll() is not None or (lock.exists() and f'"pid": {driver.pid}' in lock.read_text()), 90)
+
+    def threads(self, pid: int | None):
+        """The files that name the threads worth watching: of a driver's tracking, or of every worker's training."""
+        wanted = ("tracking", "delivery") if pid else PHASES
+        for process in [pid] if pid else self.processes("ray::"):
+            with contextlib.suppress(OSError):
+                for task in Path(f"/proc/{process}/task").iterdir():
+                    if (task / "comm").read_text().strip() in wanted:
+                        yield task / "comm"
+
+    def processes(self, part: str = ""):
+        """Processes of this bench's studies whose command line has a part."""
+        mark = self.mark.encode() + b"\0"
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    if mark in (entry / "environ").read_bytes() and part in (entry / "cmdline").read_bytes().decode(errors="replace"):
+                        yield int(entry.name)
+
+    def find(self, part: str) -> int | None:
+        return next(iter(self.processes(part)), None)
+
+    def has_ended(self, study: str) -> bool:
+        return bool(self.optuna(study).user_attrs.get("ended"))
+
+    def optuna(self, study: str) -> optuna.Study:
+        return optuna.load_study(study_name=study, storage=f"sqlite:///{self.folder}/results/{study}/study.db")
+
+    def table(self, study: str) -> dict:
+        """What the results table says, to the last digit."""
+        return {trial.number: (trial.params, trial.intermediate_values, trial.value) for trial in self.optuna(study).trials}
+
+    def check(self, study: str) -> None:
+        """Compares what Optuna, MLflow and the journals hold with what must be there."""
+        note, trials = self.counters.note, self.optuna(study).trials
+        client = mlflow.MlflowClient(self.server.uri)
+        experiment_id = client.get_experiment_by_name("chaos").experiment_id
+        runs = client.search_runs([experiment_id], f"tags.`deit_ray.study` = '{study}'", max_results=1000)
+        by_number = collections.defaultdict(list)
+        for run in runs:
+            by_number[run.data.tags.get("deit_ray.trial", run.data.tags["deit_ray.kind"])].append(run)
+        lost = set(range(self.trials)) - {trial.number for trial in trials}
+        note("trials_lost", f"{study}: {lost}", len(lost)) if lost else None
+        doubled = max(0, len(trials) - self.trials)
+        note("trials_doubled", f"{study}: {len(trials)} trials", doubled) if doubled else None
+        for number in [*map(str, range(self.trials)), "study"]:
+            count = len(by_number[number])
+            if count != 1:
+                note("trials_doubled" if count else "trials_lost", f"{study}: {count} MLflow runs of {number}", max(1, count - 1))
+        for trial in trials:
+            for run in by_number[str(trial.number)][:1]:
+                self.check_trial(study, trial, run, client)
+        parent = by_number["study"][0]
+        if (parent.info.status, parent.data.tags.get("outcome")) != ("FINISHED", "finished"):
+            note("states_disagreeing", f"{study}: its own run is {parent.info.status}, {parent.data.tags.get('outcome')}")
+        for number, expected in self.undisturbed.items():
+            if self.table(study).get(number) != expected:
+                note("values_differing", f"{study} trial {number}: {self.table(study).get(number)} instead of {expected}")
+
+    def check_trial(self, study: str, trial, run, client) -> None:
+        note, where = self.counters.note, f"{study} trial {trial.number}"
+        experiment = load_experiment(self.folder / "results" / study / "experiment.yaml")
+        steps_per_epoch = 1294 // experiment.train.batch_size  # 1,438 training images, of which 10% are held out
+        last = experiment.train.epochs * steps_per_epoch
+        evaluations = range(steps_per_epoch, last + 1, steps_per_epoch)
+        logged = sorted({*range(experiment.train.log_every, last + 1, experiment.train.log_every), *evaluations})
+        expected = {*itertools.product(TRAIN, logged), *itertools.product(EVALUATION, evaluations)}
+
+        segments = sorted((self.folder / "results" / study / f"trial-{trial.number:04d}" / "journal").glob("*.jsonl"))
+        points = [json.loads(line) for segment in segments for line in segment.read_text().splitlines()]
+        journal = collections.Counter((name, step) for name, _, step, _ in points)
+        names = {name for name, _ in expected | journal.keys()}
+        history = [(name, point) for name in names for point in client.get_metric_history(run.info.run_id, name)]
+        stored = collections.Counter((name, point.step) for name, point in history)
+        for place, found in (("the journal", journal), ("MLflow", stored)):
+            missing, more = expected - found.keys(), found.keys() - expected
+            twice = sum(count - 1 for count in found.values())
+            note("points_lost", f"{where}: {place}: {sorted(missing)[:3]}", len(missing)) if missing else None
+            note("points_doubled", f"{where}: {place}: unexpected {sorted(more)[:3]}", len(more)) if more else None
+            note("points_doubled", f"{where}: {place}", twice) if twice else None
+        values = {(name, step): value for name, value, step, _ in points}
+        if {(name, point.step): point.value for name, point in history} != values:
+            note("states_disagreeing", f"{where}: a value in MLflow is not the journal's")
+        curve = {step // steps_per_epoch: value for (name, step), value in values.items() if name == "val/top1"}
+        if trial.intermediate_values != curve or trial.value != max(curve.values()):
+            note("states_disagreeing", f"{where}: Optuna has {trial.intermediate_values}, the journal {curve}")
+        outcome = trial.user_attrs.get("outcome")
+        states = (trial.state.name, run.info.status, trial.user_attrs.get("tune", "TERMINATED"))
+        if run.data.tags.get("outcome") != outcome or states != STATES.get(outcome):
+            note("states_disagreeing", f"{where}: outcome {outcome}, {run.data.tags.get('outcome')}, states {states}")
+
+    def finish(self) -> None:
+        """Counts what is left of all the processes, two minutes after the end."""
+        self.server.kill()
+        wait_for(lambda: not list(self.processes()), LEFT_AFTER_S, must=False)
+        left = list(self.processes())
+        self.counters.note("processes_left", str(left), len(left)) if left else None
+
+
+def shows(comm: Path, phase: str) -> bool:
+    """Whether a thread is in a phase now."""
+    try:
+        return comm.read_text().strip() == phase
+    except OSError:
+        return False
+
+
+def wait_for(condition, seconds: float, must: bool = True) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            if must:
+                raise TimeoutError(f"it did not happen within {seconds} s")
+            return
+        time.sleep(0.1)
+
+
+def deal(generator: random.Random, kills: int) -> list[tuple[str, str]]:
+    """So many pairs of victim and phase, every pair as often as any other, in random order."""
+    cards: list[tuple[str, str]] = []
+    while len(cards) < kills:
+        deck = list(itertools.product(VICTIMS, PHASES))
+        generator.shuffle(deck)
+        cards += deck
+    return cards[:kills]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        chaos = Chaos(Path(folder), arguments.seed)
+        cards = deal(chaos.random, arguments.kills)
+        try:
+            chaos.prepare()
+            for number in itertools.count():
+                if not cards:
+                    break
+                chaos.disturb(f"chaos{number}", cards)
+        finally:
+            chaos.finish()
+    for text in chaos.counters.notes:
+        print(text)
+    figures = {name: value for name, value in vars(chaos.counters).items() if name != "notes"}
+    by_victim, by_phase = (collections.Counter(kill[place] for kill in chaos.kills) for place in (0, 1))
+    record("chaos", figures | {
+        "kills": len(chaos.kills),
+        "seed": arguments.seed,
+        "kills_by_victim": {victim: by_victim[victim] for victim in VICTIMS},
+        "kills_by_phase": {phase: by_phase[phase] for phase in PHASES},
+    })  # fmt: skip
+    sys.exit(any(figures.values()))
+
+
+if __name__ == "__main__":
+    main()

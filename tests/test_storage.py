@@ -1,0 +1,58 @@
+"""Files are whole or absent, and what cannot be written says so in one message."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from deit_ray import storage
+from deit_ray.errors import UnavailableError
+from deit_ray.journal import JournalWriter, iterate_segments
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 KB, unmounted afterwards."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("only root can mount a small file system")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(small_disk):
+    storage.write_bytes(f"{small_disk}/a", b"x" * 100_000)
+    with pytest.raises(UnavailableError, match=r"disk/b: cannot be written: No space left on device"):
+        storage.write_bytes(f"{small_disk}/b", b"x" * 300_000)
+    assert os.listdir(small_disk) == ["a"]
+    storage.write_bytes(f"{small_disk}/b", b"x" * 1000)
+
+
+def test_a_journal_loses_nothing_to_a_disk_that_was_full(small_disk):
+    journal = JournalWriter(f"{small_disk}/journal")
+    Path(small_disk, "big").write_bytes(b"x" * 240_000)
+    for step in range(1000):
+        journal.add({"train/loss": 0.5}, step)
+    with pytest.raises(UnavailableError):
+        journal.flush()
+    Path(small_disk, "big").unlink()
+    journal.flush()
+    points = [point.step for points in iterate_segments(f"{small_disk}/journal", 0) for point in points]
+    assert points == list(range(1000))
+
+
+def test_of_two_who_create_a_file_the_first_one_stays(tmp_path):
+    storage.create_bytes(f"{tmp_path}/f", b"first")
+    with pytest.raises(FileExistsError):
+        storage.create_bytes(f"{tmp_path}/f", b"second")
+    assert storage.read_bytes(f"{tmp_path}/f") == b"first"
+    assert os.listdir(tmp_path) == ["f"]
+
+
+def test_a_place_that_cannot_be_reached_is_named():
+    uri = "s3://bucket/key?endpoint_override=127.0.0.1:9&scheme=http&allow_bucket_creation=false"
+    with pytest.raises(UnavailableError, match="s3://bucket/key"):
+        storage.write_bytes(uri, b"x")
