@@ -98,7 +98,7 @@ def test_the_policies_of_the_schedule(experiment):
 @pytest.mark.cluster
 def test_an_interrupted_run_goes_on_in_place(experiment, tmp_path):
     path = tmp_path / "long.yaml"
-    path.write_text(dump_experiment(experiment("digits_student", PLAIN | {"name": "long", "train.epochs": 6, "student.depth": 8})))
+    path.write_text(dump_experiment(experiment("digits_student", PLAIN | {"name": "long", "train.epochs": 6, "student.depth": 4})))
     folder, command = tmp_path / "results" / "long-1", [sys.executable, "-m", "deit_ray.cli", "train"]
     process = subprocess.Popen([*command, path], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
@@ -107,14 +107,14 @@ def test_an_interrupted_run_goes_on_in_place(experiment, tmp_path):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=100)[0]
     assert process.returncode == 130, output
     assert f"deit-ray train --continue long-1 --results {tmp_path}/results" in output
     assert not (folder / "run.json").exists()
     with pytest.raises(UserError, match="finish it first: deit-ray train --continue long-1"):
         continue_run("long-1", 9, results=str(tmp_path / "results"))
 
-    rest = subprocess.run([*command, "--continue", "long", "--results", tmp_path / "results"], capture_output=True, text=True, timeout=120)
+    rest = subprocess.run([*command, "--continue", "long", "--results", tmp_path / "results"], capture_output=True, text=True, timeout=200)
     assert rest.returncode == 0, rest.stderr
     assert "epoch   1/6" not in rest.stdout  # it did not begin again
     assert json.loads((folder / "run.json").read_text())["outcome"] == "finished"
