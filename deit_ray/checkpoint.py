@@ -1,4 +1,4 @@
-"""All that the loop needs to go on, saved and restored: the student as model.safetensors, the rest as state.pt."""
+"""All that the loop needs to go on, saved and restored: the student and its moving average as safetensors, the rest as state.pt."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +7,7 @@ import torch
 
 from deit_ray.models.student import save_model, weights_of
 
-MODEL, STATE = "model.safetensors", "state.pt"
+MODEL, EMA, STATE = "model.safetensors", "ema.safetensors", "state.pt"
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ def save_checkpoint(folder: Path, train_step, progress: Progress, description: d
     """Writes a checkpoint of a `TrainStep`; `description` as in `save_model`."""
     state = train_step.state_dict()
     save_model(folder / MODEL, state.pop("model"), description)
+    if "ema" in state:
+        save_model(folder / EMA, state.pop("ema"), description)
     torch.save({**state, "step": progress.step}, folder / STATE)
 
 
@@ -28,5 +30,11 @@ def load_checkpoint(folder: Path, train_step) -> Progress:
     """Restores a `TrainStep`. The files are data, never code: they load with weights_only=True."""
     state = torch.load(folder / STATE, map_location=train_step.device, weights_only=True)
     step = state.pop("step")
-    train_step.load_state_dict({"model": weights_of(folder / MODEL), **state})
+    ema = {"ema": weights_of(folder / EMA)} if train_step.ema else {}
+    train_step.load_state_dict({"model": weights_of(folder / MODEL), **ema, **state})
     return Progress(step)
+
+
+def file_measured_by(metric: str) -> str:
+    """Which weights of a checkpoint a metric is of."""
+    return EMA if metric.endswith("_ema") else MODEL

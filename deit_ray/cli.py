@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -48,16 +48,51 @@ def data_prepare(
 
 
 @app.command()
-def train(experiment: Experiment, set: Set = [], address: Address = None, verbose: Verbose = False):  # noqa: B006
-    """Train one model."""
-    console, loaded = Console(), _load(experiment, set)
-    from deit_ray.run import train
+def train(
+    experiment: Annotated[str | None, typer.Argument(metavar="EXPERIMENT", help="an experiment file")] = None,
+    set: Set = [],  # noqa: B006
+    go_on: Annotated[str | None, typer.Option("--continue", metavar="RUN", help="go on with a run, or with a trial: STUDY/7")] = None,
+    epochs: Annotated[int | None, typer.Option(help="with --continue: train what has finished on, to so many epochs")] = None,
+    schedule: Annotated[
+        Literal["stretch", "hold"] | None,
+        typer.Option(help="of the learning rate with --epochs: the cosine of all N epochs (default), or it stays at its minimum"),
+    ] = None,
+    address: Address = None,
+    results: Annotated[str, typer.Option(help="with --continue: folder of the results")] = "results",
+    verbose: Verbose = False,
+):
+    """Train one model, or go on with one."""
+    if (experiment is None) == (go_on is None):
+        raise UserError("train: name either an experiment file or --continue RUN")
+    if go_on and set:
+        raise UserError("train: --set cannot change a run that exists; --epochs and --schedule can prolong it")
+    if schedule and epochs is None:
+        raise UserError(f"train: --schedule {schedule} says how to go on with --continue RUN --epochs N; name both")
+    if experiment and epochs is not None:
+        raise UserError("train: --epochs belongs to --continue; for a new run use --set train.epochs=N")
+    console = Console()
+    if go_on:
+        from deit_ray.continuing import continue_run
 
-    run = train(loaded, address, console, verbose)
+        run = continue_run(go_on, epochs, schedule or "stretch", results, address, console, verbose)
+    else:
+        loaded = _load(experiment, set)
+        from deit_ray.run import train
+
+        run = train(loaded, address, console, verbose)
     console.say(
         f"{run.name}: finished; {_metrics(run.metrics)}\n  {os.path.relpath(run.folder)}/model.safetensors",
         "bold green",
     )
+
+
+@app.command()
+def plan(experiment: Experiment, set: Set = [], address: Address = None):  # noqa: B006
+    """Say what a study or run would take; nothing is started."""
+    loaded = _load(experiment, set)
+    from deit_ray.plan import plan, show_plan
+
+    Console().out.print(show_plan(plan(loaded, address)))
 
 
 @app.command()
@@ -135,7 +170,13 @@ def stop(
 
 
 @app.command()
-def best(study: Annotated[str, typer.Argument(metavar="STUDY")], results: Results = "results"):
+def best(
+    study: Annotated[str, typer.Argument(metavar="STUDY")],
+    verify: Annotated[bool, typer.Option("--verify", help="evaluate the weights anew and compare; exit status 1 if they differ")] = False,
+    address: Address = None,
+    results: Results = "results",
+    verbose: Verbose = False,
+):
     """Write the best configuration of a study as an experiment file, and its weights."""
     from deit_ray.study import Study
 
@@ -144,6 +185,45 @@ def best(study: Annotated[str, typer.Argument(metavar="STUDY")], results: Result
     config, model = found.save_best()
     Console().say(f"{found.name}: trial {trial.number}, {found.experiment.search.metric} {trial.value:.4f}\n"
                   f"  {os.path.relpath(config)}\n  {os.path.relpath(model)}")  # fmt: skip
+    if verify:
+        from deit_ray.predict import verify_best
+
+        console = Console()
+        verified = verify_best(found, address, console, verbose)
+        console.say(
+            f"evaluated anew on {verified.device}: {verified.metric} {verified.evaluated:.6f}, "
+            f"recorded {verified.recorded:.6f}, difference {verified.difference:g}",
+            "bold green" if verified.holds else "bold red",
+        )
+        raise typer.Exit(0 if verified.holds else 1)
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="a study, run or trial (STUDY/7), or an experiment file")],
+    b: Annotated[str, typer.Argument(metavar="B")],
+    results: Results = "results",
+):
+    """Say why two runs differ: settings, code, packages, data and machine."""
+    from deit_ray.compare import compare, show_difference
+
+    Console().out.print(show_difference(compare(a, b, results)))
+
+
+@app.command()
+def reproduce(
+    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="a trial (STUDY/7) or run")],
+    address: Address = None,
+    results: Results = "results",
+    verbose: Verbose = False,
+):
+    """Train a trial again and compare every metric; the exit status is 0 if all are equal."""
+    from deit_ray.compare import reproduce, show_reproduction
+
+    console = Console()
+    found = reproduce(trial, results, address, console, verbose)
+    console.out.print(show_reproduction(found))
+    raise typer.Exit(0 if found.same else 1)
 
 
 @app.command()

@@ -181,10 +181,16 @@ class Experiment(Section):
             "train.batch_size",
             f"{self.train.batch_size} is global and must divide by train.workers ({self.train.workers})",
         )
+        length = "optim.schedule_epochs" if self.optim.schedule_epochs else "train.epochs"
         _require(
-            self.optim.warmup_epochs < self.train.epochs,
+            self.optim.warmup_epochs < self.get(length),
             "optim.warmup_epochs",
-            f"{self.optim.warmup_epochs} must be below train.epochs ({self.train.epochs})",
+            f"{self.optim.warmup_epochs} must be below {length} ({self.get(length)}), the length of the schedule that it begins",
+        )
+        _require(
+            self.search.metric != "val/top1_ema" or self.optim.ema_decay > 0,
+            "search.metric",
+            "'val/top1_ema' is not measured with optim.ema_decay 0, which keeps no moving average",
         )
         searched, kinds, distils = self.search.space, self.distillation_kinds, self.distils
         _require(

@@ -17,6 +17,7 @@ from deit_ray.data import shards
 from deit_ray.data.crop import Geometry, crop_centre, decode
 from deit_ray.errors import UserError
 from deit_ray.models import student
+from deit_ray.origin import check_same_data
 from deit_ray.run import MODEL, check_fits, run_trial, runs_of
 from deit_ray.step import Normalise
 from deit_ray.trial import make_trainer, make_worklist
@@ -67,6 +68,47 @@ def evaluate(
     with cluster.connected(address, verbose, (console or Console(quiet=True)).warn):
         device = check_fits(experiment, cluster.possible_resources())
         return evaluate_here(path, experiment, manifest, device, (split,))
+
+
+CUDA_TOLERANCE = 0.002  # of a fraction: kernels that a GPU chooses anew may round otherwise
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The recorded value of a study's best trial, and what its saved model gives when it is evaluated anew."""
+
+    metric: str
+    recorded: float
+    evaluated: float
+    device: str
+
+    @property
+    def difference(self) -> float:
+        return self.evaluated - self.recorded
+
+    @property
+    def holds(self) -> bool:
+        return abs(self.difference) <= (CUDA_TOLERANCE if self.device == "cuda" else 0)
+
+
+def verify_best(study, address: str | None = None, console: Console | None = None, verbose: bool = False) -> Verification:
+    """Evaluates the saved model of a study's best trial on the split that it was ranked on.
+
+    Args:
+        study: a `Study`.
+
+    Raises:
+        UserError: no trial has finished, or the data set is not the one of the study.
+    """
+    best, metric = study.best(), study.experiment.search.metric
+    experiment = study.trial_experiment(best.params)
+    manifest = shards.read_manifest(experiment.data.uri)
+    check_same_data(study.folder, experiment, manifest)
+    model = storage.join(study.trial_folder(best.number), MODEL)
+    with cluster.connected(address, verbose, (console or Console(quiet=True)).warn):
+        device = check_fits(experiment, cluster.possible_resources())
+        metrics = evaluate_here(model, experiment, manifest, device, (metric.partition("/")[0],))
+    return Verification(metric, best.value, metrics[metric.removesuffix("_ema")], device)  # its weights are the average's
 
 
 def evaluate_here(model: str, experiment: Experiment, manifest: shards.Manifest, device: str, splits: tuple[str, ...]) -> dict[str, float]:

@@ -6,6 +6,7 @@ import math
 import posixpath
 import re
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,20 +15,22 @@ import ray
 import ray.tune
 
 from deit_ray import cluster, storage
-from deit_ray.checkpoint import MODEL
+from deit_ray.checkpoint import MODEL, file_measured_by
 from deit_ray.config import Experiment
 from deit_ray.console import Console
 from deit_ray.data import shards
 from deit_ray.errors import Interrupted, UserError
 from deit_ray.failure import read_failure, reason_of
 from deit_ray.journal import checkpoint_name, iterate_segments, step_of
-from deit_ray.load import dump_experiment
+from deit_ray.load import dump_experiment, load_experiment
 from deit_ray.models.student import create_student
 from deit_ray.models.teacher import TeacherWeights, read_teacher
+from deit_ray.origin import note_origin
 from deit_ray.trial import SNAPSHOT, Needs, Shared, Trial, make_trial, make_worklist, sweep
 
 EXPERIMENT = "experiment.yaml"
-RUN = "run.json"
+RUN = "run.json"  # a run that has finished has it
+JOURNAL = "journal"
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Ready:
     data: str  # absolute URI of the prepared data set
     teacher: TeacherWeights | None
     initial: dict | None  # the student's initial weights, where it does not start from scratch
+    teacher_path: str | None = None  # the local file of its weights, where it is one
 
 
 def check(experiment: Experiment) -> Ready:
@@ -52,12 +56,12 @@ def check(experiment: Experiment) -> Ready:
     make_worklist(experiment, manifest, data, ("val",))
     student = create_student(experiment.student, experiment.data.image_size, len(manifest.classes))
     initial = student.state_dict() if experiment.student.init != "scratch" else None
-    teacher = None
+    teacher = path = None
     if experiment.distils:
         section = experiment.distillation.teacher
         path = weights_path(section.weights, experiment.results.uri)
         teacher = read_teacher(section, path, experiment.data.image_size, len(manifest.classes))
-    return Ready(experiment, manifest, data, teacher, initial)
+    return Ready(experiment, manifest, data, teacher, initial, path)
 
 
 def weights_path(weights: str, results: str) -> str | None:
@@ -93,8 +97,69 @@ def runs_of(name: str, results: str) -> list[str]:
     return [entry for _, entry in numbered] + [entry for entry in names if entry == name]
 
 
-def new_folder(experiment: Experiment) -> str:
-    """Makes a new folder NAME-N for a run in the results and writes the experiment into it.
+def find_run(name: str, results: str) -> str:
+    """The folder of what a person names.
+
+    Args:
+        name: a trial (`digits_search-1/7`, `digits_search/trial-0007`), a run or study (`digits_student-2`, or `digits_student` for
+            the newest), or the path of such a folder.
+        results: the folder to look in.
+
+    Raises:
+        UserError: there is none; it says what there is.
+    """
+    if "/" in name and storage.exists(storage.join(name, EXPERIMENT)):
+        return storage.absolute(name.rstrip("/"))
+    parent, _, last = name.rstrip("/").rpartition("/")
+    trial = re.fullmatch(r"(?:trial-)?(\d+)", last)
+    if parent and trial:
+        study = find_run(parent, results)
+        folder = storage.join(study, f"trial-{int(trial.group(1)):04d}")
+        if storage.exists(storage.join(folder, EXPERIMENT)):
+            return folder
+        raise UserError(f"{name}: no such trial; of {posixpath.basename(study)} there are: {', '.join(_trials_of(study)) or 'none'}")
+    runs = [] if "/" in name else [run for run in runs_of(name, results) if storage.exists(storage.join(results, run, EXPERIMENT))]
+    if runs:
+        return storage.join(storage.absolute(results), runs[-1])
+    if storage.exists(storage.join(name, EXPERIMENT)):
+        return storage.absolute(name)
+    known = [entry for entry in storage.list_names(results) if storage.exists(storage.join(results, entry, EXPERIMENT))]
+    raise UserError(f"{name}: no such run, study or trial in {results}; there are: {', '.join(known) or 'none'} (a trial is STUDY/7)")
+
+
+def _trials_of(study: str) -> list[str]:
+    return [name for name in storage.list_names(study) if name.startswith("trial-")]
+
+
+def name_of(folder: str) -> str:
+    """What people call a run's folder: digits_student-2, or digits_search-1/trial-0007 of a trial."""
+    parent, _, last = folder.rpartition("/")
+    return f"{posixpath.basename(parent)}/{last}" if last.startswith("trial-") else last
+
+
+def results_of(folder: str) -> str:
+    """The results folder that a run's, study's or trial's folder stands in."""
+    parent, _, last = folder.rpartition("/")
+    return parent.rpartition("/")[0] if last.startswith("trial-") else parent
+
+
+def experiment_of(folder: str) -> Experiment:
+    """The experiment of a run's, study's or trial's folder, its results being where the folder is now: folders are moved."""
+    uri = storage.join(folder, EXPERIMENT)
+    if storage.is_local(uri):
+        experiment = load_experiment(storage.local_path(uri))
+    else:
+        with tempfile.TemporaryDirectory(prefix="deit_ray-") as local:
+            path = Path(local) / EXPERIMENT
+            path.write_bytes(storage.read_bytes(uri))
+            experiment = load_experiment(path)
+    if storage.absolute(experiment.results.uri) == results_of(folder):
+        return experiment
+    return experiment.with_overrides({"results.uri": results_of(folder)})
+
+
+def new_folder(experiment: Experiment, comment: str = "") -> str:
+    """Makes a new folder NAME-N for a run in the results and writes the experiment into it, under a comment.
 
     Raises:
         UserError: the results cannot be written.
@@ -107,7 +172,7 @@ def new_folder(experiment: Experiment) -> str:
         try:
             if storage.is_local(folder):
                 Path(folder).mkdir(parents=True)
-            storage.write_bytes(storage.join(folder, EXPERIMENT), dump_experiment(experiment).encode())
+            storage.write_bytes(storage.join(folder, EXPERIMENT), dump_experiment(experiment, comment).encode())
             return folder
         except FileExistsError:
             number += 1
@@ -136,36 +201,70 @@ def train(experiment: Experiment, address: str | None = None, console: Console |
     Raises:
         UserError: the experiment cannot run.
     """
+    return train_in(new_folder, experiment, address, console, verbose)
+
+
+def train_in(
+    make_folder: Callable[[Experiment], str],
+    experiment: Experiment,
+    address: str | None = None,
+    console: Console | None = None,
+    verbose: bool = False,
+    splits: tuple[str, ...] = ("val", "test"),
+    continues: dict | None = None,
+) -> "TrainedRun":
+    """Trains an experiment in a folder, from the latest checkpoint on where there is one; the rest is as in `train`.
+
+    Args:
+        make_folder: gives the URI of the folder, once it is certain that the experiment can run.
+        splits: which of val and test are evaluated.
+        continues: see `note_origin`.
+    """
     from deit_ray.tracking import Tracker
 
     ready = check(experiment)
     console = console or Console(quiet=True)
     with cluster.connected(address, verbose, console.warn):
-        resources = cluster.possible_resources()
-        device = check_fits(experiment, resources)
+        device = check_fits(experiment, cluster.possible_resources())
         for key, uri in (("results.uri", experiment.results.uri), ("data.uri", experiment.data.uri)):
             cluster.check_reachable(key, uri)
-        folder = new_folder(experiment)
+        folder = make_folder(experiment)
         name = posixpath.basename(folder)
+        how = f"go on with: deit-ray train --continue {name}{_results_option(experiment)}"
+        note_origin(folder, experiment, ready.manifest, device, ready.teacher_path, continues)
         with Tracker.of(experiment, console) as tracker:
             run = tracker.start_run(name, {"experiment": experiment.name, "kind": "train"}, params_of(experiment), folder)
             console.run_started(name, experiment, device)
-            splits = ("val", *(split for split in ("test",) if split in ready.manifest.splits))
-            make = partial(make_trial, experiment, device, share(ready), splits)
             try:
-                metrics = run_trial(make, folder, lambda result: console.run_progress(result, experiment))
+                metrics = _train_on(folder, ready, device, splits, lambda result: console.run_progress(result, experiment))
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt):
                     tracker.end_run(run, "cancelled", folder)
-                    raise Interrupted(f"{name}: interrupted; its journal and checkpoints: {folder}") from None
+                    raise Interrupted(f"{name}: interrupted; its journal and checkpoints: {folder}\n{how}") from None
                 failure = read_failure(folder)
                 reason = failure.reason if failure else reason_of(error)
                 tracker.end_run(run, f"failed: {reason}", folder)
-                raise UserError(f"{name}: the training failed: {reason}\n  its journal and checkpoints: {folder}") from error
+                mended = f"\nonce this is mended, {how}" if failure is None or failure.kind == "unavailable" else ""
+                raise UserError(f"{name}: the training failed: {reason}\n  its journal and checkpoints: {folder}{mended}") from error
             keep_best_model(folder, experiment.search.metric)
             storage.write_bytes(storage.join(folder, RUN), json.dumps({"outcome": "finished", "metrics": metrics}).encode())
             tracker.end_run(run, "finished", folder, MODEL)
     return TrainedRun(name, folder, metrics)
+
+
+def _train_on(folder: str, ready: Ready, device: str, splits: tuple[str, ...], on_result) -> dict[str, float]:
+    """Trains from the latest checkpoint to the last epoch; returns the metrics of the last evaluation."""
+    experiment = ready.experiment
+    splits = tuple(split for split in splits if split == "val" or split in ready.manifest.splits)
+    steps, last = saved_steps(folder), make_worklist(experiment, ready.manifest, ready.data, splits).steps
+    if steps and steps[-1] >= last:  # the driver went away between the last checkpoint and the end
+        points = [point for points in iterate_segments(storage.join(folder, JOURNAL), 0) for point in points]
+        return {p.name: p.value for p in points if p.step == last and not p.name.startswith("train/")} | {"step": last}
+    return run_trial(partial(make_trial, experiment, device, share(ready), splits), folder, on_result)
+
+
+def _results_option(experiment: Experiment) -> str:
+    return "" if experiment.results.uri == "results" else f" --results {experiment.results.uri}"
 
 
 @dataclass(frozen=True)
@@ -225,9 +324,13 @@ def saved_steps(folder: str) -> list[int]:
     return sorted({step_of(result["checkpoint_dir_name"]) for result in results})
 
 
+def steps_per_epoch(experiment: Experiment) -> int:
+    return make_worklist(experiment, shards.read_manifest(experiment.data.uri), experiment.data.uri, ()).steps_per_epoch
+
+
 def measured(folder: str, name: str) -> dict[int, float]:
     """A metric's values by step, from the run's journal."""
-    segments = iterate_segments(storage.join(folder, "journal"), 0)
+    segments = iterate_segments(storage.join(folder, JOURNAL), 0)
     return {point.step: point.value for points in segments for point in points if point.name == name}
 
 
@@ -241,12 +344,13 @@ def best_step(folder: str, metric: str) -> tuple[int, float] | None:
 
 
 def keep_best_model(folder: str, metric: str) -> float | None:
-    """Copies the model of the best checkpoint to the run's own folder; returns the value that it scored."""
+    """Copies the model of the best checkpoint, the weights that the metric is of, to the run's own folder; returns its value."""
     found = best_step(folder, metric)
     if found is None:
         return None
     step, value = found
-    storage.write_bytes(storage.join(folder, MODEL), storage.read_bytes(storage.join(folder, checkpoint_name(step), MODEL)))
+    weights = storage.join(folder, checkpoint_name(step), file_measured_by(metric))
+    storage.write_bytes(storage.join(folder, MODEL), storage.read_bytes(weights))
     return value
 
 

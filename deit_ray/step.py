@@ -133,8 +133,8 @@ class TrainStep:
 
     def state_dict(self) -> dict:
         """Everything that the next step depends on, but the step's number."""
-        ema = self.ema.module.state_dict() if self.ema else None
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "ema": ema}
+        ema = {"ema": self.ema.module.state_dict()} if self.ema else {}
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), **ema}
 
     def load_state_dict(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])

@@ -127,6 +127,12 @@ def exists(uri: str) -> bool:
     return filesystem.get_file_info(path).type != fs.FileType.NotFound
 
 
+def modified_ns(uri: str) -> int | None:
+    """When a file was last written; None where there is none."""
+    filesystem, path = open_uri(uri)
+    return filesystem.get_file_info(path).mtime_ns
+
+
 def list_names(uri: str) -> list[str]:
     """The names of what a folder holds, sorted; none where there is no folder."""
     filesystem, path = open_uri(uri)

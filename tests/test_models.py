@@ -5,9 +5,10 @@ import math
 import pytest
 import timm
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from deit_ray.config import Distillation, Optim, Student
+from deit_ray.config import Distillation, Experiment, Optim, Student
 from deit_ray.errors import UserError
 from deit_ray.models import losses, student
 from deit_ray.models.optim import effective_lr, lr_at, make_optimizer
@@ -77,6 +78,27 @@ def test_the_schedule_is_timms_cosine_with_warm_up():
     for epoch in (0, 1, 4, 5, 6, 100, 299):
         theirs.step(epoch)
         assert lr_at(epoch * 7, 7, optim, 300, peak) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+
+
+def test_a_schedule_of_its_own_length_stays_at_min_lr_behind_it():
+    from timm.scheduler import CosineLRScheduler
+
+    optim = Optim(lr=1e-3, warmup_epochs=2, warmup_lr=1e-6, min_lr=1e-5, schedule_epochs=20, scale_lr=False)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-3)
+    theirs = CosineLRScheduler(optimizer, t_initial=20, lr_min=1e-5, warmup_t=2, warmup_lr_init=1e-6)
+    for epoch in (0, 1, 2, 10, 19, 20, 21, 49):
+        theirs.step(epoch)
+        for epochs in (5, 20, 50):  # a run may be shorter or longer than its schedule
+            assert lr_at(epoch * 7, 7, optim, epochs, 1e-3) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+    assert lr_at(20 * 7 + 3, 7, optim, 50, 1e-3) == pytest.approx(1e-5, rel=1e-12)
+
+
+def test_a_schedule_shorter_than_its_warm_up_is_refused():
+    tree = {"name": "x", "data": {"uri": "x"}, "distillation": {"kind": "none"}}
+    with pytest.raises(ValidationError, match=r"optim.warmup_epochs: 5 must be below optim.schedule_epochs \(4\)"):
+        Experiment.model_validate(tree | {"optim": {"warmup_epochs": 5, "schedule_epochs": 4}})
+    short = Experiment.model_validate(tree | {"optim": {"warmup_epochs": 5, "schedule_epochs": 9}, "train": {"epochs": 3}})
+    assert short.train.epochs == 3  # a run may end before its warm-up does, as the first epochs of a longer one
 
 
 def test_tokens_biases_and_norms_do_not_decay():

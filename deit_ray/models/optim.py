@@ -20,13 +20,17 @@ def make_optimizer(model: nn.Module, optim) -> torch.optim.Optimizer:
 
 
 def lr_at(step: int, steps_per_epoch: int, optim, epochs: int, peak: float) -> float:
-    """The learning rate of an optimizer step: linear warm-up, then a cosine down to min_lr.
+    """The learning rate of an optimizer step: linear warm-up, then a cosine down to min_lr, where it stays.
 
     As timm's CosineLRScheduler in the reference's setting (warm-up counted as part of the cosine), but stepped with every
     optimizer step instead of once an epoch. Floors above the peak are lowered to it.
+
+    Args:
+        epochs: of the run; the cosine is as long, unless `optim.schedule_epochs` says otherwise.
     """
     epoch = step / steps_per_epoch
     low, start = min(optim.min_lr, peak), min(optim.warmup_lr, peak)
     if epoch < optim.warmup_epochs:
         return start + (peak - start) * epoch / optim.warmup_epochs
-    return low + 0.5 * (peak - low) * (1 + math.cos(math.pi * epoch / epochs))
+    length = optim.schedule_epochs or epochs
+    return low + 0.5 * (peak - low) * (1 + math.cos(math.pi * min(epoch / length, 1)))
