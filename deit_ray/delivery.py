@@ -398,7 +398,10 @@ def fitting(text: str, chars: int) -> str:
     return text.encode(errors="replace").decode().replace("\0", "")[:chars]
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
+    """What began an error: MLflow and what lies below it wrap, for instance, a refused connection six times."""
+    while inner := error.__cause__ or (not error.__suppress_context__ and error.__context__):
+        error = inner
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
@@ -410,5 +413,6 @@ def quiet_mlflow() -> None:
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(TIMEOUT_S))
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # a person is told by the tracker, once
     logging.getLogger("alembic").setLevel(logging.ERROR)

@@ -210,7 +210,7 @@ class Tracker:
         if not self.behind and (self.failures > 1 or took_s > HICCUP_S):
             self.behind = True
             self._tell(f"tracking is behind: MLflow at {self.uri} does not take deliveries ({self.last_error}); "
-                       "training goes on, they are tried again")  # fmt: skip
+                       "nothing waits for it, and it is tried again")  # fmt: skip
 
     def _note_success(self, run: Run) -> None:
         self.failing.discard(run)
