@@ -6,6 +6,7 @@ of the study is in the journals, and `deit-ray sync` delivers it.
 
 import contextlib
 import os
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -177,7 +178,9 @@ class Tracker:
                     self.live.append(self.live.pop(self.live.index(failed)))
                 self.failing.intersection_update(self.live)
             if failed:
-                self.stopped.wait(min(pause_s, 1.0)) if closing else self.closing.wait(pause_s)
+                self.stopped.wait(min(pause_s, 1.0)) if closing else self.closing.wait(
+                    pause_s * random.uniform(0.5, 1)
+                )  # drivers that failed together come back apart
                 pause_s = min(2 * pause_s, PAUSE_S[1])
             elif closing:
                 return
