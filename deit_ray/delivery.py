@@ -24,6 +24,7 @@ from deit_ray.journal import iterate_segments
 RECORD = "tracking.json"
 TIMEOUT_S = 30  # of one request
 BATCH = 1000  # points in one request, MLflow's limit
+SEGMENTS = 20  # of a journal, delivered together: what a request costs hardly depends on its size
 NAME_CHARS, PARAM_CHARS, TAG_CHARS = 250, 6000, 8000  # MLflow's limits, over which servers cut, refuse or fail
 LARGEST = 1.7976931348623157e308  # what MLflow stores for an infinity
 MAKING = "the run"  # the part without which there are no others
@@ -289,17 +290,25 @@ class Delivery:
     def _deliver_points(self, run: Run) -> None:
         if run.journal is None:
             return
+        segments = iterate_segments(run.journal, run.segments)
+        while chunk := list(itertools.islice(segments, SEGMENTS)):
+            self._deliver_segments(run, chunk)
+
+    def _deliver_segments(self, run: Run, chunk: list[list]) -> None:
         record = run.record
-        for points in iterate_segments(run.journal, run.segments):
-            try:
-                self._log_points(run, points)
-            except Refused:
+        try:
+            self._log_points(run, [point for points in chunk for point in points])
+        except Refused:
+            if len(chunk) > 1:
+                for points in chunk:  # the others are not to blame
+                    self._deliver_segments(run, [points])
+            else:
                 run.segments += 1
-                continue
-            if record.segments == run.segments:
-                record.segments += 1
-            run.segments += 1
+            return
+        if record.segments == run.segments:
+            record.segments += len(chunk)
             self._save(run)
+        run.segments += len(chunk)
 
     def _log_points(self, run: Run, points: list) -> None:
         from mlflow.entities import Metric
