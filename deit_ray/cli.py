@@ -227,6 +227,16 @@ def reproduce(
 
 
 @app.command()
+def sync(study: Annotated[str, typer.Argument(metavar="STUDY")], results: Results = "results"):
+    """Deliver to MLflow what it does not have of a study, or of a run made by train."""
+    from deit_ray.sync import sync
+
+    console = Console()
+    runs = sync(study, results, console)
+    console.say(f"{study}: MLflow has all {runs} run{'s' * (runs != 1)}")
+
+
+@app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="a model.safetensors, or the name of a run or study")],
     data: Annotated[str, typer.Option(help="a prepared data set")],

@@ -23,6 +23,7 @@ from deit_ray.errors import Interrupted, UserError
 from deit_ray.failure import read_failure, reason_of
 from deit_ray.journal import checkpoint_name, iterate_segments, step_of
 from deit_ray.load import dump_experiment, load_experiment
+from deit_ray.lock import driving
 from deit_ray.models.student import create_student
 from deit_ray.models.teacher import TeacherWeights, read_teacher
 from deit_ray.origin import note_origin
@@ -220,6 +221,7 @@ def train_in(
         splits: which of val and test are evaluated.
         continues: see `note_origin`.
     """
+    from deit_ray.sync import start_single
     from deit_ray.tracking import Tracker
 
     ready = check(experiment)
@@ -232,19 +234,20 @@ def train_in(
         name = posixpath.basename(folder)
         how = f"go on with: deit-ray train --continue {name}{_results_option(experiment)}"
         note_origin(folder, experiment, ready.manifest, device, ready.teacher_path, continues)
-        with Tracker.of(experiment, console) as tracker:
-            run = tracker.start_run(name, {"experiment": experiment.name, "kind": "train"}, params_of(experiment), folder)
+        with driving(folder, name), Tracker.of(experiment, console) as tracker:
+            run = start_single(tracker, experiment, folder)
             console.run_started(name, experiment, device)
             try:
                 metrics = _train_on(folder, ready, device, splits, lambda result: console.run_progress(result, experiment))
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt):
-                    tracker.end_run(run, "cancelled", folder)
                     raise Interrupted(f"{name}: interrupted; its journal and checkpoints: {folder}\n{how}") from None
                 failure = read_failure(folder)
                 reason = failure.reason if failure else reason_of(error)
-                tracker.end_run(run, f"failed: {reason}", folder)
-                mended = f"\nonce this is mended, {how}" if failure is None or failure.kind == "unavailable" else ""
+                if failure is not None and failure.kind == "failed":
+                    tracker.end_run(run, f"failed: {reason}", folder)
+                    how = ""
+                mended = f"\nonce this is mended, {how}" if how else ""
                 raise UserError(f"{name}: the training failed: {reason}\n  its journal and checkpoints: {folder}{mended}") from error
             keep_best_model(folder, experiment.search.metric)
             storage.write_bytes(storage.join(folder, RUN), json.dumps({"outcome": "finished", "metrics": metrics}).encode())

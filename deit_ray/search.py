@@ -21,18 +21,19 @@ import ray.tune
 from optuna.trial import FrozenTrial, TrialState
 from ray import cloudpickle
 
-from deit_ray import cluster, report, storage
+from deit_ray import cluster, storage
 from deit_ray.budget import exceeded
 from deit_ray.config import Experiment
 from deit_ray.console import Console
 from deit_ray.errors import Interrupted, UnavailableError, UserError
 from deit_ray.failure import Failure, TrialFailed, describe_failure, read_failure
 from deit_ray.journal import iterate_segments
-from deit_ray.load import dump_experiment
-from deit_ray.run import EXPERIMENT, MODEL, check, check_fits, keep_best_model, saved_steps, share
+from deit_ray.origin import note_origin
+from deit_ray.run import check, check_fits, keep_best_model, saved_steps, share
 from deit_ray.schedule import StudyScheduler
 from deit_ray.searcher import StudySearcher
 from deit_ray.study import Study, naming_database
+from deit_ray.sync import end_study, end_trial, start_study, start_trial
 from deit_ray.tracking import Run, Tracker
 from deit_ray.trial import Needs, Trial, cancel, make_trial, sweep
 
@@ -91,6 +92,7 @@ def tune(
             if not study:
                 study = Study.create(experiment)
                 stack.enter_context(study.driving())
+            note_origin(study.folder, experiment, ready.manifest, device, ready.teacher_path)
             how = f"go on with: deit-ray tune --resume {study.name}" + (
                 "" if experiment.results.uri == "results" else f" --results {experiment.results.uri}"
             )
@@ -207,9 +209,8 @@ class Driver:
         study.take_stop_requests()  # of an earlier start
         study.optuna.set_user_attr("experiment", self.experiment.as_dict())
         with Tracker.of(self.experiment, self.console) as self.tracker:
-            fixed = {key: str(self.experiment.get(key)) for key in ("seed", "train.epochs", "student.model", "search.trials")}
-            tags = {"study": study.name, "kind": "study"}
-            self.parent = self.tracker.start_run(study.name, tags, fixed, study.folder, journal=False)
+            study.optuna.set_user_attr("outcome", None)
+            self.parent = start_study(self.tracker, study)
             before = self._resume()
             self.console.study_started(study, self.device, self.concurrent, self.searcher.remaining(), before)
             self._check_budgets()
@@ -394,14 +395,8 @@ class Driver:
         live.report(value, epoch)
 
     def _open_run(self, number: int) -> None:
-        folder, params = self.study.trial_folder(number), self.study.trial(number).params
-        if not storage.exists(storage.join(folder, EXPERIMENT)):
-            text = dump_experiment(self.study.trial_experiment(params))
-            storage.write_bytes(storage.join(folder, EXPERIMENT), text.encode())
         if number not in self.runs:
-            name = f"trial {number:03d} " + " ".join(f"{k.rpartition('.')[2]}={report.short(v)}" for k, v in params.items())
-            tags = {"study": self.study.name, "kind": "trial", "trial": str(number)}
-            self.runs[number] = self.tracker.start_run(name, tags, params, folder, self.parent)
+            self.runs[number] = start_trial(self.tracker, self.study, self.study.trial(number), self.parent)
 
     def _end(self, number: int, outcome: str, failure: Failure | None = None) -> None:
         """Tells everybody how a trial ended; the table in docs/architecture.md."""
@@ -409,11 +404,11 @@ class Driver:
         if trial.state != TrialState.RUNNING:
             return
         self._open_run(number)  # where it has none: it ended before it had started
-        live, value, files = self._live(number), None, []
+        live, value = self._live(number), None
         if outcome == "finished":
-            value, files = keep_best_model(folder, metric), [MODEL]
+            value = keep_best_model(folder, metric)
             if value is None or not math.isfinite(value):
-                outcome, files = f"failed: {metric} was never a finite number", []
+                outcome = f"failed: {metric} was never a finite number"
         live.set_user_attr("outcome", outcome)
         if outcome.startswith("failed") and failure is not None and "NonFiniteLoss" not in failure.reason:
             live.set_user_attr("signature", failure.signature)
@@ -421,7 +416,7 @@ class Driver:
             self.study.optuna.tell(number, value)
         else:
             self.study.optuna.tell(number, state=TrialState.PRUNED if outcome.startswith("stopped early") else TrialState.FAIL)
-        self.tracker.end_run(self.runs.pop(number), outcome, folder, *files)
+        end_trial(self.tracker, self.study, self.study.trial(number), self.runs.pop(number))
         values = [v for v in trial.intermediate_values.values() if math.isfinite(v)]
         self.console.trial_ended(number, outcome, max(values, default=None))
 
@@ -434,7 +429,7 @@ class Driver:
             best = study.best()
         except UserError:
             outcomes = sorted({t.user_attrs.get("outcome", "") for t in study.optuna.get_trials(deepcopy=False)})
-            self.tracker.end_run(self.parent, "cancelled" if reason == PERSON else "failed: no trial finished", study.folder)
+            self._close("cancelled" if reason == PERSON else "failed: no trial finished")
             raise UserError(f"{study.name}: ended with no finished trial: {reason}; {'; '.join(outcomes)}") from None
         config, model = study.save_best()
         tested = study.optuna.user_attrs.get("test", {})
@@ -443,11 +438,13 @@ class Driver:
 
             tested = {"trial": best.number, **evaluate_here(model, self.experiment, self.ready.manifest, self.device, ("test",))}
             study.optuna.set_user_attr("test", tested)
+        self._close("cancelled" if reason == PERSON else "finished")
         metrics = {name: value for name, value in tested.items() if name != "trial"}
-        best_metrics = {f"best/{self.experiment.search.metric}": best.value, **metrics}
-        outcome = "cancelled" if reason == PERSON else "finished"
-        self.tracker.end_run(self.parent, outcome, study.folder, "best.yaml", MODEL, metrics=best_metrics)
         self.console.study_ended(study, best, metrics, config, model)
+
+    def _close(self, outcome: str) -> None:
+        self.study.optuna.set_user_attr("outcome", outcome)
+        end_study(self.tracker, self.study, self.parent, outcome)
 
     def _live(self, number: int) -> optuna.trial.Trial:
         return optuna.trial.Trial(self.study.optuna, self.study.trial(number)._trial_id)

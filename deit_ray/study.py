@@ -1,28 +1,22 @@
 """A study's memory: its folder, its Optuna database, who drives it, and what can be read from it at any time."""
 
 import contextlib
-import fcntl
-import json
-import os
 import posixpath
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 
 import optuna
 import pandas as pd
 from optuna.trial import TrialState
 
-from deit_ray import report, storage
+from deit_ray import lock, report, storage
 from deit_ray.budget import Spent
 from deit_ray.config import Experiment
 from deit_ray.errors import UnavailableError, UserError
 from deit_ray.load import dump_experiment, load_experiment
-from deit_ray.run import EXPERIMENT, MODEL, new_folder, runs_of
+from deit_ray.run import EXPERIMENT, MODEL, experiment_of, new_folder, runs_of
 
 DATABASE = "study.db"
-LOCK = "driver.lock"
 REQUESTS = "stop"  # a folder: a file for each trial that is to be stopped, or one for the whole study
 WHOLE = "study"
 AMENDABLE = ("search.trials", "search.budget", "search.max_concurrent", "train.max_failures", "tracking", "cost")
@@ -69,7 +63,7 @@ class Study:
             known = [n for n in storage.list_names(results) if storage.exists(storage.join(results, n, DATABASE))]
             raise UserError(f"{name}: no such study in {results}; there are: {', '.join(known) or 'none'}")
         folder = storage.join(storage.absolute(results), found[-1])
-        study = cls(folder, load_experiment(storage.join(folder, EXPERIMENT)))
+        study = cls(folder, experiment_of(folder))
         made_with = study.optuna.user_attrs.get("experiment")
         if made_with is not None:  # else its driver was killed before it had begun
             _check_same(storage.join(folder, EXPERIMENT), study.experiment.as_dict(), made_with)
@@ -93,48 +87,13 @@ class Study:
         self.optuna.set_user_attr("experiment", amended.as_dict())
         self.experiment = amended
 
-    @contextlib.contextmanager
-    def driving(self) -> Iterator[None]:
-        """Holds the study while it is driven: one driver at a time; the operating system lets go of it however that one ends.
-
-        Raises:
-            UserError: another process drives it, or its folder cannot be written.
-        """
-        path = Path(storage.join(self.folder, LOCK))
-        try:
-            path.touch()
-        except OSError as error:
-            raise UnavailableError(f"results.uri: {self.folder}: cannot be written: {error.strerror}") from None
-        with path.open("r+") as file:
-            deadline = time.monotonic() + 1
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:  # and not only somebody who looks, as `driver` does
-                        who = self.driver() or {}
-                        raise UserError(
-                            f"{self.name}: is running already, on {who.get('host')} as process {who.get('pid')}; "
-                            f"look at it with: deit-ray status {self.name}, end it with: deit-ray stop {self.name}"
-                        ) from None
-                    time.sleep(0.1)
-            file.truncate(0)
-            file.write(json.dumps({"host": os.uname().nodename, "pid": os.getpid(), "since": time.time()}))
-            file.flush()
-            yield
+    def driving(self) -> contextlib.AbstractContextManager:
+        """Holds the study while it is driven; see `lock.driving`."""
+        return lock.driving(self.folder, self.name)
 
     def driver(self) -> dict | None:
         """Who drives the study now: host, pid, and since when; None where nobody does."""
-        path = Path(storage.join(self.folder, LOCK))
-        if not path.exists():
-            return None
-        with path.open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return json.loads(file.read() or "{}")
-            return None
+        return lock.driver_of(self.folder)
 
     def request_stop(self, number: int | None = None) -> None:
         """Asks the driver, from any process, to cancel a trial, or all of them and to end the study."""
@@ -219,9 +178,10 @@ def naming_database(folder: str) -> Iterator[None]:
 
 def _check_same(path: str, found: dict, made_with: dict) -> None:
     here, there = _flat(found), _flat(made_with)
-    changed = sorted(key for key in here.keys() | there.keys() if here.get(key) != there.get(key) and not _amendable(key))
+    moved = "results.uri"  # folders are
+    changed = [key for key in here.keys() | there.keys() if here.get(key) != there.get(key) and not _amendable(key) and key != moved]
     if changed:
-        key = changed[0]
+        key = min(changed)
         raise UserError(
             f"{path}: {key}: {here.get(key)!r}, but the study in this folder was made with {there.get(key)!r}"
             f"{f' ({len(changed)} keys differ)' if len(changed) > 1 else ''}; put back the file that belongs to it"

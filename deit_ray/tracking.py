@@ -1,46 +1,33 @@
-"""MLflow, and the only file that knows it: the driver delivers runs and points in the background.
+"""The driver's side of MLflow: it notes what shall be there, and one thread in the background delivers it.
 
-Training never waits for the server: everything is queued, sent in order by one thread, and tried again while the server
-is away. Points come from the trials' journals, with the time they were measured at, so that MLflow, which stores a
-point once by (run, name, time, step, value), takes a repeated delivery without doubling.
+Training never waits for the server. What cannot be delivered now is tried again; what cannot be delivered until the end
+of the study is in the journals, and `deit-ray sync` delivers it.
 """
 
-import logging
+import contextlib
 import os
-import queue
-import tempfile
+import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 
 from deit_ray import storage
 from deit_ray.config import Experiment
+from deit_ray.delivery import Delivery, Ending, Run, one_line
+from deit_ray.errors import UserError
 from deit_ray.journal import iterate_segments
+from deit_ray.phase import show_phase
 
-POLL_S = 1.0  # between looks at the journals of running trials
-RETRY_S = 5.0
+POLL_S = 5.0  # between looks at the journals of running trials
+PAUSE_S = (1.0, 30.0)  # between attempts while the server is away: at first, and at last
+HICCUP_S = 5.0  # a failure that was quicker than this is tried again first, and told then
+PATIENCE_S = 20.0  # how long the end of a study waits while nothing gets through
+LIMIT_S = 300.0  # how long it waits while something does
 HASTE_S = 5.0  # the same when the study ends by Ctrl-C or an error
-PATIENCE_S = 20.0  # how long the end of a study waits for a server that is away
-BATCH = 1000  # points in one request, MLflow's limit
-
-STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped early": "KILLED", "cancelled": "KILLED"}
-
-
-@dataclass
-class Run:
-    """A run as the driver knows it; its MLflow id is filled in by the delivery thread."""
-
-    name: str
-    journal: str | None
-    run_id: str | None = None
-    next_segment: int = 0
-    ended: bool = field(default=False)
 
 
 class Tracker:
-    """Delivers to MLflow. Use it as a context manager: leaving it waits for what is queued, a while.
+    """Delivers to MLflow. Use it as a context manager: leaving it waits for what is not delivered yet, a while.
 
     Args:
         uri: MLflow's tracking URI.
@@ -50,11 +37,17 @@ class Tracker:
     """
 
     def __init__(self, uri: str, experiment: str, artifacts: str | None, warn: Callable[[str], None]):
-        self.uri, self.experiment, self.artifacts, self.warn = uri, experiment, artifacts, warn
-        self.jobs: queue.Queue = queue.Queue()
+        self.uri, self.warn = uri, warn
+        self.delivery = Delivery(uri, experiment, artifacts, self._begin_request, self._tell)
         self.live: list[Run] = []
-        self.closing, self.behind = threading.Event(), False
-        self.client = self.experiment_id = None
+        self.lock = threading.Lock()  # of the list
+        self.started = 0
+        self.root: Run | None = None  # the study's, or the only one
+        self.wake, self.closing, self.stopped = threading.Event(), threading.Event(), threading.Event()
+        self.failing: set[Run] = set()
+        self.failures, self.behind = 0, False
+        self.last_error: str | None = None
+        self.phase = ""
         self.thread = threading.Thread(target=self._deliver, name="tracking", daemon=True)
         self.thread.start()
 
@@ -67,10 +60,12 @@ class Tracker:
         return self
 
     def __exit__(self, kind, *exception) -> None:
-        self.closing.set()
-        self.thread.join(PATIENCE_S if kind is None else HASTE_S)
-        if self.thread.is_alive():
-            self.warn(f"MLflow at {self.uri} did not answer; {self.jobs.qsize()} deliveries are left in the journals")
+        if self.stopped.is_set():
+            return
+        left = self.finish(PATIENCE_S, LIMIT_S) if kind is None else self.finish(HASTE_S, HASTE_S)
+        if left:
+            self.warn(f"MLflow at {self.uri} has not got all: {self.describe_left(left)}; "
+                      f"they are kept in the journals, and delivered by: {self._sync_command()}")  # fmt: skip
 
     def start_run(
         self,
@@ -79,9 +74,10 @@ class Tracker:
         params: dict[str, str],
         folder: str,
         parent: Run | None = None,
-        journal=True,
+        journal: bool = True,
+        started_ms: int | None = None,
     ) -> Run:
-        """Opens a run, or finds it where it was opened before: its identity is its folder.
+        """Notes that a run shall be in MLflow, made there or found where it was made before.
 
         Args:
             name: what MLflow's list shows.
@@ -89,136 +85,165 @@ class Tracker:
             folder: URI of the run's results; its experiment.yaml becomes an artifact, its journal the curves.
             parent: the study's run, for a trial.
             journal: whether the folder has one.
+            started_ms: when it began, if that was not now.
         """
-        run = Run(name, storage.join(folder, "journal") if journal else None)
-        self.live.append(run)
-
-        def open_run():
-            from mlflow.entities import Param
-            from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME, MLFLOW_USER
-
-            found = self.client.search_runs([self.experiment_id], f"tags.`deit_ray.folder` = '{folder}'", max_results=1)
-            if found:
-                run.run_id = found[0].info.run_id
-                self.client.update_run(run.run_id, status="RUNNING")
-                return
-            all_tags = {f"deit_ray.{key}": value for key, value in tags.items()} | {"deit_ray.folder": folder}
-            all_tags |= {MLFLOW_SOURCE_NAME: "deit-ray", MLFLOW_USER: os.environ.get("USER", "unknown")}
-            if parent is not None:
-                all_tags[MLFLOW_PARENT_RUN_ID] = parent.run_id
-            run.run_id = self.client.create_run(self.experiment_id, tags=all_tags, run_name=name).info.run_id
-            self.client.log_batch(run.run_id, params=[Param(k, str(v)) for k, v in params.items()])
-            self._log_artifact(run, storage.join(folder, "experiment.yaml"))
-
-        self.jobs.put(open_run)
+        tags = {f"deit_ray.{key}": value for key, value in tags.items()} | {"deit_ray.folder": folder}
+        uri = storage.join(folder, "journal") if journal else None
+        params = {key: str(value) for key, value in params.items()}
+        run = Run(name, folder, tags, params, parent, uri, started_ms or now_ms())
+        with self.lock:  # where a trial is started again before its end was delivered, it goes on
+            self.live = [other for other in self.live if other.folder != folder]
+            self.live.append(run)
+        self.started += 1
+        self.root = self.root or parent or run
+        self.wake.set()
         return run
 
-    def end_run(self, run: Run, outcome: str, folder: str, *files: str, metrics: dict[str, float] | None = None) -> None:
-        """Delivers the rest of a run's journal and some of its files, and closes it.
+    def end_run(
+        self,
+        run: Run,
+        outcome: str,
+        folder: str,
+        *files: str,
+        metrics: dict[str, float] | None = None,
+        ended_ms: int | None = None,
+    ) -> None:
+        """Notes that a run shall be closed, with the rest of its journal and some of its files.
 
         Args:
             outcome: finished, failed: REASON, stopped early at epoch N, or cancelled; MLflow's status follows from it.
             folder: where the files are.
             files: names of artifacts.
             metrics: last values that are in no journal.
+            ended_ms: when it ended, if that was not now.
         """
+        uris = tuple(storage.join(folder, file) for file in files)
+        ending = Ending(outcome, uris, metrics or {}, ended_ms or now_ms())
+        with self.lock:
+            run.ending, run.left = ending, True
+            if run not in self.live:  # it had ended before, and ends otherwise
+                self.live.append(run)
+        self.wake.set()
 
-        def close_run():
-            from mlflow.entities import Metric
+    def finish(self, patience_s: float, limit_s: float, on_progress: Callable[[int, int], None] | None = None) -> list[Run]:
+        """Waits until all is delivered, and stops; returns the runs of which something is not.
 
-            self._deliver_points(run)
-            now = time.time_ns() // 1_000_000
-            self.client.log_batch(run.run_id, metrics=[Metric(k, v, now, 0) for k, v in (metrics or {}).items()])
-            for file in files:
-                self._log_artifact(run, storage.join(folder, file))
-            self.client.set_tag(run.run_id, "outcome", outcome)
-            status = next(status for prefix, status in STATUS.items() if outcome.startswith(prefix))
-            self.client.set_terminated(run.run_id, status)
-            run.ended = True
+        Args:
+            patience_s: how long to wait while nothing gets through.
+            limit_s: how long at most.
+            on_progress: told from time to time how many runs of how many are done.
+        """
+        self.closing.set()
+        self.wake.set()
+        begin = since = told = time.monotonic()
+        seen = self.delivery.requests
+        while self.thread.is_alive() and time.monotonic() - since < patience_s and time.monotonic() - begin < limit_s:
+            self.thread.join(0.1)
+            if self.delivery.requests != seen:
+                seen, since = self.delivery.requests, time.monotonic()
+            if on_progress and time.monotonic() - told > 2:
+                told = time.monotonic()
+                on_progress(self.started - len(self._left()), self.started)
+        self.stopped.set()  # a thread that hangs in a request does nothing more once it returns
+        return self._left()
 
-        self.jobs.put(close_run)
+    def describe_left(self, left: list[Run]) -> str:
+        """How much of some runs is not delivered."""
+        local = [run for run in left if run.journal and storage.is_local(run.journal)]
+        points = sum(len(segment) for run in local for segment in iterate_segments(run.journal, run.segments))
+        return f"{len(left)} run{'s' * (len(left) != 1)} with {points} point{'s' * (points != 1)} not delivered"
+
+    def _left(self) -> list[Run]:
+        with self.lock:
+            return [run for run in self.live if run.left]
+
+    def _sync_command(self) -> str:
+        results, _, name = self.root.folder.rpartition("/")
+        results = os.path.relpath(results) if storage.is_local(results) else results
+        return f"deit-ray sync {name}" + ("" if results == "results" else f" --results {results}")
+
+    # What follows runs in the delivery thread.
 
     def _deliver(self) -> None:
-        while True:
-            if not self._try(self._connect):
+        pause_s = PAUSE_S[0]
+        while not self.stopped.is_set():
+            self._show("tracking")
+            self.wake.clear()
+            closing = self.closing.is_set()  # asked before the journals are read, which grow until then
+            failed = self._deliver_round(closing)
+            self._show("tracking")
+            with self.lock:
+                self.live = [run for run in self.live if run.left]
+                if failed in self.live:  # behind the others: what fails for one run alone does not stop them
+                    self.live.append(self.live.pop(self.live.index(failed)))
+                self.failing.intersection_update(self.live)
+            if failed:
+                self.stopped.wait(min(pause_s, 1.0)) if closing else self.closing.wait(
+                    pause_s * random.uniform(0.5, 1)
+                )  # drivers that failed together come back apart
+                pause_s = min(2 * pause_s, PAUSE_S[1])
+            elif closing:
                 return
-            closing = self.closing.is_set()
-            try:
-                job = self.jobs.get(timeout=POLL_S if not closing else 0.01)
-            except queue.Empty:
-                if closing:
-                    return
-                self.live = [run for run in self.live if not run.ended]
-                for run in self.live:
-                    if run.run_id:
-                        self._try(lambda run=run: self._deliver_points(run))
-                continue
-            if not self._try(job):
-                return
-
-    def _try(self, job: Callable[[], None]) -> bool:
-        """Does a job, again and again while it fails; False when the end came first."""
-        deadline = None
-        while True:
-            try:
-                job()
-            except Exception as error:  # whatever the server or the network raises: the journals keep the data
-                if not self.behind:
-                    self.behind = True
-                    self.warn(f"MLflow at {self.uri} does not take deliveries ({type(error).__name__}: {str(error)[:200]}); "
-                              "training goes on, they are tried again")  # fmt: skip
-                if self.closing.is_set():
-                    deadline = deadline or time.monotonic() + PATIENCE_S / 2
-                    if time.monotonic() > deadline:
-                        return False
-                self.closing.wait(RETRY_S) if not self.closing.is_set() else time.sleep(1)
             else:
-                if self.behind:
-                    self.behind = False
-                    self.warn(f"MLflow at {self.uri} takes deliveries again")
-                return True
+                pause_s = PAUSE_S[0]
+                self.wake.wait(POLL_S)
 
-    def _connect(self) -> None:
-        if self.client is not None:
-            return
-        quiet_mlflow()
-        from mlflow.exceptions import MlflowException
-        from mlflow.tracking import MlflowClient
-
-        client = MlflowClient(tracking_uri=self.uri)
-        found = client.get_experiment_by_name(self.experiment)
-        if found is None:
+    def _deliver_round(self, closing: bool) -> Run | None:
+        """Delivers what there is of every run; returns the run at which that failed."""
+        with self.lock:
+            runs = [run for run in self.live if run.left]
+        for run in runs:
+            begin = time.monotonic()
             try:
-                location = self.artifacts if self.uri.startswith("sqlite:") else None
-                kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on training runs
-                self.experiment_id = client.create_experiment(self.experiment, artifact_location=location, tags=kind)
-            except MlflowException:
-                found = client.get_experiment_by_name(self.experiment)  # made by another driver in between
-        if found is not None:
-            self.experiment_id = found.experiment_id
-        self.client = client
+                self.delivery.deliver(run)
+            except Stopped:
+                return run
+            except Exception as error:  # whatever the server, the network or the disk raises: the journals keep the data
+                self._note_failure(run, error, time.monotonic() - begin)
+                return run
+            self._note_success(run)
+            with self.lock:
+                run.left = not closing and (run.closed is None or run.closed is not run.ending)
+        return None
 
-    def _deliver_points(self, run: Run) -> None:
-        if run.journal is None:
-            return
-        from mlflow.entities import Metric
+    def _note_failure(self, run: Run, error: Exception, took_s: float) -> None:
+        self.failing.add(run)
+        self.failures += 1
+        self.last_error = one_line(error)
+        if not self.behind and (self.failures > 1 or took_s > HICCUP_S):
+            self.behind = True
+            self._tell(f"tracking is behind: MLflow at {self.uri} does not take deliveries ({self.last_error}); "
+                       "nothing waits for it, and it is tried again")  # fmt: skip
 
-        for points in iterate_segments(run.journal, run.next_segment):
-            metrics = [Metric(p.name, p.value, p.time_ms, p.step) for p in points]
-            for first in range(0, len(metrics), BATCH):
-                self.client.log_batch(run.run_id, metrics=metrics[first : first + BATCH])
-            run.next_segment += 1
+    def _note_success(self, run: Run) -> None:
+        self.failing.discard(run)
+        if not self.failing:
+            self.failures = 0
+            if self.behind:
+                self.behind = False
+                self._tell(f"tracking caught up: MLflow at {self.uri} takes deliveries again")
 
-    def _log_artifact(self, run: Run, uri: str) -> None:
-        if not storage.exists(uri):
-            return
-        if storage.is_local(uri):
-            self.client.log_artifact(run.run_id, storage.local_path(uri))
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / uri.rpartition("/")[2]
-            path.write_bytes(storage.read_bytes(uri))
-            self.client.log_artifact(run.run_id, str(path))
+    def _tell(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # nobody listens; deliveries go on
+            self.warn(text)
+
+    def _begin_request(self) -> None:
+        if self.stopped.is_set():
+            raise Stopped
+        self._show("delivery")
+
+    def _show(self, phase: str) -> None:
+        if phase != self.phase:
+            self.phase = phase
+            show_phase(phase)
+
+
+class Stopped(Exception):
+    """Nobody waits for the deliveries any more."""
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def tracking_uri(experiment: Experiment) -> str:
@@ -227,13 +252,5 @@ def tracking_uri(experiment: Experiment) -> str:
         return experiment.tracking.uri
     results = storage.absolute(experiment.results.uri)
     if not storage.is_local(results):
-        from deit_ray.errors import UserError
-
         raise UserError(f"tracking.uri: missing; results.uri is {results}, where no SQLite file can be: name an MLflow server")
     return f"sqlite:///{results}/mlflow.db"
-
-
-def quiet_mlflow() -> None:
-    """Keeps MLflow and the database migrations that it runs from writing to the terminal."""
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # read when MLflow is imported
-    logging.getLogger("alembic").setLevel(logging.ERROR)

@@ -17,6 +17,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 START_S = 90
+SETTINGS = {
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes that nothing here needs
+    # A request to log a batch takes a second connection while it holds the first: with MLflow's 15 connections a worker's
+    # 40 threads wait for each other, half a minute at a time, as soon as that many writers come at once.
+    "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "50",
+    "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "100",
+    "PYTHONWARNINGS": "ignore",
+}
 
 
 def free_port() -> int:
@@ -59,8 +69,7 @@ class MlflowServer:
         command = [sys.executable, "-m", "mlflow", "server", *(word for option in options.items() for word in option)]
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "server.log", "ab") as log:
-            quiet = {"MLFLOW_LOGGING_LEVEL": "ERROR", "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONWARNINGS": "ignore"}
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | quiet, start_new_session=True)
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | SETTINGS, start_new_session=True)
         if wait:
             self.wait()
 
@@ -113,7 +122,7 @@ class Postgres:
         shutil.rmtree(self.root, ignore_errors=True)
 
     def start(self) -> None:
-        options = {"listen_addresses": "127.0.0.1", "port": self.port, "unix_socket_directories": "", "max_connections": 200}
+        options = {"listen_addresses": "127.0.0.1", "port": self.port, "unix_socket_directories": "", "max_connections": 400}
         command = [self.binaries() / "postgres", "-D", f"{self.root}/data"]
         command += [word for key, value in options.items() for word in ("-c", f"{key}={value}")]
         with open(f"{self.root}/log", "ab") as log:

@@ -1,0 +1,231 @@
+"""What tracking costs a study, and what a server takes from many writers at once.
+
+- overhead: of digits_search.yaml, the time inside logging calls in the training loop (`JournalWriter.add` and `flush`,
+  measured in the trials' own workers) plus the CPU time of the delivery thread, over the wall time. The CPU time
+  includes importing MLflow and opening its database, once, whatever the study's length: startup_cpu_s. Ray runs already.
+- writers: 100 runs whose journals grow at the same time, each delivered by a tracker of its own, to one MLflow server
+  with PostgreSQL behind it. Every run's history is read back from the server and compared with its journal.
+
+The study takes about 4 minutes on 2 CPU cores, the writers 2.
+
+    python bench/tracking.py [--part overhead|writers] [--trials N] [--epochs N]
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+from record import ROOT, record
+
+sys.path.insert(0, str(ROOT))  # for tests.servers
+
+from deit_ray.journal import JournalWriter, Point, iterate_segments
+from tests.servers import MlflowServer, Postgres
+
+PROCESSES, TRACKERS = 4, 25  # of each process
+SEGMENTS, STEPS = 10, 20
+METRICS = ("train/loss", "train/loss_cls", "train/loss_dist", "train/lr", "val/top1")
+PAUSE_S = 0.5  # between the segments of a writer
+LIMIT_S = 600.0
+QUIET = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--part", choices=["overhead", "writers"], help="only this one")
+    parser.add_argument("--trials", type=int, default=10, help="of the study")
+    parser.add_argument("--epochs", type=int, default=30, help="of each trial at most")
+    arguments = parser.parse_args()
+    figures = {}
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        if arguments.part != "writers":
+            figures |= measure_overhead(Path(folder), arguments.trials, arguments.epochs)
+        if arguments.part != "overhead":
+            figures |= measure_writers(Path(folder))
+    record("tracking", {name: round(value, 5) for name, value in figures.items()})
+
+
+def measure_overhead(folder: Path, trials: int, epochs: int) -> dict[str, float]:
+    """Runs the digits study as `deit-ray tune` does, and adds up what its tracking takes."""
+    import ray
+
+    import deit_ray
+    from deit_ray import search
+    from deit_ray.delivery import Delivery
+    from deit_ray.tracking import Tracker
+
+    notes, delivery_cpu_s, startup_cpu_s = folder / "notes", [], []
+    notes.mkdir()
+    make, deliver, connect = search.make_trial, Tracker._deliver, Delivery._connect
+
+    def make_noted(*given):
+        trainer = make(*given)
+        trainer.train_loop_per_worker = NotedLoop(trainer.train_loop_per_worker, notes)
+        return trainer
+
+    def timed_deliver(tracker):
+        deliver(tracker)
+        delivery_cpu_s.append(time.thread_time())  # of this thread, which ends here
+
+    def timed_connect(delivery):
+        begin = time.thread_time()
+        connect(delivery)
+        startup_cpu_s.append(time.thread_time() - begin)
+
+    deit_ray.prepare("digits", str(folder / "digits"))
+    where = {"data.uri": str(folder / "digits"), "results.uri": str(folder / "results")}
+    train = [sys.executable, "-m", "deit_ray.cli", "train", str(ROOT / "experiments" / "digits_teacher.yaml")]
+    settings = [word for key, value in (where | {"train.epochs": 5}).items() for word in ("--set", f"{key}={value}")]
+    subprocess.run(train + settings, check=True, stdout=subprocess.DEVNULL)  # in a process of its own, as by hand
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, _temp_dir=f"{folder}/ray")
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    try:
+        shape = {"train.log_every": 10, "train.epochs": epochs, "search.trials": trials}
+        experiment = deit_ray.load_experiment(ROOT / "experiments" / "digits_search.yaml", where | shape)
+        with (
+            mock.patch.object(search, "make_trial", make_noted),
+            mock.patch.object(Tracker, "_deliver", timed_deliver),
+            mock.patch.object(Delivery, "_connect", timed_connect),
+            mock.patch.dict(os.environ, QUIET),
+            contextlib.redirect_stdout(None),
+        ):
+            begin = time.perf_counter()
+            deit_ray.tune(experiment)
+            wall_s = time.perf_counter() - begin
+    finally:
+        ray.shutdown()
+    workers = [json.loads(path.read_text()) for path in notes.iterdir()]
+    logging_s, (delivery_s,) = sum(worker["inside_s"] for worker in workers), delivery_cpu_s
+    if len(workers) < trials:
+        raise RuntimeError(f"{len(workers)} workers wrote down their logging, not {trials}")
+    return {
+        "overhead_share": (logging_s + delivery_s) / wall_s,
+        "wall_s": wall_s,
+        "logging_s": logging_s,
+        "logging_calls": sum(worker["calls"] for worker in workers),
+        "delivery_cpu_s": delivery_s,
+        "startup_cpu_s": sum(startup_cpu_s),
+        "trials": trials,
+    }
+
+
+class NotedLoop:
+    """Our worker's loop, which writes down the time inside its logging calls; a trial may be stopped after any flush."""
+
+    def __init__(self, loop: Callable, notes: Path):
+        self.loop, self.notes = loop, notes
+
+    def __call__(self, config: dict) -> None:
+        note, inside_s, calls, depth = self.notes / f"{os.getpid()}-{time.time_ns()}.json", 0.0, 0, 0
+
+        def timed(call: Callable) -> Callable:
+            def timed_call(*given):
+                nonlocal inside_s, calls, depth
+                begin = time.perf_counter()
+                depth += 1
+                try:
+                    return call(*given)
+                finally:
+                    depth -= 1
+                    if depth == 0:  # `add` flushes where points have waited for long
+                        inside_s += time.perf_counter() - begin
+                        calls += 1
+                        if call is flush:
+                            note.write_text(json.dumps({"inside_s": inside_s, "calls": calls}))
+
+            return timed_call
+
+        add, flush = JournalWriter.add, JournalWriter.flush
+        with mock.patch.multiple(JournalWriter, add=timed(add), flush=timed(flush)):
+            self.loop(config)
+
+
+def measure_writers(folder: Path) -> dict[str, float]:
+    """100 journals grow at once and are delivered to one server."""
+    with Postgres() as postgres, MlflowServer(folder / "mlflow", postgres.uri, workers=2) as server:
+        context = multiprocessing.get_context("spawn")
+        barrier, spans = context.Barrier(PROCESSES), context.Queue()
+        processes = [context.Process(target=write_and_deliver, args=(server.uri, folder, n, barrier, spans)) for n in range(PROCESSES)]
+        for process in processes:
+            process.start()
+        begins, ends = zip(*(spans.get(timeout=LIMIT_S) for _ in processes), strict=True)
+        for process in processes:
+            process.join()
+        lost, doubled, total = compare(server.uri, folder)
+    seconds = max(ends) - min(begins)
+    return {
+        "writers": PROCESSES * TRACKERS,
+        "points": total,
+        "points_lost": lost,
+        "points_doubled": doubled,
+        "points_per_s": total / seconds,
+        "seconds": seconds,
+    }
+
+
+def write_and_deliver(uri: str, folder: Path, process: int, barrier, spans) -> None:
+    """One driver's process: its journals grow, its trackers deliver."""
+    from mlflow.tracking import MlflowClient
+
+    from deit_ray.delivery import quiet_mlflow
+    from deit_ray.tracking import Tracker
+
+    quiet_mlflow()
+    MlflowClient(uri).search_experiments()  # what it takes to import MLflow is not measured here
+
+    folders = [str(folder / "writers" / f"{process}-{number}") for number in range(TRACKERS)]
+    journals = [JournalWriter(f"{one}/journal") for one in folders]
+    barrier.wait()
+    begin = time.time()
+    trackers = [Tracker(uri, "writers", None, lambda text: print(text, file=sys.stderr)) for _ in folders]
+    runs = [tracker.start_run(one, {"kind": "trial"}, {"process": process}, one) for tracker, one in zip(trackers, folders, strict=True)]
+    for segment in range(SEGMENTS):
+        for journal in journals:
+            for step in range(segment * STEPS, (segment + 1) * STEPS):
+                journal.add(dict.fromkeys(METRICS, 1 / (step + 1)), step)
+            journal.flush()
+        time.sleep(PAUSE_S)
+    for tracker, run, one in zip(trackers, runs, folders, strict=True):
+        tracker.end_run(run, "finished", one)
+        tracker.closing.set()  # all finish at once
+    left = [run for tracker in trackers for run in tracker.finish(LIMIT_S, LIMIT_S)]
+    spans.put((begin, time.time()))
+    if left:
+        raise RuntimeError(f"{len(left)} runs were not delivered")
+
+
+def compare(uri: str, folder: Path) -> tuple[int, int, int]:
+    """Points lost, doubled, and written: every journal beside the history that the server gives back."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("writers").experiment_id
+    runs = client.search_runs([experiment], max_results=1000)
+    lost = doubled = total = 0
+    for one in (folder / "writers").iterdir():
+        written = {p for points in iterate_segments(f"{one}/journal", 0) for p in points}
+        same = [run for run in runs if run.data.tags["deit_ray.folder"] == str(one)]
+        history = [
+            Point(p.key, p.value, p.step, p.timestamp)
+            for run in same
+            for name in METRICS
+            for p in client.get_metric_history(run.info.run_id, name)
+        ]
+        total += len(written)
+        lost += len(written - set(history))
+        doubled += len(history) - len(set(history))
+    return lost, doubled, total
+
+
+if __name__ == "__main__":
+    main()
