@@ -363,7 +363,9 @@ def test_sync_delivers_what_a_study_could_not_and_nothing_twice(study, proxy, mo
     # the trial that was left goes on, and the study ends
     study.optuna.tell(3, 0.7)
     Trial(Path(study.trial_folder(3))).journal.add({"val/top1": 0.7}, 60)
-    study.save_best() if Path(study.trial_folder(3), "model.safetensors").write_bytes(b"best") else None
+    Path(study.trial_folder(3), "model.safetensors").write_bytes(b"best")
+    study.save_best()
+    study.optuna.set_user_attr("outcome", "finished")
     assert sync("short", results) == 5
     assert_agrees(study, proxy.uri)
     client = mlflow.MlflowClient(proxy.uri)
@@ -402,7 +404,7 @@ def test_sync_delivers_a_run_of_its_own_and_knows_no_other(experiment, server, t
     sync("digits_student-1", exp.results.uri)
     assert trial.runs(server.uri)[0].info.status == "FINISHED"
     assert trial.delivered(server.uri) == trial.written()
-    with pytest.raises(UserError, match=r"nobody: no such study or run in .*; there are: digits_student-1"):
+    with pytest.raises(UserError, match=r"nobody: no such run, study or trial in .*; there are: digits_student-1"):
         sync("nobody", exp.results.uri)
 
 
