@@ -134,17 +134,18 @@ class Driver:
         with Tracker.of(self.experiment, self.console) as self.tracker:
             study.optuna.set_user_attr("outcome", None)
             self.parent = start_study(self.tracker, study)
-            before = self._resume()
-            self.console.study_started(study, self.device, self.concurrent, self.searcher.remaining(), before)
+            found = reconcile(study, self.scheduler)
+            going_on = sum(trial.action in ("continued", "run again") for trial in found)
+            self.console.study_started(study, self.device, self.concurrent, going_on + self.searcher.remaining(), found)
+            self._resume(found)
             self._check_budgets()
             if self.searcher.remaining() and not self.ending:
                 study.optuna.set_user_attr("ended", None)
                 self._run_tuner()
             self._finish()
 
-    def _resume(self) -> list[Reconciled]:
+    def _resume(self, found: list[Reconciled]) -> None:
         """Brings the study up to what its trials had done when its last driver went away."""
-        found = reconcile(self.study, self.scheduler)
         for decided in found:
             if decided.action == "kept":
                 continue
@@ -155,7 +156,6 @@ class Driver:
                 self._end(trial.number, decided.outcome, read_failure(self.study.trial_folder(trial.number)))
             else:
                 self.searcher.unfinished.append(trial)
-        return found
 
     def _run_tuner(self) -> None:
         scratch = tempfile.mkdtemp(prefix="deit_ray-tune-")  # what Ray Tune writes, of which nothing is ever read
