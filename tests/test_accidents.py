@@ -1,7 +1,10 @@
 """What people do to a running study from outside, and what happens to it: each ends in one clear message, and can go on."""
 
+import contextlib
+import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -11,6 +14,7 @@ import pytest
 import ray
 
 from deit_ray.errors import UserError
+from deit_ray.journal import iterate_segments
 from deit_ray.load import load_experiment
 from deit_ray.search import tune
 from deit_ray.status import trial_status
@@ -108,6 +112,37 @@ def test_trials_that_fail_in_the_same_way_end_a_study_and_status_says_why(ray_cl
     assert set(mlflow_runs(tmp_path / "results").values()) == {("FAILED", status.outcome), ("FAILED", "failed: no trial finished")} | {
         ("FAILED", trial.user_attrs["outcome"]) for trial in study.optuna.trials
     }
+
+
+def test_a_trial_whose_process_is_killed_goes_on_in_the_same_study(ray_cluster, search_file, tmp_path):
+    path = search_file(**LONG | {"search.trials": 1, "train.epochs": 20})
+    with command("tune", path, "--address", ray.get_runtime_context().gcs_address) as process:
+        wait_for(lambda: list((tmp_path / "results").glob("short-1/trial-0000/step-*")), 120)
+        os.kill(process_of_trial(), signal.SIGKILL)
+        output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+    assert re.search(r"warning: trial 0: its process died; it goes on from step \d+0", output)
+    trial = Study.open("short", str(tmp_path / "results")).optuna.trials[0]
+    assert (trial.state.name, sorted(trial.intermediate_values)) == ("COMPLETE", list(range(1, 21)))
+    journal = tmp_path / "results" / "short-1" / "trial-0000" / "journal"
+    points = [(p.name, p.step) for points in iterate_segments(str(journal), 0) for p in points]
+    assert len(points) == len(set(points))
+    assert [step for name, step in points if name == "train/loss"] == list(range(10, 401, 10))  # 20 steps an epoch
+
+
+def process_of_trial() -> int:
+    """The process of the one trial that this test's Ray runs."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                is_trial = (entry / "cmdline").read_bytes().startswith((b"ray::Trial", b"ray::ResourceTrainable"))  # idle, busy
+                if is_trial and parent_of(parent_of(int(entry.name))) == os.getpid():  # its parent is the raylet
+                    return int(entry.name)
+    raise LookupError("no trial runs")
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_a_target_ends_a_study_and_more_trials_extend_it(ray_cluster, search_file, tmp_path):
