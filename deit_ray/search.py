@@ -34,7 +34,7 @@ from deit_ray.searcher import StudySearcher
 from deit_ray.study import Study, naming_database
 from deit_ray.sync import end_study, end_trial, start_study, start_trial
 from deit_ray.tracking import Run, Tracker
-from deit_ray.trial import Needs, Trial, cancel, make_trial, sweep
+from deit_ray.trial import Needs, Trial, cancel, forget_cancel, make_trial, sweep
 
 SWEEP_AFTER_S = 3.0
 TICK_S = 1.0
@@ -155,6 +155,7 @@ class Driver:
             if decided.outcome:
                 self._end(trial.number, decided.outcome, read_failure(self.study.trial_folder(trial.number)))
             else:
+                forget_cancel(self.study.trial_folder(trial.number))
                 self.searcher.unfinished.append(trial)
 
     def _run_tuner(self) -> None:
