@@ -189,8 +189,8 @@ class Driver:
         if self.halt:
             raise self.halt
         self.study.spent = self.spent
-        for number, trial in self.scheduler.trials.items():
-            self._live(number).set_user_attr("tune", trial.status)
+        states = {str(number): trial.status for number, trial in self.scheduler.trials.items()}
+        self.study.optuna.set_user_attr("tune", self.study.optuna.user_attrs.get("tune", {}) | states)
         unfinished = self.study.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
         if unfinished:
             raise Interrupted(f"Ray ended with {len(unfinished)} trials unfinished")
