@@ -38,6 +38,7 @@ def connected(address: str | None, verbose: bool, warn: Callable[[str], None]) -
     address = address or os.environ.get("RAY_ADDRESS") or ("auto" if on_head else "local")
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # what they would write is in the journals
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is ours
+    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "inf"  # Tune's state of all trials is never read, and longer with each of them
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial that is cancelled may have measured nothing yet
     if ray.is_initialized():
         yield

@@ -35,7 +35,6 @@ class Study:
     def __init__(self, folder: str, experiment: Experiment):
         self.folder, self.experiment = folder, experiment
         self.name = posixpath.basename(folder)
-        self._ids: dict[int, int] = {}  # of the trials in the database, by number
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         with naming_database(folder):
             self.optuna = optuna.create_study(
@@ -132,9 +131,8 @@ class Study:
 
     def trial(self, number: int) -> optuna.trial.FrozenTrial:
         """One trial as it stands in the database now; `study.optuna.trials` would read them all."""
-        if number not in self._ids:
-            self._ids |= {trial.number: trial._trial_id for trial in self.optuna.get_trials(deepcopy=False)}
-        return self.optuna._storage.get_trial(self._ids[number])
+        database = self.optuna._storage
+        return database.get_trial(database.get_trial_id_from_study_id_trial_number(self.optuna._study_id, number))
 
     def leaderboard(self) -> pd.DataFrame:
         """All trials, best first; see `report.leaderboard`."""
