@@ -226,7 +226,7 @@ class Driver:
         elif number in self.asked:
             outcome = self.asked[number]
         else:
-            outcome = f"stopped early at epoch {last}"
+            outcome = f"stopped early at epoch {last}" if last else "failed: it reported nothing"
         forget_cancel(self.study.trial_folder(number))
         if outcome:
             self._end(number, outcome)
@@ -242,9 +242,11 @@ class Driver:
             failure = describe_failure(error, folder)
         else:  # its process, its node or its owner died: an interruption
             failure = None
-        if self.asked.get(number, "") is None:
-            return
-        if failure is None:
+        forget_cancel(folder)
+        if number in self.asked:  # it died while it was to end anyway; None leaves it open
+            if self.asked[number]:
+                self._end(number, self.asked[number])
+        elif failure is None:
             self._continue(number)
         elif failure.kind == "unavailable":
             self._halt(UnavailableError(f"trial {number}: {failure.reason}"))
