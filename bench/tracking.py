@@ -29,7 +29,7 @@ from record import ROOT, record
 
 sys.path.insert(0, str(ROOT))  # for tests.servers
 
-from deit_ray.journal import JournalWriter, Point, iterate_segments
+from deit_ray.journal import JournalWriter, Point, iterate_points
 from tests.servers import MlflowServer, Postgres
 
 PROCESSES, TRACKERS = 4, 25  # of each process
@@ -213,7 +213,7 @@ def compare(uri: str, folder: Path) -> tuple[int, int, int]:
     runs = client.search_runs([experiment], max_results=1000)
     lost = doubled = total = 0
     for one in (folder / "writers").iterdir():
-        written = {p for points in iterate_segments(f"{one}/journal", 0) for p in points}
+        written = set(iterate_points(f"{one}/journal"))
         same = [run for run in runs if run.data.tags["deit_ray.folder"] == str(one)]
         history = [
             Point(p.key, p.value, p.step, p.timestamp)

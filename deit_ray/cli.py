@@ -146,9 +146,10 @@ def status(
 ):
     """Show all studies, the leaderboard of one, or how one of its trials stands and why."""
     console = Console()
+    from deit_ray.cluster import calling
     from deit_ray.status import list_status, study_status, trial_status
 
-    with _at(address, console) as call:
+    with calling(address, console.warn) as call:
         if study is None:
             console.show_studies(call(list_status, results))
         elif trial is None:
@@ -166,9 +167,10 @@ def stop(
 ):
     """Cancel a trial of a running study, or all of them and end the study."""
     console = Console()
+    from deit_ray.cluster import calling
     from deit_ray.status import stop
 
-    with _at(address, console) as call:
+    with calling(address, console.warn) as call:
         console.say(call(stop, study, trial, results))
 
 
@@ -307,13 +309,6 @@ def main() -> None:
         message = error.format_message() if hasattr(error, "format_message") else f"{type(error).__name__}: {error}"
         console.err.print(f"error: {message}\n(--verbose shows where)", style="red", markup=False)
         sys.exit(getattr(error, "exit_code", 1))
-
-
-def _at(address: str | None, console: Console):
-    """Gives a function that calls another: here, or, with an address, on the head of that cluster."""
-    from deit_ray.cluster import calling
-
-    return calling(address, console.warn)
 
 
 def _load(path: str, overrides: list[str]):

@@ -24,7 +24,9 @@ class Console:
     """
 
     def __init__(self, quiet: bool = False):
-        self.out = RichConsole(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+        self.out = RichConsole(highlight=False, soft_wrap=True)
+        if not (self.out.is_terminal or self.out.is_jupyter):
+            self.out.width = PIPED_WIDTH
         self.err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
         self.quiet = quiet
         self.live: Live | None = None
@@ -97,15 +99,14 @@ class Console:
         self.close()
         self.say(f"\n{study.name}: done in {_duration(time.monotonic() - self.begin)}: {study.ended}\n", "bold")
         self.show_leaderboard(study.leaderboard(), study.experiment.search.metric, list(study.experiment.search.space))
-        metric, results = study.experiment.search.metric, study.experiment.results.uri
+        metric = study.experiment.search.metric
         tested = "".join(f", {name} {test[name]:.4f}" for name in ("test/top1",) if name in test)
         self.say(f"\nbest: trial {best.number}, {metric} {best.value:.4f}{tested}", "bold green")
         for key, value in best.params.items():
             self.say(f"  {key}: {report.short(value)}")
         command = sys.argv[0] if sys.argv[0].endswith("deit-ray") else "deit-ray"
-        option = "" if results == "results" else f" --results {results}"
         self.say("\nlook at every run in MLflow")
-        self.say(f"  {command} ui{option}")
+        self.say(f"  {command} ui{storage.results_option(study.experiment.results.uri)}")
         self.say("train the best configuration anew, or use its weights")
         self.say(f"  {command} train {_relative(config)}")
         self.say(f"  {command} evaluate {_relative(model)} --data {study.experiment.data.uri}")

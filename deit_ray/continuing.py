@@ -11,7 +11,7 @@ from deit_ray.config import Experiment
 from deit_ray.console import Console
 from deit_ray.data import shards
 from deit_ray.errors import UserError
-from deit_ray.journal import JournalWriter, checkpoint_name, iterate_segments
+from deit_ray.journal import JournalWriter, checkpoint_name, iterate_points
 from deit_ray.load import dump_experiment
 from deit_ray.origin import check_same_inputs
 from deit_ray.run import (
@@ -124,8 +124,8 @@ def _copy_run(source: str, step: int, schedule: Schedule, experiment: Experiment
             content = storage.read_bytes(storage.join(source, checkpoint, file))
             storage.write_bytes(storage.join(folder, checkpoint, file), content)
     journal = JournalWriter(storage.join(folder, JOURNAL))
-    for points in iterate_segments(storage.join(source, JOURNAL), 0):
-        journal.pending += [point for point in points if point.step <= step]  # with the time they were measured at
+    points = iterate_points(storage.join(source, JOURNAL))
+    journal.pending = [point for point in points if point.step <= step]  # with the time they were measured at
     journal.flush()
     storage.write_bytes(storage.join(folder, SNAPSHOT), storage.read_bytes(storage.join(source, SNAPSHOT)))
     storage.write_bytes(storage.join(folder, EXPERIMENT), dump_experiment(experiment, comment).encode())

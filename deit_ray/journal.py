@@ -64,8 +64,7 @@ class JournalWriter:
         """What the journal holds of an optimizer step: what was measured there first, should a resumed run have measured it again."""
         if all(self.last[name][0] == step for name in names):
             return {name: self.last[name][1] for name in names}
-        points = (point for points in iterate_segments(self.uri, 0) for point in points)
-        return {point.name: point.value for point in points if point.step == step and point.name in names}
+        return {point.name: point.value for point in iterate_points(self.uri) if point.step == step and point.name in names}
 
     def _read_on(self) -> dict[str, int]:
         """Takes up the segments that are there; returns the last step of each name in them."""
@@ -91,9 +90,15 @@ def iterate_segments(uri: str, first: int) -> Iterator[list[Point]]:
         number += 1
 
 
+def iterate_points(uri: str) -> Iterator[Point]:
+    """All points of a journal, in the order of their writing."""
+    for points in iterate_segments(uri, 0):
+        yield from points
+
+
 def last_step(uri: str) -> int | None:
     """The last optimizer step that a journal knows of; None for an empty one."""
-    return max((point.step for points in iterate_segments(uri, 0) for point in points), default=None)
+    return max((point.step for point in iterate_points(uri)), default=None)
 
 
 def checkpoint_name(step: int) -> str:

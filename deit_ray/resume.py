@@ -9,7 +9,7 @@ from deit_ray import storage
 from deit_ray.budget import exceeded
 from deit_ray.console import Console
 from deit_ray.failure import read_failure
-from deit_ray.journal import iterate_segments
+from deit_ray.journal import iterate_points
 from deit_ray.run import JOURNAL, saved_steps
 from deit_ray.schedule import StudyScheduler
 from deit_ray.study import Study
@@ -23,12 +23,14 @@ class Reconciled:
         action: kept, ended, continued or run again.
         step: the checkpoint that it goes on from; 0 where there is none.
         outcome: of one that had come to its end before anybody was told.
+        late: what it had measured and Optuna was not told, see `late_results`.
     """
 
     number: int
     action: str
     step: int = 0
     outcome: str | None = None
+    late: tuple[tuple[float, int, float], ...] = ()
 
 
 def dry_run(name: str, results: str, console: Console, amend: dict | None = None) -> list[Reconciled]:
@@ -52,42 +54,40 @@ def reconcile(study: Study, scheduler: StudyScheduler) -> list[Reconciled]:
     told = [(seconds, epoch, value, trial.number) for trial in trials for seconds, epoch, value in _told(trial)]
     for _, epoch, value, number in sorted(told):
         scheduler.judge(number, epoch, value)
-    late = [(*result, trial.number) for trial in trials if trial.state == TrialState.RUNNING for result in late_results(study, trial)]
-    for _, epoch, value, number in sorted(late):
+    late = {trial.number: late_results(study, trial) for trial in trials if trial.state == TrialState.RUNNING}
+    for _, epoch, value, number in sorted((*result, number) for number, results in late.items() for result in results):
         scheduler.judge(number, epoch, value)
-    return [decide(study, trial, scheduler) for trial in trials]
+    return [decide(study, trial, scheduler, late.get(trial.number, ())) for trial in trials]
 
 
-def decide(study: Study, trial: FrozenTrial, scheduler: StudyScheduler) -> Reconciled:
-    """What is to be done with one trial that nobody runs."""
+def decide(study: Study, trial: FrozenTrial, scheduler: StudyScheduler, late: tuple) -> Reconciled:
+    """What is to be done with one trial that nobody runs, whose late results the scheduler has seen."""
     if trial.state.is_finished():
         return Reconciled(trial.number, "kept")
-    folder, late = study.trial_folder(trial.number), late_results(study, trial)
-    for _, epoch, value in late:
-        scheduler.judge(trial.number, epoch, value)
+    folder = study.trial_folder(trial.number)
     step = max(saved_steps(folder), default=0)
     last = max([*trial.intermediate_values, *(epoch for _, epoch, _ in late)], default=0)
     stopped, failure = scheduler.stopped_at(trial.number), read_failure(folder)
     if last >= study.experiment.train.epochs:
-        return Reconciled(trial.number, "ended", step, "finished")
+        return Reconciled(trial.number, "ended", step, "finished", late)
     if stopped is not None:
-        return Reconciled(trial.number, "ended", step, f"stopped early at epoch {stopped}")
+        return Reconciled(trial.number, "ended", step, f"stopped early at epoch {stopped}", late)
     if failure is not None and failure.kind == "failed":
-        return Reconciled(trial.number, "ended", step, f"failed: {failure.reason}")
-    return Reconciled(trial.number, "continued" if step else "run again", step)
+        return Reconciled(trial.number, "ended", step, f"failed: {failure.reason}", late)
+    return Reconciled(trial.number, "continued" if step else "run again", step, None, late)
 
 
-def late_results(study: Study, trial: FrozenTrial) -> list[tuple[float, int, float]]:
+def late_results(study: Study, trial: FrozenTrial) -> tuple[tuple[float, int, float], ...]:
     """(time in s, epoch, value) of what a trial had measured and Optuna was not told, in order.
 
     It counts as far as the last whole checkpoint goes; what came later is measured again, to the same values.
     """
     folder, metric = study.trial_folder(trial.number), study.experiment.search.metric
     saved = max(saved_steps(folder), default=-1)
-    points = {(p.name, p.step): p for found in iterate_segments(storage.join(folder, JOURNAL), 0) for p in found}
+    points = {(point.name, point.step): point for point in iterate_points(storage.join(folder, JOURNAL))}
     evaluations = [(point, points.get((metric, step))) for (name, step), point in points.items() if name == "epoch" and step <= saved]
     results = [(value.time_ms / 1000, int(epoch.value), value.value) for epoch, value in evaluations if value is not None]
-    return sorted(result for result in results if result[1] not in trial.intermediate_values)
+    return tuple(sorted(result for result in results if result[1] not in trial.intermediate_values))
 
 
 def _told(trial: FrozenTrial) -> list[tuple[float, int, float]]:

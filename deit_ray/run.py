@@ -21,7 +21,7 @@ from deit_ray.console import Console
 from deit_ray.data import shards
 from deit_ray.errors import Interrupted, UserError
 from deit_ray.failure import read_failure, reason_of
-from deit_ray.journal import checkpoint_name, iterate_segments, step_of
+from deit_ray.journal import checkpoint_name, iterate_points, step_of
 from deit_ray.load import dump_experiment, load_experiment
 from deit_ray.lock import driving
 from deit_ray.models.student import create_student
@@ -245,7 +245,7 @@ def train_in(
             cluster.check_reachable(key, uri)
         folder = make_folder(experiment)
         name = posixpath.basename(folder)
-        how = f"go on with: deit-ray train --continue {name}{results_option(experiment)}"
+        how = f"go on with: deit-ray train --continue {name}{storage.results_option(experiment.results.uri)}"
         check_same_inputs(folder, experiment, ready.manifest, ready.teacher_path)
         note_origin(folder, experiment, ready.manifest, device, ready.teacher_path, continues)
         with driving(folder, name), Tracker.of(experiment, console) as tracker:
@@ -275,14 +275,9 @@ def _train_on(folder: str, ready: Ready, device: str, splits: tuple[str, ...], o
     splits = tuple(split for split in splits if split == "val" or split in ready.manifest.splits)
     steps, last = saved_steps(folder), make_worklist(experiment, ready.manifest, ready.data, splits).steps
     if steps and steps[-1] >= last:  # the driver went away between the last checkpoint and the end
-        points = [point for points in iterate_segments(storage.join(folder, JOURNAL), 0) for point in points]
+        points = iterate_points(storage.join(folder, JOURNAL))
         return {p.name: p.value for p in points if p.step == last and not p.name.startswith("train/")} | {"step": last}
     return run_trial(partial(make_trial, experiment, device, share(ready), splits), folder, on_result)
-
-
-def results_option(experiment: Experiment) -> str:
-    """What a command must say to find the results again."""
-    return "" if experiment.results.uri == "results" else f" --results {experiment.results.uri}"
 
 
 @dataclass(frozen=True)
@@ -348,8 +343,7 @@ def steps_per_epoch(experiment: Experiment) -> int:
 
 def measured(folder: str, name: str) -> dict[int, float]:
     """A metric's values by step, from the run's journal."""
-    segments = iterate_segments(storage.join(folder, JOURNAL), 0)
-    return {point.step: point.value for points in segments for point in points if point.name == name}
+    return {point.step: point.value for point in iterate_points(storage.join(folder, JOURNAL)) if point.name == name}
 
 
 def best_step(folder: str, metric: str) -> tuple[int, float] | None:

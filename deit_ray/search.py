@@ -28,7 +28,7 @@ from deit_ray.errors import Interrupted, UnavailableError, UserError
 from deit_ray.failure import Failure, TrialFailed, describe_failure, read_failure
 from deit_ray.origin import check_same_inputs, note_origin
 from deit_ray.resume import Reconciled, decide, late_results, reconcile
-from deit_ray.run import check, check_fits, keep_best_model, pin_teacher, results_option, saved_steps, share
+from deit_ray.run import check, check_fits, keep_best_model, pin_teacher, saved_steps, share
 from deit_ray.schedule import StudyScheduler
 from deit_ray.searcher import StudySearcher
 from deit_ray.study import Study, naming_database
@@ -96,7 +96,8 @@ def tune(
                 study = Study.create(experiment := pin_teacher(experiment))
                 stack.enter_context(study.driving())
             note_origin(study.folder, experiment, ready.manifest, device, ready.teacher_path)
-            how = f"go on with: deit-ray tune --resume {study.name}{results_option(experiment)}{f' --address {address}' * bool(address)}"
+            how = f"go on with: deit-ray tune --resume {study.name}{storage.results_option(experiment.results.uri)}"
+            how += f" --address {address}" if address else ""
             try:
                 with naming_database(study.folder):
                     Driver(study, ready, device, resources, console).run()
@@ -160,7 +161,7 @@ class Driver:
     def _take_up(self, decided: Reconciled) -> None:
         """Ends a trial, or lets it go on, after Optuna was told what it had measured."""
         trial = self.searcher.complete(self.study.trial(decided.number))
-        for _, epoch, value in late_results(self.study, trial):
+        for _, epoch, value in decided.late:
             self._report(trial.number, epoch, value)
         if decided.outcome:
             self._end(trial.number, decided.outcome, read_failure(self.study.trial_folder(trial.number)))
@@ -321,7 +322,11 @@ class Driver:
         elif deaths > self.experiment.train.max_failures:
             self._end(number, f"failed: its process died {deaths} times in a row at step {saved}")
         elif not self.searcher.closed:
-            decided = decide(self.study, self.study.trial(number), self.scheduler)
+            trial = self.study.trial(number)
+            late = late_results(self.study, trial)
+            for _, epoch, value in late:
+                self.scheduler.judge(number, epoch, value)
+            decided = decide(self.study, trial, self.scheduler, late)
             if not decided.outcome:
                 self.console.trial_interrupted(number, saved)
             self._take_up(decided)

@@ -12,8 +12,8 @@ from optuna.trial import TrialState
 from deit_ray import storage
 from deit_ray.errors import UserError
 from deit_ray.failure import Failure, read_failure, read_worker, tail_files
-from deit_ray.journal import checkpoint_name, iterate_segments
-from deit_ray.run import saved_steps
+from deit_ray.journal import checkpoint_name, iterate_points
+from deit_ray.run import JOURNAL, saved_steps
 from deit_ray.study import Study, list_studies
 
 STOPPED_WITHIN_S = 60.0
@@ -112,7 +112,7 @@ def trial_status(name: str, number: int, results: str) -> TrialStatus:
     if not 0 <= number < len(trials):
         raise UserError(f"{study.name}: no trial {number}; it has {f'0 to {len(trials) - 1}' if trials else 'none yet'}")
     trial, folder, metric = trials[number], study.trial_folder(number), study.experiment.search.metric
-    points = [point for found in iterate_segments(storage.join(folder, "journal"), 0) for point in found]
+    points = list(iterate_points(storage.join(folder, JOURNAL)))
     values = [trial.intermediate_values[epoch] for epoch in sorted(trial.intermediate_values)]
     steps, workers = saved_steps(folder), []
     while (worker := read_worker(folder, len(workers))) is not None:

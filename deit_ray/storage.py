@@ -53,6 +53,11 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([folder.rstrip("/"), *parts]) + mark + options
 
 
+def results_option(uri: str) -> str:
+    """What a command must say to find the results that are at a URI, where they are not in the usual folder."""
+    return "" if uri == "results" else f" --results {uri}"
+
+
 def read_bytes(uri: str) -> bytes:
     """The whole file.
 

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from deit_ray import lock, report, storage
 from deit_ray.budget import Spent
-from deit_ray.config import Experiment
+from deit_ray.config import Experiment, flatten
 from deit_ray.errors import UnavailableError, UserError
 from deit_ray.load import dump_experiment, load_experiment
 from deit_ray.run import EXPERIMENT, MODEL, experiment_of, new_folder, runs_of
@@ -177,7 +177,7 @@ def naming_database(folder: str) -> Iterator[None]:
 
 
 def _check_same(path: str, found: dict, made_with: dict) -> None:
-    here, there = _flat(found), _flat(made_with)
+    here, there = flatten(found), flatten(made_with)
     moved = "results.uri"  # folders are
     changed = [key for key in here.keys() | there.keys() if here.get(key) != there.get(key) and not _amendable(key) and key != moved]
     if changed:
@@ -190,10 +190,3 @@ def _check_same(path: str, found: dict, made_with: dict) -> None:
 
 def _amendable(key: str) -> bool:
     return any(key == allowed or key.startswith(allowed + ".") for allowed in AMENDABLE)
-
-
-def _flat(tree: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

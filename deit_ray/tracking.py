@@ -160,7 +160,7 @@ class Tracker:
     def _sync_command(self) -> str:
         results, _, name = self.root.folder.rpartition("/")
         results = os.path.relpath(results) if storage.is_local(results) else results
-        return f"deit-ray sync {name}" + ("" if results == "results" else f" --results {results}")
+        return f"deit-ray sync {name}{storage.results_option(results)}"
 
     # What follows runs in the delivery thread.
 

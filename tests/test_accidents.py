@@ -14,7 +14,7 @@ import pytest
 import ray
 
 from deit_ray.errors import UserError
-from deit_ray.journal import iterate_segments
+from deit_ray.journal import iterate_points
 from deit_ray.load import load_experiment
 from deit_ray.search import tune
 from deit_ray.status import stop, trial_status
@@ -126,7 +126,7 @@ def test_a_trial_whose_process_is_killed_goes_on_in_the_same_study(ray_cluster, 
     trial = Study.open("short", str(tmp_path / "results")).optuna.trials[0]
     assert (trial.state.name, sorted(trial.intermediate_values)) == ("COMPLETE", list(range(1, 21)))
     journal = tmp_path / "results" / "short-1" / "trial-0000" / "journal"
-    points = [(p.name, p.step) for points in iterate_segments(str(journal), 0) for p in points]
+    points = [(p.name, p.step) for p in iterate_points(str(journal))]
     assert len(points) == len(set(points))
     assert [step for name, step in points if name == "train/loss"] == list(range(10, 401, 10))  # 20 steps an epoch
 

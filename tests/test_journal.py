@@ -1,10 +1,10 @@
 """The journal: whole segments, and no step twice."""
 
-from deit_ray.journal import JournalWriter, iterate_segments
+from deit_ray.journal import JournalWriter, iterate_points
 
 
 def read(uri) -> list[tuple]:
-    return [(p.name, p.value, p.step) for points in iterate_segments(str(uri), 0) for p in points]
+    return [(p.name, p.value, p.step) for p in iterate_points(str(uri))]
 
 
 def test_points_are_read_back_in_order(tmp_path):

@@ -17,7 +17,7 @@ from deit_ray import sync as syncing
 from deit_ray import tracking
 from deit_ray.delivery import quiet_mlflow
 from deit_ray.errors import UserError
-from deit_ray.journal import JournalWriter, iterate_segments
+from deit_ray.journal import JournalWriter, iterate_points
 from deit_ray.load import dump_experiment
 from deit_ray.study import Study
 from deit_ray.sync import end_trial, start_study, start_trial, sync, tell_study
@@ -82,7 +82,7 @@ class Trial:
         Path(self.folder, "tracking.json").write_text(json.dumps(self.record() | values))
 
     def written(self) -> list[tuple]:
-        return sorted((p.name, p.step, p.value, p.time_ms) for points in iterate_segments(f"{self.folder}/journal", 0) for p in points)
+        return sorted((p.name, p.step, p.value, p.time_ms) for p in iterate_points(f"{self.folder}/journal"))
 
     def runs(self, uri: str) -> list:
         """Its runs in MLflow that nobody deleted."""
