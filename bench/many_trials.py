@@ -1,6 +1,6 @@
 """What a trial costs the driver, and whether the thousandth costs more than the first.
 
-A study of trials that do nothing, 64 at a time, under ASHA, run by the driver that runs every study (`search.Driver`) on a real local
+A study of trials that do nothing, 64 at a time, under ASHA, run by the driver that runs every study (`driver.Driver`) on a real local
 Ray, with its database and a real MLflow on SQLite. Only what Tune runs for each trial is exchanged: it trains nothing, but journals,
 saves checkpoints and reports as a trial does. CPU time is that of the driver's process, all its threads together: Tune, Optuna,
 Ray's and the delivery to MLflow.
@@ -99,8 +99,8 @@ def measure(folder: Path, trials: int, concurrent: int, sampler: str) -> dict[st
     from deit_ray import cluster
     from deit_ray.console import Console
     from deit_ray.data.shards import Manifest
+    from deit_ray.driver import Driver
     from deit_ray.run import Ready
-    from deit_ray.search import Driver
     from deit_ray.study import Study
 
     class IdleDriver(Driver):

@@ -11,14 +11,14 @@ from deit_ray import report, storage
 from deit_ray.checkpoint import MODEL
 from deit_ray.config import Experiment
 from deit_ray.console import Console
-from deit_ray.delivery import RECORD
 from deit_ray.errors import UserError
 from deit_ray.failure import read_failure
 from deit_ray.load import dump_experiment, load_experiment
 from deit_ray.lock import driving
 from deit_ray.run import EXPERIMENT, RUN, find_run, params_of
 from deit_ray.study import DATABASE, Study
-from deit_ray.tracking import Run, Tracker
+from deit_ray.tracked import RECORD, Run
+from deit_ray.tracking import Tracker
 
 PATIENCE_S = 30.0  # how long to try while MLflow takes nothing
 LIMIT_S = 24 * 3600.0
