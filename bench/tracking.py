@@ -60,13 +60,13 @@ def measure_overhead(folder: Path, trials: int, epochs: int) -> dict[str, float]
     import ray
 
     import deit_ray
-    from deit_ray import search
+    from deit_ray import driver
     from deit_ray.delivery import Delivery
     from deit_ray.tracking import Tracker
 
     notes, delivery_cpu_s, startup_cpu_s = folder / "notes", [], []
     notes.mkdir()
-    make, deliver, connect = search.make_trial, Tracker._deliver, Delivery._connect
+    make, deliver, connect = driver.make_trial, Tracker._deliver, Delivery._connect
 
     def make_noted(*given):
         trainer = make(*given)
@@ -93,7 +93,7 @@ def measure_overhead(folder: Path, trials: int, epochs: int) -> dict[str, float]
         shape = {"train.log_every": 10, "train.epochs": epochs, "search.trials": trials}
         experiment = deit_ray.load_experiment(ROOT / "experiments" / "digits_search.yaml", where | shape)
         with (
-            mock.patch.object(search, "make_trial", make_noted),
+            mock.patch.object(driver, "make_trial", make_noted),
             mock.patch.object(Tracker, "_deliver", timed_deliver),
             mock.patch.object(Delivery, "_connect", timed_connect),
             mock.patch.dict(os.environ, QUIET),
