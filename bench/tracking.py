@@ -1,6 +1,6 @@
 """What tracking costs a study, and what a server takes from many writers at once.
 
-- overhead: of digits_search.yaml, the time inside logging calls in the training loop (`JournalWriter.add` and `flush`,
+- overhead: of digits_search.yaml, the time inside logging calls in the training loop (`JournalWriter.add` and `flushing`,
   measured in the trials' own workers) plus the CPU time of the delivery thread, over the wall time. The CPU time
   includes importing MLflow and opening its database, once, whatever the study's length: startup_cpu_s. Ray runs already.
 - writers: 100 runs whose journals grow at the same time, each delivered by a tracker of its own, to one MLflow server
@@ -126,27 +126,32 @@ class NotedLoop:
         self.loop, self.notes = loop, notes
 
     def __call__(self, config: dict) -> None:
-        note, inside_s, calls, depth = self.notes / f"{os.getpid()}-{time.time_ns()}.json", 0.0, 0, 0
+        note, inside_s, calls = self.notes / f"{os.getpid()}-{time.time_ns()}.json", 0.0, 0
 
-        def timed(call: Callable) -> Callable:
-            def timed_call(*given):
-                nonlocal inside_s, calls, depth
-                begin = time.perf_counter()
-                depth += 1
-                try:
-                    return call(*given)
-                finally:
-                    depth -= 1
-                    if depth == 0:  # `add` flushes where points have waited for long
-                        inside_s += time.perf_counter() - begin
-                        calls += 1
-                        if call is flush:
-                            note.write_text(json.dumps({"inside_s": inside_s, "calls": calls}))
+        @contextlib.contextmanager
+        def timed():
+            nonlocal inside_s, calls
+            begin = time.perf_counter()
+            yield
+            inside_s += time.perf_counter() - begin
+            calls += 1
+            note.write_text(json.dumps({"inside_s": inside_s, "calls": calls}))
 
-            return timed_call
+        def timed_add(journal, *given):
+            with timed():
+                add(journal, *given)
 
-        add, flush = JournalWriter.add, JournalWriter.flush
-        with mock.patch.multiple(JournalWriter, add=timed(add), flush=timed(flush)):
+        @contextlib.contextmanager
+        def timed_flushing(journal):  # what the checkpoint takes in between is not the journal's
+            context = flushing(journal)
+            with timed():
+                context.__enter__()
+            yield
+            with timed():
+                context.__exit__(None, None, None)
+
+        add, flushing = JournalWriter.add, JournalWriter.flushing
+        with mock.patch.multiple(JournalWriter, add=timed_add, flushing=timed_flushing):
             self.loop(config)
 
 

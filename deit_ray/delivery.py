@@ -117,13 +117,14 @@ class Delivery:
         if parent and parent.record.run_id:
             tags[MLFLOW_PARENT_RUN_ID] = parent.record.run_id
         tags = {key: fitting(value, TAG_CHARS) for key, value in tags.items()}
-        found = None if is_new else self._find(record)
+        run.made, found = None, None if is_new else self._find(record)
         if found is None:
             record.begin_again()
             self._save(run)  # whoever comes next looks for this identity
             source = {MLFLOW_SOURCE_NAME: "deit-ray", MLFLOW_USER: os.environ.get("USER", "unknown")}
             options = {"start_time": run.started_ms, "run_name": fitting(run.name, NAME_CHARS), "tags": tags | source}
             found = self._offer(run, MAKING, self.client.create_run, self.experiment_id, **options)
+            run.made = found if is_new else None
         if found.info.run_id != record.run_id or not self._holds(found, run):
             record.begin_again(found.info.run_id)
         if run.ending is None:
@@ -246,7 +247,7 @@ class Delivery:
         from mlflow.entities import Metric, RunTag
 
         record = run.record
-        same = self._search(record)
+        same = [run.made] if run.made else self._search(record)
         if not same:
             raise Gone
         kept, *doubled = same
@@ -271,7 +272,7 @@ class Delivery:
         if not run.refused:
             record.outcome = ending.outcome
             self._save(run)
-        run.closed = ending
+        run.closed, run.made = ending, None
 
     def _remove(self, doubled, kept) -> None:
         """Deletes a run that there is twice; the trials that hang on it go to the one that is kept."""

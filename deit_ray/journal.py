@@ -4,9 +4,11 @@ A journal is a folder of numbered segment files, each written whole or not at al
 segment holds points, one JSON list a line: [name, value, step, time in ms]. A point's identity is its name and step.
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from deit_ray import storage
@@ -59,6 +61,14 @@ class JournalWriter:
             else:
                 self.segments += 1
                 self.pending = []
+
+    @contextlib.contextmanager
+    def flushing(self) -> Iterator[None]:
+        """Flushes while the block runs; when it is left, all is written. A disk takes a while to say that it has something."""
+        with ThreadPoolExecutor(1, thread_name_prefix="journal") as pool:
+            flushed = pool.submit(self.flush)
+            yield
+            flushed.result()
 
     def at(self, names: list[str], step: int) -> dict[str, float]:
         """What the journal holds of an optimizer step: what was measured there first, should a resumed run have measured it again."""

@@ -57,6 +57,7 @@ class Run:
         ending: how it ends, once that is known.
         record: what is kept in its folder.
         seen: of which state of MLflow (`Delivery.state`) the record was found true.
+        made: MLflow's run as it was made, where the first request for it was answered: there is no second one of it.
         segments: how many were tried; the record's count stops at one that was refused, so that a sync tries it again.
         refused: the parts that MLflow does not take.
         closed: the ending that was delivered.
@@ -74,6 +75,7 @@ class Run:
 
     record: Record | None = None
     seen: int = 0
+    made: object | None = None
     segments: int = 0
     refused: set[str] = dataclasses.field(default_factory=set)
     closed: Ending | None = None

@@ -127,11 +127,14 @@ def test_a_server_that_does_not_know_the_run_gets_all_of_it_anew(server, trial, 
     assert trial.record()["uri"] == other
 
 
-def test_a_run_that_there_is_twice_is_mended(server, trial, tmp_path):
+def test_a_run_that_there_is_twice_is_mended(server, proxy, trial, tmp_path):
     told, study, client = Told(), Trial(tmp_path / "short-1"), mlflow.MlflowClient(server.uri)
     trial.measure()
-    with Tracker(server.uri, EXPERIMENT, None, told) as tracker:
+    with Tracker(proxy.uri, EXPERIMENT, None, told) as tracker:
+        proxy.misbehave("refuse_before", "runs/create", times=1)
         parent = tracker.start_run("short-1", {"kind": "study"}, {}, study.folder, journal=False)
+        wait_for(lambda: parent.seen)
+        proxy.misbehave("refuse_before", "runs/create", times=1)
         run = start(tracker, trial, parent=parent)
         wait_for(lambda: run.segments == 1)
         for folder, existing in ((study.folder, parent), (trial.folder, run)):  # requests that had seemed lost, done late
