@@ -216,9 +216,9 @@ class _Preparation:
                 yield (shuffle.Part(images, found.reader, places[split][stretch], planned[split], uri, self.plan.settings),)
 
         with self.progress("reading images", total) as step:
-            for _, (done, found) in run_tasks(shuffle.write_part, parts(), self.parallel):
+            for number, (done, found) in run_tasks(shuffle.write_part, parts(), self.parallel):
                 step(done)
-                bad += [("", *entry) for entry in found]
+                bad += [(todo[number][0], *entry) for entry in found]
                 self._check_bad(bad)
 
     def _places(self, split: str) -> np.ndarray:
@@ -246,7 +246,7 @@ class _Preparation:
         self._write_unreadable(bad)
         raise UserError(
             f"{len(bad)} of {self.images} images cannot be read, such as {bad[0][1]} ({bad[0][2]}); "
-            f"allowed are --max-bad {self.max_bad:.4%}. They are listed in {storage.join(self.out, UNREADABLE)}; "
+            f"allowed are --max-bad {100 * self.max_bad:g}%. They are listed in {storage.join(self.out, UNREADABLE)}; "
             "mend or remove them, or allow more, and run the command again"
         )
 

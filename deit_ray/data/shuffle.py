@@ -59,7 +59,7 @@ def write_part(part: Part) -> tuple[int, list[tuple[str, str]]]:
     """The first phase's task: reads, encodes and writes a part.
 
     Returns:
-        The number of images read, and (name, reason) of those that cannot be.
+        The number of images it is done with, and (name, reason) of those that cannot be.
     """
     goes_to = part.places // part.settings.shard_images
     chosen = np.flatnonzero(np.isin(goes_to, part.shards))
@@ -81,7 +81,7 @@ def write_part(part: Part) -> tuple[int, list[tuple[str, str]]]:
             writer.write_batch(table.take(rows).combine_chunks().to_batches()[0] if len(rows) else _empty())
     storage.write_bytes(part.uri, sink.getvalue())
     bad = [(name, reason) for name, reason in zip(wanted["name"].to_pylist(), reasons, strict=True) if reason]
-    return len(wanted), bad
+    return len(part.places), bad
 
 
 def _empty() -> pa.RecordBatch:
