@@ -53,7 +53,7 @@ def test_every_kind_becomes_the_rgb_that_timms_loader_sees(content, short_side):
     with Image.open(io.BytesIO(jpeg)) as image:
         assert image.format == "JPEG"
         assert image.mode in (("RGB", "L") if short_side == 0 else ("RGB",))
-    assert far(pil(jpeg), pil(written("JPEG", pil(content), quality=95))) < 0.6  # grey levels; PIL's own way, same quality and chroma
+    assert far(pil(jpeg), pil(written("JPEG", pil(content), quality=95))) < 1  # grey levels; PIL's own way, same quality and chroma
 
 
 def test_original_bytes_are_kept_where_they_can_be():
@@ -109,13 +109,15 @@ def test_the_jpeg_has_the_quality_and_the_chroma_that_are_said():
 
 
 def test_the_resize_is_antialiased_as_pils():
-    """Held to PIL's antialiased filters: the box, which it is, and the bicubic of most pipelines."""
-    pixels = np.repeat(smooth(500, 375)[:, :, :1], 3, 2)  # grey, since the JPEG halves chroma besides
-    jpeg = decode(encode(pixels, 200, 100))
+    """Held to PIL's antialiased bicubic, timm's own: nearer to it than PIL's box filter, and than a resize without antialiasing."""
+    noise = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (500, 375), dtype=np.uint8), (9, 9), 1)
+    pixels = np.repeat(cv2.normalize(noise, None, 0, 255, cv2.NORM_MINMAX)[:, :, None], 3, 2)  # grey: the JPEG halves chroma besides
     size = (200, 267)
     box, bicubic = (np.asarray(Image.fromarray(pixels).resize(size, f)) for f in (Image.Resampling.BOX, Image.Resampling.BICUBIC))
-    assert far(jpeg, box) < 0.6
-    assert far(jpeg, bicubic) < 1.5
+    ours = far(decode(encode(pixels, 200, 100)), bicubic)
+    assert ours < 2.5  # grey levels, of noise with structures of two pixels
+    assert ours < 0.5 * far(box, bicubic)
+    assert ours < 0.5 * far(cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC), bicubic)
     # stripes one pixel wide become an even grey; without antialiasing they would become broad stripes
     stripes = np.zeros((600, 600, 3), np.uint8)
     stripes[:, ::2] = 255
