@@ -2,7 +2,7 @@
 
     python bench/prepare.py IMAGES
 
-IMAGES is a folder of JPEGs, or of class folders of them; they stand several times in the source, a tar, since the shuffle
+IMAGES is a folder of JPEGs, or of class folders of them; they stand several times in the source, class folders, since the shuffle
 wants a data set that is larger than what it may hold. Prints
 
 - images_per_s: of a whole preparation over this machine's cores, from after Ray's start to the manifest;
@@ -14,11 +14,9 @@ wants a data set that is larger than what it may hold. Prints
 
 import argparse
 import contextlib
-import io
 import multiprocessing
 import os
 import sys
-import tarfile
 import tempfile
 import threading
 import time
@@ -75,26 +73,22 @@ def main() -> None:
 def measure(paths: list[Path], shards: int, folder: Path) -> dict:
     """Prepares that many shards over Ray."""
     place, out = folder / f"source-{shards}", folder / f"out-{shards}"
-    place.mkdir()
-    count = write_tar(place / "train.tar", paths, shards * SHARD)
-    count += write_tar(place / "test.tar", paths, SHARD)
+    count = link_images(place / "train", paths, shards * SHARD) + link_images(place / "test", paths, SHARD)
     with PeakMemory() as memory:
         begin = time.perf_counter()
         manifest = prepare(str(place), str(out), address="local", shard_images=SHARD).manifest
         seconds = time.perf_counter() - begin
     sizes = sum(shard.bytes for found in manifest.splits.values() for shard in found)
-    source_bytes = sum(path.stat().st_size for path in place.iterdir())
+    source_bytes = sum(path.stat().st_size for path in place.rglob("*.jpg"))
     return {"images": count, "seconds": seconds, "peak": memory.peak, "shard_bytes": sizes, "source_bytes": source_bytes}
 
 
-def write_tar(path: Path, images: list[Path], count: int) -> int:
-    """A WebDataset tar of so many images, taken in turn."""
-    with tarfile.open(path, "w") as tar:
-        for i in range(count):
-            for name, content in ((f"{i:07d}.jpg", images[i % len(images)].read_bytes()), (f"{i:07d}.cls", b"%d" % (i % CLASSES))):
-                info = tarfile.TarInfo(name)
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+def link_images(folder: Path, images: list[Path], count: int) -> int:
+    """Class folders of so many images, taken in turn."""
+    for label in range(CLASSES):
+        (folder / f"class-{label}").mkdir(parents=True)
+    for i in range(count):
+        (folder / f"class-{i % CLASSES}" / f"{i:07d}.jpg").symlink_to(images[i % len(images)].resolve())
     return count
 
 
