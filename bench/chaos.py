@@ -31,9 +31,9 @@ import optuna  # noqa: E402
 
 from bench.record import record  # noqa: E402
 from deit_ray.load import load_experiment  # noqa: E402
+from tests.commands import DEIT_RAY, wait_for  # noqa: E402
 from tests.servers import MlflowServer  # noqa: E402
 
-DEIT_RAY = [sys.executable, "-m", "deit_ray.cli"]
 VICTIMS = ("driver", "worker", "raylet", "server")
 PHASES = ("start", "step", "evaluation", "checkpoint", "delivery")
 KILLS_PER_STUDY = 5
@@ -276,14 +276,16 @@ class Chaos:
         if trial.intermediate_values != curve or trial.value != max(curve.values()):
             note("states_disagreeing", f"{where}: Optuna has {trial.intermediate_values}, the journal {curve}")
         outcome = trial.user_attrs.get("outcome")
-        states = (trial.state.name, run.info.status, trial.user_attrs.get("tune", "TERMINATED"))
+        in_tune = self.optuna(study).user_attrs.get("tune", {})  # of the trials that the last driver ran
+        states = (trial.state.name, run.info.status, in_tune.get(str(trial.number), STATES["finished"][2]))
         if run.data.tags.get("outcome") != outcome or states != STATES.get(outcome):
             note("states_disagreeing", f"{where}: outcome {outcome}, {run.data.tags.get('outcome')}, states {states}")
 
     def finish(self) -> None:
         """Counts what is left of all the processes, two minutes after the end."""
         self.server.kill()
-        wait_for(lambda: not list(self.processes()), LEFT_AFTER_S, must=False)
+        with contextlib.suppress(AssertionError):
+            wait_for(lambda: not list(self.processes()), LEFT_AFTER_S)
         left = list(self.processes())
         self.counters.note("processes_left", str(left), len(left)) if left else None
 
@@ -294,16 +296,6 @@ def shows(comm: Path, phase: str) -> bool:
         return comm.read_text().strip() == phase
     except OSError:
         return False
-
-
-def wait_for(condition, seconds: float, must: bool = True) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            if must:
-                raise TimeoutError(f"it did not happen within {seconds} s")
-            return
-        time.sleep(0.1)
 
 
 def deal(generator: random.Random, kills: int) -> list[tuple[str, str]]:

@@ -1,6 +1,6 @@
 """What tracking costs a study, and what a server takes from many writers at once.
 
-- overhead: of digits_search.yaml, the time inside logging calls in the training loop (`JournalWriter.add` and `flush`,
+- overhead: of digits_search.yaml, the time inside logging calls in the training loop (`JournalWriter.add` and `flushing`,
   measured in the trials' own workers) plus the CPU time of the delivery thread, over the wall time. The CPU time
   includes importing MLflow and opening its database, once, whatever the study's length: startup_cpu_s. Ray runs already.
 - writers: 100 runs whose journals grow at the same time, each delivered by a tracker of its own, to one MLflow server
@@ -29,7 +29,7 @@ from record import ROOT, record
 
 sys.path.insert(0, str(ROOT))  # for tests.servers
 
-from deit_ray.journal import JournalWriter, Point, iterate_segments
+from deit_ray.journal import JournalWriter, Point, iterate_points
 from tests.servers import MlflowServer, Postgres
 
 PROCESSES, TRACKERS = 4, 25  # of each process
@@ -60,13 +60,13 @@ def measure_overhead(folder: Path, trials: int, epochs: int) -> dict[str, float]
     import ray
 
     import deit_ray
-    from deit_ray import search
+    from deit_ray import driver
     from deit_ray.delivery import Delivery
     from deit_ray.tracking import Tracker
 
     notes, delivery_cpu_s, startup_cpu_s = folder / "notes", [], []
     notes.mkdir()
-    make, deliver, connect = search.make_trial, Tracker._deliver, Delivery._connect
+    make, deliver, connect = driver.make_trial, Tracker._deliver, Delivery._connect
 
     def make_noted(*given):
         trainer = make(*given)
@@ -93,7 +93,7 @@ def measure_overhead(folder: Path, trials: int, epochs: int) -> dict[str, float]
         shape = {"train.log_every": 10, "train.epochs": epochs, "search.trials": trials}
         experiment = deit_ray.load_experiment(ROOT / "experiments" / "digits_search.yaml", where | shape)
         with (
-            mock.patch.object(search, "make_trial", make_noted),
+            mock.patch.object(driver, "make_trial", make_noted),
             mock.patch.object(Tracker, "_deliver", timed_deliver),
             mock.patch.object(Delivery, "_connect", timed_connect),
             mock.patch.dict(os.environ, QUIET),
@@ -126,27 +126,32 @@ class NotedLoop:
         self.loop, self.notes = loop, notes
 
     def __call__(self, config: dict) -> None:
-        note, inside_s, calls, depth = self.notes / f"{os.getpid()}-{time.time_ns()}.json", 0.0, 0, 0
+        note, inside_s, calls = self.notes / f"{os.getpid()}-{time.time_ns()}.json", 0.0, 0
 
-        def timed(call: Callable) -> Callable:
-            def timed_call(*given):
-                nonlocal inside_s, calls, depth
-                begin = time.perf_counter()
-                depth += 1
-                try:
-                    return call(*given)
-                finally:
-                    depth -= 1
-                    if depth == 0:  # `add` flushes where points have waited for long
-                        inside_s += time.perf_counter() - begin
-                        calls += 1
-                        if call is flush:
-                            note.write_text(json.dumps({"inside_s": inside_s, "calls": calls}))
+        @contextlib.contextmanager
+        def timed():
+            nonlocal inside_s, calls
+            begin = time.perf_counter()
+            yield
+            inside_s += time.perf_counter() - begin
+            calls += 1
+            note.write_text(json.dumps({"inside_s": inside_s, "calls": calls}))
 
-            return timed_call
+        def timed_add(journal, *given):
+            with timed():
+                add(journal, *given)
 
-        add, flush = JournalWriter.add, JournalWriter.flush
-        with mock.patch.multiple(JournalWriter, add=timed(add), flush=timed(flush)):
+        @contextlib.contextmanager
+        def timed_flushing(journal):  # what the checkpoint takes in between is not the journal's
+            context = flushing(journal)
+            with timed():
+                context.__enter__()
+            yield
+            with timed():
+                context.__exit__(None, None, None)
+
+        add, flushing = JournalWriter.add, JournalWriter.flushing
+        with mock.patch.multiple(JournalWriter, add=timed_add, flushing=timed_flushing):
             self.loop(config)
 
 
@@ -213,7 +218,7 @@ def compare(uri: str, folder: Path) -> tuple[int, int, int]:
     runs = client.search_runs([experiment], max_results=1000)
     lost = doubled = total = 0
     for one in (folder / "writers").iterdir():
-        written = {p for points in iterate_segments(f"{one}/journal", 0) for p in points}
+        written = set(iterate_points(f"{one}/journal"))
         same = [run for run in runs if run.data.tags["deit_ray.folder"] == str(one)]
         history = [
             Point(p.key, p.value, p.step, p.timestamp)

@@ -41,7 +41,7 @@ import ray.tune
 from record import ROOT, record
 
 import deit_ray
-from deit_ray import cluster, run, search
+from deit_ray import cluster, driver, run
 from deit_ray.augment import kernel_cv2
 from deit_ray.data import crop, stream
 from deit_ray.data.blocks import Recipe, Samples
@@ -233,8 +233,8 @@ def run_study(bench: Bench, notes: Path) -> None:
         trainer.train_loop_per_worker = NotedLoop(trainer.train_loop_per_worker, notes)
         return trainer
 
-    original = search.make_trial
-    with mock.patch.object(search, "make_trial", make_trial), mock.patch.dict(os.environ, QUIET):
+    original = driver.make_trial
+    with mock.patch.object(driver, "make_trial", make_trial), mock.patch.dict(os.environ, QUIET):
         deit_ray.tune(bench.experiment)
 
 

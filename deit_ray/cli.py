@@ -155,7 +155,7 @@ def tune(
     trials: Annotated[str | None, typer.Option(metavar="+N", help="with --resume: so many trials more")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="with --resume: only say what would be done")] = False,
     address: Address = None,
-    results: Results = "results",
+    results: Annotated[str | None, typer.Option(help="with --resume: folder of the results")] = None,
     verbose: Verbose = False,
 ):
     """Run a study: search for the best configuration."""
@@ -163,6 +163,9 @@ def tune(
         raise UserError("tune: name either an experiment file or --resume STUDY")
     if (trials or dry_run) and not resume:
         raise UserError("tune: --trials and --dry-run go with --resume STUDY; for a new study: --set search.trials=N")
+    if results and not resume:
+        raise UserError(f"tune: --results goes with --resume STUDY; for a new study: --set results.uri={results}")
+    results = results or "results"
     if trials and not (trials.startswith("+") and trials[1:].isdigit()):
         raise UserError(f"tune: --trials {trials}: must be +N, so many trials more, such as +20")
     console = Console()
@@ -195,9 +198,10 @@ def status(
 ):
     """Show all studies, the leaderboard of one, or how one of its trials stands and why."""
     console = Console()
+    from deit_ray.cluster import calling
     from deit_ray.status import list_status, study_status, trial_status
 
-    with _at(address, console) as call:
+    with calling(address, console.warn) as call:
         if study is None:
             console.show_studies(call(list_status, results))
         elif trial is None:
@@ -215,9 +219,10 @@ def stop(
 ):
     """Cancel a trial of a running study, or all of them and end the study."""
     console = Console()
+    from deit_ray.cluster import calling
     from deit_ray.status import stop
 
-    with _at(address, console) as call:
+    with calling(address, console.warn) as call:
         console.say(call(stop, study, trial, results))
 
 
@@ -356,13 +361,6 @@ def main() -> None:
         message = error.format_message() if hasattr(error, "format_message") else f"{type(error).__name__}: {error}"
         console.err.print(f"error: {message}\n(--verbose shows where)", style="red", markup=False)
         sys.exit(getattr(error, "exit_code", 1))
-
-
-def _at(address: str | None, console: Console):
-    """Gives a function that calls another: here, or, with an address, on the head of that cluster."""
-    from deit_ray.cluster import calling
-
-    return calling(address, console.warn)
 
 
 def _load(path: str, overrides: list[str]):

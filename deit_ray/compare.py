@@ -13,11 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from deit_ray import storage
-from deit_ray.config import Experiment
+from deit_ray.config import Experiment, flatten
 from deit_ray.console import Console
 from deit_ray.errors import UserError
 from deit_ray.failure import FAILURE
-from deit_ray.journal import iterate_segments
+from deit_ray.journal import iterate_points
 from deit_ray.load import load_experiment
 from deit_ray.origin import origin_of, read_origins
 from deit_ray.run import JOURNAL, experiment_of, find_run, measured, name_of, new_folder, results_of, steps_per_epoch, train_in
@@ -103,17 +103,6 @@ def value_of(folder: str, experiment: Experiment) -> tuple[float, float] | None:
         return best and (best, best)
     values = {step: value for step, value in measured(folder, experiment.search.metric).items() if math.isfinite(value)}
     return (max(values.values()), values[max(values)]) if values else None
-
-
-def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys; a searched key stays one, with its distribution."""
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and prefix != "search.space.":
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _side(name: str, results: str) -> tuple[str, Experiment, str | None]:
@@ -202,7 +191,7 @@ def reproduce(
 
 def points_of(folder: str) -> dict[tuple[str, int], float]:
     """Every metric point of a journal by (name, step), but those that depend on the clock."""
-    points = (point for points in iterate_segments(storage.join(folder, JOURNAL), 0) for point in points)
+    points = iterate_points(storage.join(folder, JOURNAL))
     return {(p.name, p.step): p.value for p in points if not p.name.startswith(CLOCK)}
 
 

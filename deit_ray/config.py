@@ -280,6 +280,17 @@ def set_key(tree: dict, key: str, value: Any) -> None:
     tree[leaf] = value
 
 
+def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys; a searched key stays one, with its distribution."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and prefix != "search.space.":
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 def field_keys(model=Experiment, prefix: str = "") -> list[str]:
     """All dotted keys that an experiment file can set."""
     keys = []

@@ -24,7 +24,9 @@ class Console:
     """
 
     def __init__(self, quiet: bool = False):
-        self.out = RichConsole(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+        self.out = RichConsole(highlight=False, soft_wrap=True)
+        if not (self.out.is_terminal or self.out.is_jupyter):
+            self.out.width = PIPED_WIDTH
         self.err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
         self.quiet = quiet
         self.live: Live | None = None
@@ -51,7 +53,7 @@ class Console:
         self.say(f"  epoch {metrics['epoch']:>3}/{total}  {'  '.join(shown)}  {speed}  {_duration(left)} left")
 
     def study_started(self, study, device: str, concurrent: int, trials: int, before: list) -> None:
-        """`before` is what a resume does with the trials that were there, as `search.reconcile` found."""
+        """`before` is what a resume does with the trials that were there, as `resume.reconcile` found."""
         self.begin = time.monotonic()
         name, experiment = study.name, study.experiment
         self.name, self.experiment, self.total = name, experiment, trials
@@ -97,15 +99,14 @@ class Console:
         self.close()
         self.say(f"\n{study.name}: done in {_duration(time.monotonic() - self.begin)}: {study.ended}\n", "bold")
         self.show_leaderboard(study.leaderboard(), study.experiment.search.metric, list(study.experiment.search.space))
-        metric, results = study.experiment.search.metric, study.experiment.results.uri
+        metric = study.experiment.search.metric
         tested = "".join(f", {name} {test[name]:.4f}" for name in ("test/top1",) if name in test)
         self.say(f"\nbest: trial {best.number}, {metric} {best.value:.4f}{tested}", "bold green")
         for key, value in best.params.items():
             self.say(f"  {key}: {report.short(value)}")
         command = sys.argv[0] if sys.argv[0].endswith("deit-ray") else "deit-ray"
-        option = "" if results == "results" else f" --results {results}"
         self.say("\nlook at every run in MLflow")
-        self.say(f"  {command} ui{option}")
+        self.say(f"  {command} ui{storage.results_option(study.experiment.results.uri)}")
         self.say("train the best configuration anew, or use its weights")
         self.say(f"  {command} train {_relative(config)}")
         self.say(f"  {command} evaluate {_relative(model)} --data {study.experiment.data.uri}")
@@ -132,13 +133,16 @@ class Console:
         for _, row in board[board["state"] == "failed"].iterrows():
             self.say(f"trial {row['trial']} {row['outcome']}", "red")
 
-    def show_resume(self, study, found: list, missing: int) -> None:
-        """What a resume would do with each trial, as `search.reconcile` found."""
+    def show_resume(self, study, found: list, missing: int, ends: str | None) -> None:
+        """What a resume would do with each trial, as `resume.reconcile` found, or why it would end at once."""
         self.say(f"{study.name}: a resume would do this", "bold")
         for trial in found:
             outcome = study.trial(trial.number).user_attrs.get("outcome", "")
             self.say(f"  trial {trial.number:>3} {f'keep: {outcome}' if trial.action == 'kept' else _resumed(trial)}")
-        self.say(f"  and run {missing} new trial{'' if missing == 1 else 's'}")
+        if ends:
+            self.say(f"  and end at once, cancelling what is open: {ends}")
+        else:
+            self.say(f"  and run {missing} new trial{'' if missing == 1 else 's'}")
 
     def show_studies(self, found: list) -> None:
         """All studies, a line each."""
@@ -157,7 +161,7 @@ class Console:
     def show_study(self, status) -> None:
         """A study as it stands."""
         self.say(f"{status.name}: {status.state}", "bold")
-        if status.driver:
+        if status.driver is not None and "since" in status.driver:
             since = _duration(time.time() - status.driver["since"])
             self.say(f"  driven by process {status.driver['pid']} on {status.driver['host']} since {since}")
         elif status.state == "interrupted":

@@ -20,90 +20,14 @@ from pathlib import Path
 
 from deit_ray import storage
 from deit_ray.journal import iterate_segments
+from deit_ray.tracked import RECORD, Ending, Record, Run
 
-RECORD = "tracking.json"
 TIMEOUT_S = 30  # of one request
 BATCH = 1000  # points in one request, MLflow's limit
 SEGMENTS = 20  # of a journal, delivered together: what a request costs hardly depends on its size
 NAME_CHARS, PARAM_CHARS, TAG_CHARS = 250, 6000, 8000  # MLflow's limits, over which servers cut, refuse or fail
 LARGEST = 1.7976931348623157e308  # what MLflow stores for an infinity
 MAKING = "the run"  # the part without which there are no others
-
-STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped early": "KILLED", "cancelled": "KILLED"}
-
-
-@dataclasses.dataclass
-class Record:
-    """What is known of a run's life in MLflow, kept as tracking.json in its folder.
-
-    Attributes:
-        id: the run's identity, made before the run, and its tag deit_ray.id there.
-        uri, experiment: where it is.
-        run_id: MLflow's, once it is known.
-        described: whether params, tags and experiment.yaml are there.
-        segments: how many of the journal's are there.
-        outcome: with which it was closed there.
-    """
-
-    id: str
-    uri: str
-    experiment: str
-    run_id: str | None = None
-    described: bool = False
-    segments: int = 0
-    outcome: str | None = None
-
-    def begin_again(self, run_id: str | None = None) -> None:
-        """Of what was delivered nothing counts any more."""
-        self.run_id, self.described, self.segments, self.outcome = run_id, False, 0, None
-
-
-@dataclasses.dataclass(frozen=True)
-class Ending:
-    """How a run ends: its outcome, artifacts (names of files in its folder), and last values that are in no journal."""
-
-    outcome: str
-    files: tuple[str, ...]
-    metrics: dict[str, float]
-    time_ms: int
-
-    @property
-    def status(self) -> str:
-        return next(status for prefix, status in STATUS.items() if self.outcome.startswith(prefix))
-
-
-@dataclasses.dataclass(eq=False)
-class Run:
-    """A run as it shall be in MLflow, and, below, how far it is so, which only the delivery thread writes.
-
-    Attributes:
-        name, tags, params, parent, started_ms: as MLflow shows them.
-        folder: URI of its results.
-        journal: URI of its journal, or None.
-        ending: how it ends, once that is known.
-        record: what is kept in its folder.
-        seen: of which state of MLflow (`Delivery.state`) the record was found true.
-        segments: how many were tried; the record's count stops at one that was refused, so that a sync tries it again.
-        refused: the parts that MLflow does not take.
-        closed: the ending that was delivered.
-        left: whether anything may be left to deliver.
-    """
-
-    name: str
-    folder: str
-    tags: dict[str, str]
-    params: dict[str, str]
-    parent: "Run | None"
-    journal: str | None
-    started_ms: int
-    ending: Ending | None = None
-
-    record: Record | None = None
-    seen: int = 0
-    segments: int = 0
-    refused: set[str] = dataclasses.field(default_factory=set)
-    closed: Ending | None = None
-    left: bool = True
 
 
 class Delivery:
@@ -193,13 +117,14 @@ class Delivery:
         if parent and parent.record.run_id:
             tags[MLFLOW_PARENT_RUN_ID] = parent.record.run_id
         tags = {key: fitting(value, TAG_CHARS) for key, value in tags.items()}
-        found = None if is_new else self._find(record)
+        run.made, found = None, None if is_new else self._find(record)
         if found is None:
             record.begin_again()
             self._save(run)  # whoever comes next looks for this identity
             source = {MLFLOW_SOURCE_NAME: "deit-ray", MLFLOW_USER: os.environ.get("USER", "unknown")}
             options = {"start_time": run.started_ms, "run_name": fitting(run.name, NAME_CHARS), "tags": tags | source}
             found = self._offer(run, MAKING, self.client.create_run, self.experiment_id, **options)
+            run.made = found if is_new else None
         if found.info.run_id != record.run_id or not self._holds(found, run):
             record.begin_again(found.info.run_id)
         if run.ending is None:
@@ -322,7 +247,7 @@ class Delivery:
         from mlflow.entities import Metric, RunTag
 
         record = run.record
-        same = self._search(record)
+        same = [run.made] if run.made else self._search(record)
         if not same:
             raise Gone
         kept, *doubled = same
@@ -347,7 +272,7 @@ class Delivery:
         if not run.refused:
             record.outcome = ending.outcome
             self._save(run)
-        run.closed = ending
+        run.closed, run.made = ending, None
 
     def _remove(self, doubled, kept) -> None:
         """Deletes a run that there is twice; the trials that hang on it go to the one that is kept."""

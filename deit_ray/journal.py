@@ -4,9 +4,11 @@ A journal is a folder of numbered segment files, each written whole or not at al
 segment holds points, one JSON list a line: [name, value, step, time in ms]. A point's identity is its name and step.
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from deit_ray import storage
@@ -60,6 +62,20 @@ class JournalWriter:
                 self.segments += 1
                 self.pending = []
 
+    @contextlib.contextmanager
+    def flushing(self) -> Iterator[None]:
+        """Flushes while the block runs; when it is left, all is written. A disk takes a while to say that it has something."""
+        with ThreadPoolExecutor(1, thread_name_prefix="journal") as pool:
+            flushed = pool.submit(self.flush)
+            yield
+            flushed.result()
+
+    def at(self, names: list[str], step: int) -> dict[str, float]:
+        """What the journal holds of an optimizer step: what was measured there first, should a resumed run have measured it again."""
+        if all(self.last[name][0] == step for name in names):
+            return {name: self.last[name][1] for name in names}
+        return {point.name: point.value for point in iterate_points(self.uri) if point.step == step and point.name in names}
+
     def _read_on(self) -> dict[str, int]:
         """Takes up the segments that are there; returns the last step of each name in them."""
         known: dict[str, int] = {}
@@ -84,9 +100,15 @@ def iterate_segments(uri: str, first: int) -> Iterator[list[Point]]:
         number += 1
 
 
+def iterate_points(uri: str) -> Iterator[Point]:
+    """All points of a journal, in the order of their writing."""
+    for points in iterate_segments(uri, 0):
+        yield from points
+
+
 def last_step(uri: str) -> int | None:
     """The last optimizer step that a journal knows of; None for an empty one."""
-    return max((point.step for points in iterate_segments(uri, 0) for point in points), default=None)
+    return max((point.step for point in iterate_points(uri)), default=None)
 
 
 def checkpoint_name(step: int) -> str:

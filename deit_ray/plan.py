@@ -14,12 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from deit_ray import cluster, report, storage
-from deit_ray.compare import flatten
-from deit_ray.config import Distillation, Experiment
+from deit_ray.config import Distillation, Experiment, flatten
 from deit_ray.errors import UserError
-from deit_ray.journal import iterate_segments
 from deit_ray.origin import origin_of
-from deit_ray.run import EXPERIMENT, JOURNAL, Ready, check, check_fits, experiment_of
+from deit_ray.run import EXPERIMENT, JOURNAL, Ready, check, check_fits, experiment_of, measured
 from deit_ray.searcher import StudySearcher
 from deit_ray.trial import Needs, make_worklist
 
@@ -189,7 +187,7 @@ def _speeds_of_its_like(folder: str, experiment: Experiment, device: str) -> lis
         return []
     if _like(other) != _like(experiment):
         return []
-    return [p.value for points in iterate_segments(storage.join(folder, JOURNAL), 0) for p in points if p.name == RATE]
+    return list(measured(folder, RATE).values())
 
 
 def _like(experiment: Experiment) -> tuple:

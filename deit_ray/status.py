@@ -12,8 +12,8 @@ from optuna.trial import TrialState
 from deit_ray import storage
 from deit_ray.errors import UserError
 from deit_ray.failure import Failure, read_failure, read_worker, tail_files
-from deit_ray.journal import checkpoint_name, iterate_segments
-from deit_ray.run import saved_steps
+from deit_ray.journal import checkpoint_name, iterate_points
+from deit_ray.run import JOURNAL, saved_steps
 from deit_ray.study import Study, list_studies
 
 STOPPED_WITHIN_S = 60.0
@@ -88,14 +88,14 @@ def study_status(name: str, results: str) -> StudyStatus:
 
 def _status(study: Study) -> StudyStatus:
     driver, board, spent = study.driver(), study.leaderboard(), study.spent
-    if not driver:
+    if driver is None:
         board["state"] = board["state"].replace("running", "interrupted")
     return StudyStatus(
         name=study.name,
         metric=study.experiment.search.metric,
         keys=list(study.experiment.search.space),
         epochs=study.experiment.train.epochs,
-        state="running" if driver else study.ended or "interrupted",
+        state=study.ended or "interrupted" if driver is None else "running",
         driver=driver,
         counts=dict(board["state"].value_counts()),
         missing=max(0, study.experiment.search.trials - len(board)),
@@ -112,18 +112,18 @@ def trial_status(name: str, number: int, results: str) -> TrialStatus:
     if not 0 <= number < len(trials):
         raise UserError(f"{study.name}: no trial {number}; it has {f'0 to {len(trials) - 1}' if trials else 'none yet'}")
     trial, folder, metric = trials[number], study.trial_folder(number), study.experiment.search.metric
-    points = [point for found in iterate_segments(storage.join(folder, "journal"), 0) for point in found]
+    points = list(iterate_points(storage.join(folder, JOURNAL)))
     values = [trial.intermediate_values[epoch] for epoch in sorted(trial.intermediate_values)]
     steps, workers = saved_steps(folder), []
     while (worker := read_worker(folder, len(workers))) is not None:
         workers.append(worker)
-    running = "running" if study.driver() else "interrupted"
+    running = "interrupted" if study.driver() is None else "running"
     return TrialStatus(
         study=study.name,
         number=number,
         folder=folder,
         params=trial.params,
-        outcome=trial.user_attrs.get("outcome", running if trial.state == TrialState.RUNNING else "waiting"),
+        outcome=trial.user_attrs["outcome"] if trial.state.is_finished() else running if trial.state == TrialState.RUNNING else "waiting",
         metric=metric,
         value=max((value for value in values if value == value), default=None),
         last=values[-1] if values else None,

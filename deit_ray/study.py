@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from deit_ray import lock, report, storage
 from deit_ray.budget import Spent
-from deit_ray.config import Experiment
+from deit_ray.config import Experiment, flatten
 from deit_ray.errors import UnavailableError, UserError
 from deit_ray.load import dump_experiment, load_experiment
 from deit_ray.run import EXPERIMENT, MODEL, experiment_of, new_folder, runs_of
@@ -35,7 +35,6 @@ class Study:
     def __init__(self, folder: str, experiment: Experiment):
         self.folder, self.experiment = folder, experiment
         self.name = posixpath.basename(folder)
-        self._ids: dict[int, int] = {}  # of the trials in the database, by number
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         with naming_database(folder):
             self.optuna = optuna.create_study(
@@ -69,8 +68,8 @@ class Study:
             _check_same(storage.join(folder, EXPERIMENT), study.experiment.as_dict(), made_with)
         return study
 
-    def amend(self, overrides: dict) -> None:
-        """Changes what does not change any trial, such as search.trials or search.budget.hours.
+    def amended(self, overrides: dict) -> Experiment:
+        """The experiment with what does not change any trial set anew, such as search.trials or search.budget.hours.
 
         Raises:
             UserError: another key, or a value that is not allowed.
@@ -81,11 +80,13 @@ class Study:
                     f"--set {key}: cannot change in a study that exists, since its trials could not be compared; "
                     f"allowed are: {', '.join(AMENDABLE)}"
                 )
-        path = storage.join(self.folder, EXPERIMENT)
-        amended = load_experiment(path, overrides)
-        storage.write_bytes(path, dump_experiment(amended).encode())
-        self.optuna.set_user_attr("experiment", amended.as_dict())
-        self.experiment = amended
+        return load_experiment(storage.join(self.folder, EXPERIMENT), {"results.uri": self.experiment.results.uri, **overrides})
+
+    def amend(self, overrides: dict) -> None:
+        """Goes on with `amended` from now on; only for who drives the study."""
+        if overrides:
+            self.experiment = self.amended(overrides)
+            storage.write_bytes(storage.join(self.folder, EXPERIMENT), dump_experiment(self.experiment).encode())
 
     def driving(self) -> contextlib.AbstractContextManager:
         """Holds the study while it is driven; see `lock.driving`."""
@@ -130,9 +131,8 @@ class Study:
 
     def trial(self, number: int) -> optuna.trial.FrozenTrial:
         """One trial as it stands in the database now; `study.optuna.trials` would read them all."""
-        if number not in self._ids:
-            self._ids |= {trial.number: trial._trial_id for trial in self.optuna.get_trials(deepcopy=False)}
-        return self.optuna._storage.get_trial(self._ids[number])
+        database = self.optuna._storage
+        return database.get_trial(database.get_trial_id_from_study_id_trial_number(self.optuna._study_id, number))
 
     def leaderboard(self) -> pd.DataFrame:
         """All trials, best first; see `report.leaderboard`."""
@@ -177,7 +177,7 @@ def naming_database(folder: str) -> Iterator[None]:
 
 
 def _check_same(path: str, found: dict, made_with: dict) -> None:
-    here, there = _flat(found), _flat(made_with)
+    here, there = flatten(found), flatten(made_with)
     moved = "results.uri"  # folders are
     changed = [key for key in here.keys() | there.keys() if here.get(key) != there.get(key) and not _amendable(key) and key != moved]
     if changed:
@@ -190,10 +190,3 @@ def _check_same(path: str, found: dict, made_with: dict) -> None:
 
 def _amendable(key: str) -> bool:
     return any(key == allowed or key.startswith(allowed + ".") for allowed in AMENDABLE)
-
-
-def _flat(tree: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

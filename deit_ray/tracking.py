@@ -13,12 +13,13 @@ from collections.abc import Callable
 
 from deit_ray import storage
 from deit_ray.config import Experiment
-from deit_ray.delivery import Delivery, Ending, Run, one_line
+from deit_ray.delivery import Delivery, one_line
 from deit_ray.errors import UserError
 from deit_ray.journal import iterate_segments
 from deit_ray.phase import show_phase
+from deit_ray.tracked import Ending, Run
 
-POLL_S = 5.0  # between looks at the journals of running trials
+POLL_S = 10.0  # between looks at the journals of running trials: what a request costs hardly depends on its size
 PAUSE_S = (1.0, 30.0)  # between attempts while the server is away: at first, and at last
 HICCUP_S = 5.0  # a failure that was quicker than this is tried again first, and told then
 PATIENCE_S = 20.0  # how long the end of a study waits while nothing gets through
@@ -160,7 +161,7 @@ class Tracker:
     def _sync_command(self) -> str:
         results, _, name = self.root.folder.rpartition("/")
         results = os.path.relpath(results) if storage.is_local(results) else results
-        return f"deit-ray sync {name}" + ("" if results == "results" else f" --results {results}")
+        return f"deit-ray sync {name}{storage.results_option(results)}"
 
     # What follows runs in the delivery thread.
 

@@ -14,7 +14,6 @@ from functools import partial
 import ray
 import ray.train
 import ray.tune
-from ray._raylet import PlacementGroupID
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 from ray.experimental import internal_kv
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
@@ -23,7 +22,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.worker_group import worker_group
-from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+from ray.util.placement_group import get_placement_group, placement_group, remove_placement_group
 
 from deit_ray import cluster, storage
 from deit_ray.augment.levels import Levels, color_jitter_place
@@ -209,9 +208,8 @@ def group_name(run: str) -> str:
 def sweep(folder: str) -> None:
     """Gives back what a run may hold though its process was killed: its placement group, and its reservations of CPUs."""
     run = run_of(folder)
-    for row in placement_group_table().values():
-        if row["name"] == group_name(run) and row["state"] != "REMOVED":
-            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(row["placement_group_id"])))
+    with contextlib.suppress(ValueError):  # it holds none. Ray's table of all groups lists those of every trial that ever was
+        remove_placement_group(get_placement_group(group_name(run)))
     coordinator = get_or_create_autoscaling_coordinator()
     ray.get(coordinator.__ray_call__.remote(partial(_cancel_requests, run)))
     internal_kv._internal_kv_del(stream.kv_prefix(run), del_by_prefix=True)

@@ -105,9 +105,9 @@ def train_worker(job: TrainJob) -> None:
         with tempfile.TemporaryDirectory() as folder:
             if rank == 0:
                 journal.add(metrics, end)
-                journal.flush()
-                metrics = {name: journal.last[name][1] for name in metrics}  # what was measured first, should this be a repetition
-                save_checkpoint(Path(folder), train_step, Progress(end), description)
+                with journal.flushing():
+                    save_checkpoint(Path(folder), train_step, Progress(end), description)
+                metrics = journal.at(list(metrics), end)
             ray.train.report(
                 metrics | {"epoch": epoch + 1, "step": end},
                 checkpoint=ray.train.Checkpoint.from_directory(folder) if rank == 0 else None,

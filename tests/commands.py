@@ -23,11 +23,11 @@ def output_of(*arguments, seconds: float = 120, **options) -> str:
         return process.communicate(timeout=seconds)[0]
 
 
-def wait_for(condition, seconds: float) -> None:
+def wait_for(condition, seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.2)
+        time.sleep(0.05)
 
 
 def session_processes(session: int) -> list[int]:

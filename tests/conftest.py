@@ -10,6 +10,7 @@ from deit_ray.data import shards
 from deit_ray.data.prepare import encode, prepare
 from deit_ray.load import dump_experiment, load_experiment
 from tests.commands import SPACE
+from tests.servers import MlflowServer, Proxy
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "experiments"
@@ -74,6 +75,33 @@ def search_file(experiment, teacher_file, tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A real MLflow server on loopback."""
+    with MlflowServer(tmp_path_factory.mktemp("mlflow")) as server:
+        yield server
+
+
+@pytest.fixture
+def proxy(server):
+    """What misbehaves before it, as it is told."""
+    with Proxy(server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """The same as in real life, with shorter waits."""
+    from deit_ray import tracking
+    from deit_ray.delivery import quiet_mlflow
+
+    quiet_mlflow()
+    monkeypatch.setattr(tracking, "POLL_S", 0.1)
+    monkeypatch.setattr(tracking, "PAUSE_S", (0.1, 0.5))
+    monkeypatch.setattr(tracking, "PATIENCE_S", 10.0)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 
 
 def write_colours(uri: str, rows: dict[str, int], size: int = 40, row_group: int | None = None) -> shards.Manifest:

@@ -14,10 +14,10 @@ import pytest
 import ray
 
 from deit_ray.errors import UserError
-from deit_ray.journal import iterate_segments
+from deit_ray.journal import iterate_points
 from deit_ray.load import load_experiment
 from deit_ray.search import tune
-from deit_ray.status import trial_status
+from deit_ray.status import stop, trial_status
 from deit_ray.study import Study
 from tests.commands import SPACE, command, output_of, wait_for
 
@@ -40,7 +40,7 @@ def test_a_trial_and_a_study_are_stopped_from_another_terminal_through_the_clust
         assert "short-1: running" in output_of("status", "short", "--results", results, *address)
         began = time.monotonic()
         assert output_of("stop", "short", 0, "--results", results, *address) == "short-1: trial 0: cancelled\n"
-        assert output_of("stop", "short", "--results", results) == "short-1: stopped by a person\n"
+        assert stop("short", None, str(results)) == "short-1: stopped by a person"  # the same from Python
         assert time.monotonic() - began < 60
         output = process.communicate(timeout=60)[0]
     assert process.returncode == 1
@@ -50,7 +50,8 @@ def test_a_trial_and_a_study_are_stopped_from_another_terminal_through_the_clust
     assert {trial.user_attrs["outcome"] for trial in trials} == {"cancelled"}
     assert len(trials) == 2 or len(trials) == 3  # the third one may have begun where the first was stopped
     assert set(mlflow_runs(results).values()) == {("KILLED", "cancelled")}
-    assert "there is nothing to stop" in output_of("stop", "short", "--results", results)
+    with pytest.raises(UserError, match="there is nothing to stop"):
+        stop("short", None, str(results))
 
 
 def test_a_disk_that_fills_up_stops_a_study_which_goes_on_once_there_is_room(ray_cluster, search_file, tmp_path):
@@ -125,7 +126,7 @@ def test_a_trial_whose_process_is_killed_goes_on_in_the_same_study(ray_cluster, 
     trial = Study.open("short", str(tmp_path / "results")).optuna.trials[0]
     assert (trial.state.name, sorted(trial.intermediate_values)) == ("COMPLETE", list(range(1, 21)))
     journal = tmp_path / "results" / "short-1" / "trial-0000" / "journal"
-    points = [(p.name, p.step) for points in iterate_segments(str(journal), 0) for p in points]
+    points = [(p.name, p.step) for p in iterate_points(str(journal))]
     assert len(points) == len(set(points))
     assert [step for name, step in points if name == "train/loss"] == list(range(10, 401, 10))  # 20 steps an epoch
 

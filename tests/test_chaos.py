@@ -7,8 +7,9 @@ from bench.chaos import Chaos
 pytestmark = pytest.mark.cluster
 
 
+@pytest.mark.timeout(900)
 def test_nothing_is_lost_or_doubled_when_worker_driver_and_server_are_killed(tmp_path):
-    chaos = Chaos(tmp_path, seed=0, trials=4, epochs=2)
+    chaos = Chaos(tmp_path, seed=0, trials=3, epochs=2)
     cards = [("worker", "step"), ("driver", "checkpoint"), ("server", "delivery")]
     try:
         chaos.prepare()

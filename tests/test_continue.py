@@ -96,6 +96,7 @@ def test_the_policies_of_the_schedule(experiment):
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_in_place(experiment, tmp_path):
     path = tmp_path / "long.yaml"
     path.write_text(dump_experiment(experiment("digits_student", PLAIN | {"name": "long", "train.epochs": 6, "student.depth": 4})))

@@ -8,7 +8,7 @@ import pytest
 
 from deit_ray import storage
 from deit_ray.errors import UnavailableError
-from deit_ray.journal import JournalWriter, iterate_segments
+from deit_ray.journal import JournalWriter, iterate_points
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_a_journal_loses_nothing_to_a_disk_that_was_full(small_disk):
         journal.flush()
     Path(small_disk, "big").unlink()
     journal.flush()
-    points = [point.step for points in iterate_segments(f"{small_disk}/journal", 0) for point in points]
+    points = [point.step for point in iterate_points(f"{small_disk}/journal")]
     assert points == list(range(1000))
 
 

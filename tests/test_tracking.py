@@ -1,6 +1,5 @@
 """What MLflow gets, from real servers that are late, killed, slow, wrong or away: every run and point, once."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,115 +8,20 @@ import time
 from pathlib import Path
 
 import mlflow
-import optuna
 import pytest
-from optuna.trial import TrialState
 
-from deit_ray import sync as syncing
 from deit_ray import tracking
-from deit_ray.delivery import quiet_mlflow
-from deit_ray.errors import UserError
-from deit_ray.journal import JournalWriter, iterate_segments
-from deit_ray.load import dump_experiment
-from deit_ray.study import Study
-from deit_ray.sync import end_trial, start_study, start_trial, sync, tell_study
 from deit_ray.tracking import Tracker
-from tests.servers import MlflowServer, Postgres, Proxy, free_port
+from tests.commands import wait_for
+from tests.servers import MlflowServer, Postgres, free_port
+from tests.tracked import EXPERIMENT, Told, Trial, deliver, start
 
-EXPERIMENT = "tests"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with MlflowServer(tmp_path_factory.mktemp("mlflow")) as server:
-        yield server
-
-
-@pytest.fixture
-def proxy(server):
-    with Proxy(server.port) as proxy:
-        yield proxy
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch):
-    """The same as in real life, with shorter waits."""
-    quiet_mlflow()
-    monkeypatch.setattr(tracking, "POLL_S", 0.1)
-    monkeypatch.setattr(tracking, "PAUSE_S", (0.1, 0.5))
-    monkeypatch.setattr(tracking, "PATIENCE_S", 10.0)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-
-
-class Told(list):
-    """What a person was told."""
-
-    def __call__(self, text: str) -> None:
-        self.append(text)
-
-    def count_of(self, words: str) -> int:
-        return sum(words in text for text in self)
-
-
-class Trial:
-    """A trial's folder, with its journal."""
-
-    def __init__(self, folder: Path):
-        self.folder = str(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "experiment.yaml").exists():
-            (folder / "experiment.yaml").write_text("name: x\n")
-        self.journal, self.step = JournalWriter(f"{folder}/journal"), 0
-
-    def measure(self, points: int = 5) -> None:
-        for _ in range(points):
-            self.step += 1
-            self.journal.add({"train/loss": 1 / self.step, "val/top1": self.step / 100}, self.step)
-        self.journal.flush()
-
-    def record(self) -> dict:
-        return json.loads(Path(self.folder, "tracking.json").read_text())
-
-    def change_record(self, **values) -> None:
-        Path(self.folder, "tracking.json").write_text(json.dumps(self.record() | values))
-
-    def written(self) -> list[tuple]:
-        return sorted((p.name, p.step, p.value, p.time_ms) for points in iterate_segments(f"{self.folder}/journal", 0) for p in points)
-
-    def runs(self, uri: str) -> list:
-        """Its runs in MLflow that nobody deleted."""
-        client = mlflow.MlflowClient(uri)
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        return client.search_runs([experiment.experiment_id], f"tags.`deit_ray.folder` = '{self.folder}'") if experiment else []
-
-    def delivered(self, uri: str) -> list[tuple]:
-        """The points of its only run in MLflow."""
-        (run,) = self.runs(uri)
-        client = mlflow.MlflowClient(uri)
-        history = [p for name in run.data.metrics for p in client.get_metric_history(run.info.run_id, name)]
-        return sorted((p.key, p.step, p.value, p.timestamp) for p in history)
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 @pytest.fixture
 def trial(tmp_path) -> Trial:
     return Trial(tmp_path / "short-1" / "trial-0000")
-
-
-def start(tracker: Tracker, trial: Trial, **options) -> tracking.Run:
-    return tracker.start_run("trial 000", {"kind": "trial"}, {"optim.lr": 1e-3}, trial.folder, **options)
-
-
-def deliver(uri: str, trial: Trial, told: Told | None = None) -> None:
-    """The whole life of a run, in one go."""
-    with Tracker(uri, EXPERIMENT, None, told if told is not None else Told()) as tracker:
-        tracker.end_run(start(tracker, trial), "finished", trial.folder)
-
-
-def wait_for(condition, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def test_a_server_that_starts_late_and_is_killed_in_between_gets_everything_once(tmp_path, trial):
@@ -223,11 +127,14 @@ def test_a_server_that_does_not_know_the_run_gets_all_of_it_anew(server, trial, 
     assert trial.record()["uri"] == other
 
 
-def test_a_run_that_there_is_twice_is_mended(server, trial, tmp_path):
+def test_a_run_that_there_is_twice_is_mended(server, proxy, trial, tmp_path):
     told, study, client = Told(), Trial(tmp_path / "short-1"), mlflow.MlflowClient(server.uri)
     trial.measure()
-    with Tracker(server.uri, EXPERIMENT, None, told) as tracker:
+    with Tracker(proxy.uri, EXPERIMENT, None, told) as tracker:
+        proxy.misbehave("refuse_before", "runs/create", times=1)
         parent = tracker.start_run("short-1", {"kind": "study"}, {}, study.folder, journal=False)
+        wait_for(lambda: parent.seen)
+        proxy.misbehave("refuse_before", "runs/create", times=1)
         run = start(tracker, trial, parent=parent)
         wait_for(lambda: run.segments == 1)
         for folder, existing in ((study.folder, parent), (trial.folder, run)):  # requests that had seemed lost, done late
@@ -318,96 +225,6 @@ def test_a_server_that_accepts_and_never_answers_does_not_hold_the_exit(proxy, t
     assert done.returncode == 0, done.stderr
 
 
-@pytest.fixture
-def study(experiment, proxy) -> Study:
-    """A study of four trials: finished, stopped early, failed, and running, as a killed driver leaves it."""
-    keys = {"name": "short", "tracking.uri": proxy.uri, "tracking.experiment": EXPERIMENT, "search.trials": 4}
-    space = {"search.space": {"optim.lr": {"log": [1e-4, 1e-2]}}, "train.epochs": 3, "optim.warmup_epochs": 1, "distillation.kind": "none"}
-    study = Study.create(experiment("digits_student", keys | space | {"search.grace_epochs": 1}))
-    lr = optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True)
-    for state, outcome in ((TrialState.COMPLETE, None), (TrialState.PRUNED, None), (TrialState.FAIL, "failed: OSError: x"), (None, None)):
-        trial = study.optuna.ask({"optim.lr": lr})
-        trial.report(0.5, 1)
-        Trial(Path(study.trial_folder(trial.number))).measure()
-        if state == TrialState.COMPLETE:
-            Path(study.trial_folder(trial.number), "model.safetensors").write_bytes(b"weights")
-        if outcome:
-            trial.set_user_attr("outcome", outcome)
-        if state:
-            study.optuna.tell(trial.number, 0.5 if state == TrialState.COMPLETE else None, state=state)
-    return study
-
-
-def test_sync_delivers_what_a_study_could_not_and_nothing_twice(study, proxy, monkeypatch):
-    results, told = study.experiment.results.uri, Told()
-    monkeypatch.setattr(tracking, "PATIENCE_S", 1.0)
-    monkeypatch.setattr(syncing, "PATIENCE_S", 1.0)
-    proxy.misbehave("close")  # away, and nothing of the study gets there
-    with Tracker(proxy.uri, EXPERIMENT, None, told) as tracker:
-        parent = start_study(tracker, study)
-        for trial in study.optuna.trials[:2]:
-            end_trial(tracker, study, trial, start_trial(tracker, study, trial, parent))
-    assert len(told) == 2
-    assert told.count_of("tracking is behind") == 1
-    assert f"3 runs with 20 points not delivered; they are kept in the journals, and delivered by: deit-ray sync {study.name}" in told[1]
-    with pytest.raises(UserError, match=r"does not take deliveries: 5 runs with 40 points not delivered; .*RemoteDisconnected"):
-        sync(study.name, results)
-
-    proxy.misbehave("pass")
-    assert sync("short", results) == 5
-    assert_agrees(study, proxy.uri)
-    proxy.seen.clear()
-    assert sync("short", results) == 5
-    assert not [path for path in proxy.seen if path.endswith(("create", "log-batch", "update", "set-tag")) or "artifacts/" in path]
-
-    # the trial that was left goes on, and the study ends
-    study.optuna.tell(3, 0.7)
-    Trial(Path(study.trial_folder(3))).journal.add({"val/top1": 0.7}, 60)
-    Path(study.trial_folder(3), "model.safetensors").write_bytes(b"best")
-    study.save_best()
-    study.optuna.set_user_attr("outcome", "finished")
-    assert sync("short", results) == 5
-    assert_agrees(study, proxy.uri)
-    client = mlflow.MlflowClient(proxy.uri)
-    (parent,) = Trial(Path(study.folder)).runs(proxy.uri)
-    assert (parent.info.status, parent.data.metrics) == ("FINISHED", {"best/val/top1": 0.7})
-    assert {a.path for a in client.list_artifacts(parent.info.run_id)} == {"experiment.yaml", "best.yaml", "model.safetensors"}
-
-
-def assert_agrees(study: Study, uri: str) -> None:
-    """Optuna, the journals and MLflow say the same of every trial."""
-    statuses = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "RUNNING": "RUNNING"}
-    outcomes = {"COMPLETE": "finished", "PRUNED": "stopped early at epoch 1", "FAIL": "failed: OSError: x", "RUNNING": None}
-    (parent,) = Trial(Path(study.folder)).runs(uri)
-    client = mlflow.MlflowClient(uri)
-    for trial in study.optuna.trials:
-        folder = Trial(Path(study.trial_folder(trial.number)))
-        (run,) = folder.runs(uri)
-        assert (run.info.status, run.data.tags.get("outcome")) == (statuses[trial.state.name], outcomes[trial.state.name])
-        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-        assert {key: float(value) for key, value in run.data.params.items()} == pytest.approx(trial.params)
-        assert run.info.start_time == int(trial.datetime_start.timestamp() * 1000)
-        assert folder.delivered(uri) == folder.written()
-        artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
-        assert artifacts == {"experiment.yaml"} | ({"model.safetensors"} if trial.state == TrialState.COMPLETE else set())
-
-
-def test_sync_delivers_a_run_of_its_own_and_knows_no_other(experiment, server, tmp_path):
-    exp = experiment("digits_student", {"tracking.uri": server.uri, "tracking.experiment": EXPERIMENT, "distillation.kind": "none"})
-    folder = tmp_path / "results" / "digits_student-1"
-    trial = Trial(folder)
-    (folder / "experiment.yaml").write_text(dump_experiment(exp))
-    trial.measure()
-    assert sync("digits_student", exp.results.uri) == 1
-    assert trial.runs(server.uri)[0].info.status == "RUNNING"
-    (folder / "run.json").write_text('{"outcome": "finished"}')
-    sync("digits_student-1", exp.results.uri)
-    assert trial.runs(server.uri)[0].info.status == "FINISHED"
-    assert trial.delivered(server.uri) == trial.written()
-    with pytest.raises(UserError, match=r"nobody: no such run, study or trial in .*; there are: digits_student-1"):
-        sync("nobody", exp.results.uri)
-
-
 @pytest.mark.skipif(Postgres.binaries() is None, reason="PostgreSQL's initdb is neither in /usr/lib/postgresql nor on PATH")
 def test_postgresql_killed_behind_the_server_loses_and_doubles_nothing(tmp_path):
     trials, told = [Trial(tmp_path / "short-1" / f"trial-{number}") for number in range(4)], Told()
@@ -438,10 +255,3 @@ def test_a_port_where_nothing_listens_is_told_once(trial, monkeypatch):
     deliver(f"http://127.0.0.1:{free_port()}", trial, told)
     assert time.monotonic() - begin < 4
     assert [text.split(":")[0] for text in told] == ["tracking is behind", "MLflow at http"]
-
-
-def test_a_study_is_told_as_its_driver_tells_it(study, server):
-    """Whether a tracker hears of a study as it goes or afterwards: the runs are the same."""
-    with Tracker(server.uri, EXPERIMENT, None, Told()) as tracker:
-        assert len(list(tell_study(tracker, study))) == 5
-    assert_agrees(study, server.uri)

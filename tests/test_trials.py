@@ -19,7 +19,7 @@ from deit_ray import run
 from deit_ray.data import shards
 from deit_ray.data.shards import read_manifest
 from deit_ray.errors import UserError
-from deit_ray.journal import iterate_segments
+from deit_ray.journal import iterate_points
 from deit_ray.predict import evaluate, predict
 from tests.conftest import EXPERIMENTS, write_colours
 from tests.training import train_locally
@@ -37,7 +37,7 @@ CONVNET = {
 
 
 def journal(folder: str) -> dict:
-    return {(p.name, p.step): p.value for points in iterate_segments(f"{folder}/journal", 0) for p in points}
+    return {(p.name, p.step): p.value for p in iterate_points(f"{folder}/journal")}
 
 
 def measured(folder: str) -> dict:

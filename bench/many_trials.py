@@ -1,0 +1,195 @@
+"""What a trial costs the driver, and whether the thousandth costs more than the first.
+
+A study of trials that do nothing, 64 at a time, under ASHA, run by the driver that runs every study (`driver.Driver`) on a real local
+Ray, with its database and a real MLflow on SQLite. Only what Tune runs for each trial is exchanged: it trains nothing, but journals,
+saves checkpoints and reports as a trial does. CPU time is that of the driver's process, all its threads together: Tune, Optuna,
+Ray's and the delivery to MLflow.
+
+The first hundred trials to end follow a start of 64 at once, and the last hundred are followed by no start. So both hundreds are taken
+where 64 run: the first hundred after the first 64 have ended, and the last one before the last 64 end.
+
+1,000 trials take about 25 minutes on 2 CPU cores, nearly all of it Ray starting a process for each. A shorter run compares fewer than
+a hundred (`window`), so that none is in both.
+
+    python bench/many_trials.py [--trials N] [--concurrent N] [--sampler random|tpe]
+"""
+
+import argparse
+import json
+import math
+import os
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import ray.tune
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from bench.record import record  # noqa: E402
+from deit_ray import storage  # noqa: E402
+from deit_ray.journal import JournalWriter, checkpoint_name  # noqa: E402
+
+WINDOW = 100  # trials, at most
+EPOCHS, STEPS_PER_EPOCH, LOG_EVERY = 3, 20, 10
+TRAIN = ("train/loss", "train/loss_label", "train/loss_teacher", "train/lr")
+EVALUATION = ("val/loss", "val/top1", "val/top1_cls", "val/top1_dist", "val/top1_ema", "val/top5", "val/images", "epoch",
+              "perf/images_per_s", "perf/data_wait_frac", "data/bad_images", "cost/cpu_hours")  # fmt: skip
+MODEL_BYTES = 1 << 10
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # `trial.SNAPSHOT`; a trial's process that imports trial.py starts later
+
+
+class Idle(ray.tune.Trainable):
+    """Leaves behind and reports what a trial does, without training."""
+
+    def setup(self, config: dict):
+        self.folder, self.epoch, self.last, self.saved = config["folder"], 0, {}, []
+        self.journal = JournalWriter(storage.join(self.folder, "journal"))
+        self.skill = math.exp(-(math.log10(config["optim.lr"] / 2e-3) ** 2)) * (1 - abs(config["augment.strength"] - 1) / 4)
+
+    def step(self) -> dict:
+        if self.epoch == EPOCHS:
+            return {**self.last, "done": True}
+        self.epoch += 1
+        top1, step = self.skill * self.epoch / EPOCHS, self.epoch * STEPS_PER_EPOCH
+        for logged in range(step - STEPS_PER_EPOCH + LOG_EVERY, step + 1, LOG_EVERY):
+            self.journal.add(dict.fromkeys(TRAIN, 1 / logged), logged)
+        metrics = dict.fromkeys(EVALUATION, top1) | {"val/images": 1000, "epoch": self.epoch}
+        self.journal.add(metrics, step)
+        self.journal.flush()
+        self.keep_checkpoint(step, top1)
+        self.last = metrics | {"step": step}
+        return self.last
+
+    def keep_checkpoint(self, step: int, top1: float) -> None:
+        """Saves a checkpoint, and Ray Train's list of those that are kept: the best and the latest."""
+        name = checkpoint_name(step)
+        for file in ("model.safetensors", "ema.safetensors"):
+            storage.write_bytes(storage.join(self.folder, name, file), bytes(MODEL_BYTES))
+        self.saved.append({"checkpoint_dir_name": name, "metrics": {"val/top1": top1}})
+        best = max(self.saved, key=lambda result: result["metrics"]["val/top1"])
+        state = {"checkpoint_results": [best], "latest_checkpoint_result": self.saved[-1]}
+        storage.write_bytes(storage.join(self.folder, SNAPSHOT), json.dumps(state).encode())
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict:
+        return {}
+
+    def load_checkpoint(self, checkpoint) -> None:
+        pass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--concurrent", type=int, default=64, help="trials at a time")
+    parser.add_argument("--sampler", choices=["random", "tpe"], default="random")
+    arguments = parser.parse_args()
+    if arguments.trials < 2 * arguments.concurrent + 2:
+        parser.error(f"--trials: at least {2 * arguments.concurrent + 2} with {arguments.concurrent} at a time")
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        figures = measure(Path(folder), arguments.trials, arguments.concurrent, arguments.sampler)
+    record("many_trials", {name: round(value, 3) for name, value in figures.items()})
+
+
+def measure(folder: Path, trials: int, concurrent: int, sampler: str) -> dict[str, float]:
+    """Runs the study, checks that nothing of it is missing, and says what it cost."""
+    from deit_ray import cluster
+    from deit_ray.console import Console
+    from deit_ray.data.shards import Manifest
+    from deit_ray.driver import Driver
+    from deit_ray.run import Ready
+    from deit_ray.study import Study
+
+    class IdleDriver(Driver):
+        def trainable(self) -> type:
+            return Idle
+
+        def _end(self, number, *arguments) -> None:
+            super()._end(number, *arguments)
+            ends.append((time.process_time(), time.monotonic()))
+
+    experiment = make_experiment(folder, trials, concurrent, sampler)
+    data = Manifest(["a", "b"], {}, {}, "")
+    ready = Ready(experiment, data, str(folder), None, None)
+    os.environ.pop("RAY_ADDRESS", None)
+    console = Console()
+    with cluster.connected("local", False, console.warn):
+        ends = [(time.process_time(), time.monotonic())]
+        study = Study.create(experiment)
+        with study.driving():
+            driver = IdleDriver(study, ready, "cpu", {"CPU": 2.0 * concurrent}, console)
+            driver.run()
+        ended = (time.process_time(), time.monotonic())
+    check(study, trials)
+    window = min(WINDOW, (trials - 2 * concurrent) // 2)
+    early = difference(ends[concurrent], ends[concurrent + window])
+    late = difference(ends[trials - concurrent - window], ends[trials - concurrent])
+    total = difference(ends[0], ended)
+    return {
+        "trials": trials,
+        "concurrent": driver.concurrent,
+        "window": window,
+        "driver_ms_per_trial": 1000 * total[0] / trials,
+        "wall_ms_per_trial": 1000 * total[1] / trials,
+        "early_driver_ms_per_trial": 1000 * early[0] / window,
+        "late_driver_ms_per_trial": 1000 * late[0] / window,
+        "late_over_early": late[0] / early[0],
+        "late_over_early_wall": late[1] / early[1],
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000,
+    }
+
+
+def make_experiment(folder: Path, trials: int, concurrent: int, sampler: str):
+    from deit_ray.load import load_experiment
+
+    overrides = {
+        "name": "idle",
+        "data.uri": str(folder),
+        "results.uri": str(folder / "results"),
+        "train.epochs": EPOCHS,
+        "optim.warmup_epochs": 1,
+        "search": {
+            "trials": trials,
+            "max_concurrent": concurrent,
+            "sampler": sampler,
+            "scheduler": "asha",
+            "grace_epochs": 1,
+            "reduction_factor": 2,
+            "space": {"augment.strength": {"float": [0, 2]}, "optim.lr": {"log": [3e-4, 1e-2]}},
+        },
+    }
+    return load_experiment(ROOT / "experiments/digits_student.yaml", overrides)
+
+
+def check(study, trials: int) -> None:
+    """Makes sure that every trial ended well, and that MLflow knows each of them as ended."""
+    from mlflow.tracking import MlflowClient
+
+    from deit_ray.tracking import tracking_uri
+
+    states = [trial.state.name for trial in study.optuna.get_trials(deepcopy=False)]
+    client = MlflowClient(tracking_uri(study.experiment))
+    experiment = client.get_experiment_by_name(study.experiment.tracking.experiment).experiment_id
+    runs = found = client.search_runs([experiment], max_results=1000)
+    while found.token:
+        found = client.search_runs([experiment], max_results=1000, page_token=found.token)
+        runs = runs + found
+    statuses = [run.info.status for run in runs]
+    seen = {name: states.count(name) for name in sorted(set(states))} | {name: statuses.count(name) for name in sorted(set(statuses))}
+    print(seen)
+    if set(states) - {"COMPLETE", "PRUNED"} or len(states) != trials:
+        raise RuntimeError(f"not all of {trials} trials have ended well: {seen}")
+    if len(runs) != trials + 1 or "RUNNING" in statuses:
+        raise RuntimeError(f"MLflow does not know all of {trials} trials and their study: {seen}")
+
+
+def difference(begin: tuple[float, float], end: tuple[float, float]) -> tuple[float, float]:
+    """CPU and wall seconds between two moments."""
+    return end[0] - begin[0], end[1] - begin[1]
+
+
+if __name__ == "__main__":
+    main()
