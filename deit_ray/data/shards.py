@@ -1,13 +1,17 @@
 """The shard format: Parquet files of JPEG bytes and labels, rows in random order, and a manifest that describes them.
 
 A folder holds manifest.json and, for each split, SPLIT-00000.parquet and so on, with the columns `image` (JPEG bytes),
-`label` (int32) and `name` (where it came from). An image's id is its place in the split, over all shards in order.
-Since the rows are in random order, a range of ids is a random part of the data set: `holdout` takes the last ones.
+`label` (int32), `name` (where it came from) and `source` (a hash of what the JPEG was made from).
+An image's id is its place in the split, over all shards in order. Since the rows are in random order, a range of ids is a
+random part of the data set: `holdout` takes the last ones.
 """
 
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +24,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 ROW_GROUP = 64  # images
 SHARD = 4096  # images
-SCHEMA = pa.schema([("image", pa.binary()), ("label", pa.int32()), ("name", pa.string())])
+SCHEMA = pa.schema([("image", pa.binary()), ("label", pa.int32()), ("name", pa.string()), ("source", pa.binary())])
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,10 @@ class Manifest:
     splits: dict[str, list[Shard]]
     class_counts: dict[str, list[int]]  # images of each class, by split
     fingerprint: str  # changes when any image, label or the order changes
-    made_by: dict = field(default_factory=dict)  # command and version
+    made_by: dict = field(default_factory=dict)  # command, version and settings
+    source: dict = field(default_factory=dict)  # format and fingerprint of what it was made from
+    unreadable: dict[str, int] = field(default_factory=dict)  # images of each split that were left out
+    duplicates: dict = field(default_factory=dict)  # test images that are, byte for byte, training images too: count, some names
 
     def rows(self, split: str) -> int:
         return sum(shard.rows for shard in self.splits[split])
@@ -90,45 +97,58 @@ class RowGroups:
         )
 
 
-def write_split(uri: str, split: str, rows) -> tuple[list[Shard], list[int]]:
+def write_shard(uri: str, file: str, rows: Iterable[tuple], metadata: dict | None = None) -> tuple[Shard, dict[int, int]]:
+    """Writes (jpeg bytes, label, name, hash of the source) rows, in the order given, as one shard: whole or not at all.
+
+    Returns:
+        The shard, and the number of images of each label there are.
+    """
+    sink, groups, counts, rows = pa.BufferOutputStream(), [], {}, iter(rows)
+    options = {"compression": {name: "none" if name in ("image", "source") else "zstd" for name in SCHEMA.names},
+               "use_dictionary": False, "write_statistics": False}  # fmt: skip
+    with pq.ParquetWriter(sink, SCHEMA.with_metadata(metadata), **options) as writer:
+        while group := list(islice(rows, ROW_GROUP)):
+            columns = [pa.array(c, t) for c, t in zip(zip(*group, strict=True), SCHEMA.types, strict=True)]
+            writer.write_table(pa.table(columns, schema=SCHEMA.with_metadata(metadata)))
+            groups.append(len(group))
+            for _, label, *_ in group:
+                counts[label] = counts.get(label, 0) + 1
+    content = sink.getvalue()
+    storage.write_bytes(storage.join(uri, file), content)
+    return Shard(file, groups, len(content), hashlib.sha256(content).hexdigest()), counts
+
+
+def shard_file(split: str, number: int) -> str:
+    return f"{split}-{number:05d}.parquet"
+
+
+def write_split(uri: str, split: str, rows: Iterable[tuple[bytes, int, str]]) -> tuple[list[Shard], list[int]]:
     """Writes (jpeg bytes, label, name) rows, in the order given, as a split's shards.
 
     Returns:
         The shards, and the number of images of each label.
     """
-    shards, counts, pending = [], {}, []
-
-    def flush():
-        columns = list(zip(*pending, strict=True))
-        table = pa.table([pa.array(c, t) for c, t in zip(columns, SCHEMA.types, strict=True)], schema=SCHEMA)
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, row_group_size=ROW_GROUP, compression={"image": "none", "label": "zstd", "name": "zstd"},
-                       use_dictionary=False, write_statistics=False)  # fmt: skip
-        content = sink.getvalue().to_pybytes()
-        file = f"{split}-{len(shards):05d}.parquet"
-        storage.write_bytes(storage.join(uri, file), content)
-        groups = [min(ROW_GROUP, len(pending) - first) for first in range(0, len(pending), ROW_GROUP)]
-        shards.append(Shard(file, groups, len(content), hashlib.sha256(content).hexdigest()))
-        pending.clear()
-
-    for row in rows:
-        pending.append(row)
-        counts[row[1]] = counts.get(row[1], 0) + 1
-        if len(pending) == SHARD:
-            flush()
-    if pending:
-        flush()
-    return shards, [counts.get(label, 0) for label in range(max(counts, default=-1) + 1)]
+    shards, totals = [], Counter()
+    rows = ((jpeg, label, name, hashlib.blake2b(jpeg, digest_size=16).digest()) for jpeg, label, name in rows)
+    while chunk := list(islice(rows, SHARD)):
+        shard, counts = write_shard(uri, shard_file(split, len(shards)), chunk)
+        shards.append(shard)
+        totals.update(counts)
+    return shards, [totals[label] for label in range(max(totals, default=-1) + 1)]
 
 
-def write_manifest(uri: str, classes: list[str], splits: dict, counts: dict, made_by: dict) -> Manifest:
-    """Writes the manifest, last, so that a folder without one is unfinished."""
+def write_manifest(uri: str, classes: list[str], splits: dict, counts: dict, made_by: dict, **known) -> Manifest:
+    """Writes the manifest, last, so that a folder without one is unfinished; `known` are the other fields of `Manifest`."""
+    manifest = make_manifest(classes, splits, counts, made_by, **known)
+    storage.write_bytes(storage.join(uri, MANIFEST), manifest.to_json().encode())
+    return manifest
+
+
+def make_manifest(classes: list[str], splits: dict, counts: dict, made_by: dict, **known) -> Manifest:
     sums = [shard.sha256 for split in sorted(splits) for shard in splits[split]]
     fingerprint = hashlib.sha256("".join([*classes, *sums]).encode()).hexdigest()[:16]
     counts = {split: c + [0] * (len(classes) - len(c)) for split, c in counts.items()}
-    manifest = Manifest(classes, splits, counts, fingerprint, made_by)
-    storage.write_bytes(storage.join(uri, MANIFEST), manifest.to_json().encode())
-    return manifest
+    return Manifest(classes, splits, counts, fingerprint, made_by, **known)
 
 
 def read_manifest(uri: str) -> Manifest:

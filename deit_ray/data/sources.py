@@ -1,103 +1,170 @@
-"""Where images come from, before they are shards: each source lists its splits, classes and images."""
+"""Where images come from, before they are shards: a source is recognised by looking, and lists its splits, classes and images."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+from pyarrow import fs
 
-from deit_ray import rng
+from deit_ray import storage
+from deit_ray.data import tables, tars
+from deit_ray.data.listing import Files, Source, Split, find_split, listing, split_by_class
 from deit_ray.errors import UserError
 
+FORMATS = ("ilsvrc2012", "folders", "parquet", "webdataset", "arrays", "digits")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-TEST_FOLDERS = ("test", "val", "valid", "validation")
-TEST_FRACTION = 0.2  # of a source that has no test images of its own
-SPLIT_SEED = 0  # the split belongs to the data set, not to an experiment
 DIGIT_SIZE = 16  # pixels
+DIGITS = "digits"
 
 
-@dataclass(frozen=True)
-class Image:
-    """An image to be read: its name, its label and where its bytes or pixels come from."""
+def open_source(source: str, format: str | None = None, labels: str | None = None) -> Source:
+    """The source that a word, a file or a folder stands for.
 
-    name: str
-    label: int
-    read: Callable[[], bytes | np.ndarray]  # an encoded file, or RGB pixels uint8 [height, width, 3]
-
-
-@dataclass(frozen=True)
-class Source:
-    classes: list[str]
-    splits: dict[str, list[Image]]
-
-
-def open_source(source: str) -> Source:
-    """The source that a name or a folder stands for.
+    Args:
+        source: `digits`, or the path or URI of a folder or file.
+        format: one of FORMATS; by default recognised by looking.
+        labels: a file with the labels of ILSVRC2012's validation images, instead of the devkit's.
 
     Raises:
         UserError: it is none that is known.
     """
-    return digits() if source == "digits" else class_folders(Path(source))
+    if format not in (None, *FORMATS):
+        raise UserError(f"--format {format}: must be one of {', '.join(FORMATS)}")
+    if source == DIGITS:
+        return digits()
+    uri = storage.absolute(source)
+    format = format or recognise(uri)
+    if labels and format != "ilsvrc2012":
+        raise UserError(f"--labels {labels}: only ILSVRC2012's tars need labels from a file; {source} is of the format {format}")
+    if format == "digits":
+        raise UserError(f"--format digits: SOURCE must be the word digits, not {source}")
+    if format == "folders":
+        return class_folders(uri)
+    if format == "ilsvrc2012":
+        return tars.ilsvrc2012(uri.rpartition("/")[0] if uri.endswith(".tar") else uri, labels and storage.absolute(labels))
+    folder, files = _files(uri)
+    if format == "webdataset":
+        return tars.webdataset(_named(source, files, ".tar"), folder)
+    if format == "parquet":
+        return tables.parquet(_named(source, files, ".parquet"), folder)
+    return tables.arrays(files, folder)
+
+
+def recognise(uri: str) -> str:
+    """The format of a folder or file, by the names in it.
+
+    Raises:
+        UserError: there is nothing there.
+    """
+    if _type(uri) == fs.FileType.NotFound:
+        raise UserError(
+            f"{uri}: no such folder or file; SOURCE is a folder of class folders, of tars, of Parquet or of arrays, or the word digits"
+        )
+    if uri.rpartition("/")[2] == tars.TRAIN_TAR:
+        return "ilsvrc2012"
+    names = [uri.rpartition("/")[2]] if _type(uri) == fs.FileType.File else storage.list_names(uri)
+    if tars.TRAIN_TAR in names:
+        return "ilsvrc2012"
+    if any(tables.BATCH_FILE.fullmatch(name) for name in names if name not in ("train", "test")) or "meta" in names:
+        return "arrays"
+    suffixes = {name[name.rfind(".") :].lower() for name in names if "." in name}
+    for suffix, format in ((".tar", "webdataset"), (".parquet", "parquet"), (".npz", "arrays"), (".npy", "arrays")):
+        if suffix in suffixes:
+            return format
+    if _type(uri) == fs.FileType.File:
+        raise UserError(f"{uri}: a file of no known kind; known are .tar, .parquet, .npz and .npy")
+    for name in ("data", "train"):  # tars or Parquet in a folder per split, or as the Hugging Face hub has it
+        if name in names:
+            inner = {inner.rpartition(".")[2] for inner in storage.list_names(storage.join(uri, name))}
+            if found := next((format for suffix, format in (("tar", "webdataset"), ("parquet", "parquet")) if suffix in inner), None):
+                return found
+    return "folders"
+
+
+def _type(uri: str) -> fs.FileType:
+    filesystem, path = storage.open_uri(uri)
+    return filesystem.get_file_info(path).type
+
+
+def _files(uri: str) -> tuple[str, list[str]]:
+    """(folder, the files in it and below, sorted); for a file that file alone."""
+    if _type(uri) == fs.FileType.File:
+        return uri.rpartition("/")[0], [uri]
+    return uri, [storage.join(uri, path) for path, _ in _walk(uri)]
+
+
+def _named(source: str, files: list[str], suffix: str) -> list[str]:
+    found = [file for file in files if file.lower().endswith(suffix)]
+    if not found:
+        raise UserError(f"{source}: holds no {suffix} files")
+    return found
+
+
+def _walk(uri: str) -> list[tuple[str, int]]:
+    """(path below the folder, size in bytes) of every file, sorted, but those in hidden folders and hidden themselves."""
+    filesystem, folder = storage.open_uri(uri)
+    found = filesystem.get_file_info(fs.FileSelector(folder, recursive=True))
+    inside = [(info.path[len(folder.rstrip("/")) + 1 :], info.size) for info in found if info.is_file]
+    return sorted((path, size) for path, size in inside if not any(part.startswith(".") for part in path.split("/")))
 
 
 def digits() -> Source:
     """scikit-learn's load_digits: 1,797 scans of handwritten digits, 8x8, here scaled to RGB 16x16."""
-    import cv2
     from sklearn.datasets import load_digits
 
-    scans, labels = load_digits(return_X_y=True)
-    grey = np.clip(scans.reshape(-1, 8, 8) * (255 / 16), 0, 255).astype(np.uint8)
-
-    def pixels(i):
-        large = cv2.resize(grey[i], (DIGIT_SIZE, DIGIT_SIZE), interpolation=cv2.INTER_CUBIC)
-        return np.repeat(large[:, :, None], 3, axis=2)
-
-    images = [Image(f"digit-{i:04d}", int(label), lambda i=i: pixels(i)) for i, label in enumerate(labels)]
-    return Source([str(digit) for digit in range(10)], split_by_class(images))
+    labels = load_digits().target
+    images = listing([f"digit-{i:04d}" for i in range(len(labels))], labels, 0, np.arange(len(labels)))
+    return Source("digits", [str(digit) for digit in range(10)], split_by_class(images, Digits()))
 
 
-def class_folders(folder: Path) -> Source:
+@dataclass(frozen=True)
+class Digits:
+    """Reads scikit-learn's digits; `offset` is the number."""
+
+    def read(self, images: pa.Table) -> Iterator[np.ndarray]:
+        import cv2
+        from sklearn.datasets import load_digits
+
+        scans = load_digits().images
+        for number in images["offset"].to_pylist():
+            grey = np.clip(scans[number] * (255 / 16), 0, 255).astype(np.uint8)
+            yield tables.as_rgb(cv2.resize(grey, (DIGIT_SIZE, DIGIT_SIZE), interpolation=cv2.INTER_CUBIC))
+
+
+def class_folders(folder: str) -> Source:
     """A folder per class, either straight in `folder` or in train/ and test/ (or val/) below it; classes in sorted order."""
-    if not folder.is_dir():
+    if _type(folder) != fs.FileType.Directory:
         raise UserError(f"{folder}: no such folder; SOURCE is a folder with one folder of images per class, or the word digits")
-    names = {entry.name.lower(): entry for entry in sorted(folder.iterdir()) if entry.is_dir()}
-    test = next((names[name] for name in TEST_FOLDERS if name in names), None)
-    if "train" in names and test:
-        classes, train_images = _read_classes(names["train"])
-        test_classes, test_images = _read_classes(test, least=1)
-        if strange := sorted(set(test_classes) - set(classes)):
-            raise UserError(f"{test}: has the class {strange[0]!r}, which {names['train']} has not")
-        renumbered = [Image(i.name, classes.index(test_classes[i.label]), i.read) for i in test_images]
-        return Source(classes, {"train": train_images, "test": renumbered})
-    classes, images = _read_classes(folder)
-    return Source(classes, split_by_class(images))
+    names = {name.lower(): storage.join(folder, name) for name in _folders(folder)}
+    test, others = find_split(names)
+    if "train" not in names or not test:
+        classes, images = _read_classes(folder)
+        return Source("folders", classes, split_by_class(images, Files((folder,))))
+    classes, images = _read_classes(names["train"])
+    test_classes, test_images = _read_classes(names[test], least=1)
+    if strange := sorted(set(test_classes) - set(classes)):
+        raise UserError(f"{names[test]}: has the class {strange[0]!r}, which {names['train']} has not")
+    renumbered = np.array([classes.index(name) for name in test_classes], np.int32)[test_images["label"].to_numpy()]
+    test_images = test_images.set_column(1, "label", pa.array(renumbered))
+    splits = {"train": Split(images, Files((names["train"],))), "test": Split(test_images, Files((names[test],)))}
+    return Source("folders", classes, splits, [f"the folder {other} is not used: {test} is the test split" for other in others])
 
 
-def split_by_class(images: list[Image]) -> dict[str, list[Image]]:
-    """`train` and `test`: of every class the same fraction, at least one image of each where it has two."""
-    by_label: dict[int, list[Image]] = {}
-    for image in images:
-        by_label.setdefault(image.label, []).append(image)
-    train, test = [], []
-    for label, members in sorted(by_label.items()):
-        order = rng.permutation(SPLIT_SEED, "test split", len(members), label)
-        count = max(1, round(TEST_FRACTION * len(members))) if len(members) > 1 else 0
-        test += [members[i] for i in order[:count]]
-        train += [members[i] for i in order[count:]]
-    return {"train": train, "test": test}
+def _folders(uri: str) -> list[str]:
+    filesystem, path = storage.open_uri(uri)
+    found = filesystem.get_file_info(fs.FileSelector(path))
+    return sorted(info.base_name for info in found if info.type == fs.FileType.Directory and not info.base_name.startswith("."))
 
 
-def _read_classes(folder: Path, least: int = 2) -> tuple[list[str], list[Image]]:
-    folders = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
-    images = [
-        Image(str(path.relative_to(folder)), label, path.read_bytes)
-        for label, entry in enumerate(folders)
-        for path in sorted(entry.rglob("*"))
-        if path.suffix.lower() in SUFFIXES and path.is_file()
-    ]
-    if len(folders) < least:
-        raise UserError(f"{folder}: holds {len(folders)} class folders; at least {least} are needed, each with its images")
-    empty = sorted({entry.name for entry in folders} - {folders[image.label].name for image in images})
-    if empty:
-        raise UserError(f"{folder / empty[0]}: holds no images; known are {', '.join(SUFFIXES)}")
-    return [entry.name for entry in folders], images
+def _read_classes(folder: str, least: int = 2) -> tuple[list[str], pa.Table]:
+    classes, parts = _folders(folder), []
+    for label, name in enumerate(classes):
+        found = [(f"{name}/{path}", size) for path, size in _walk(storage.join(folder, name)) if path.lower().endswith(SUFFIXES)]
+        if not found and len(classes) >= least:
+            raise UserError(f"{storage.join(folder, name)}: holds no images; known are {', '.join(SUFFIXES)}")
+        names, sizes = zip(*found, strict=True) if found else ((), ())
+        parts.append(listing(list(names), label, 0, 0, np.array(sizes, np.int64)))
+    if len(classes) < least:
+        raise UserError(f"{folder}: holds {len(classes)} class folders; at least {least} are needed, each with its images")
+    return classes, pa.concat_tables(parts).combine_chunks()

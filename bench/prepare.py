@@ -1,0 +1,154 @@
+"""What `data prepare` costs beside the bare work on the pixels, and whether its memory grows with the data set.
+
+    python bench/prepare.py IMAGES
+
+IMAGES is a folder of JPEGs, or of class folders of them; they stand several times in the source, class folders, since the shuffle
+wants a data set that is larger than what it may hold. Prints
+
+- images_per_s: of a whole preparation over this machine's cores, from after Ray's start to the manifest;
+- bare_images_per_s: the same images decoded, resized and encoded by as many processes, and nothing else;
+- share_of_bare: of the two, at least 0.8;
+- peak_growth: the peak memory (proportional set size of all processes, Ray's own included) for 100 shards over that for
+  10, at most 1.2; peak_growth_without_ray: the same without what Ray takes before anything is done.
+"""
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from bench.record import record
+from deit_ray import cluster
+from deit_ray.data.prepare import QUALITY, SHORT_SIDE, prepare
+
+SHARD = 512  # images: small shards make 100 of them from some minutes' work
+CLASSES = 10
+SAMPLE_S = 0.1
+WARM_UP = 64  # images: before the clock
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("images", type=Path)
+    parser.add_argument("--shards", type=int, nargs=2, default=(10, 100), help="of the smaller and the larger data set")
+    arguments = parser.parse_args()
+    paths = sorted(p for p in arguments.images.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
+    cores = len(os.sched_getaffinity(0))
+    few, many = arguments.shards
+    before = bare(paths, cores)
+    with tempfile.TemporaryDirectory() as folder, cluster.connected("local", False, print):
+        idle = memory_bytes()
+        small, large = (measure(paths, shards, Path(folder)) for shards in (few, many))
+    after = bare(paths, cores)
+    per_s, bare_per_s = large["images"] / large["seconds"], (before + after) / 2
+    record("prepare", {
+        "images": large["images"],
+        "images_per_s": round(per_s, 1),
+        "bare_images_per_s": round(bare_per_s, 1),
+        "bare_before_images_per_s": round(before, 1),
+        "bare_after_images_per_s": round(after, 1),
+        "share_of_bare": round(per_s / bare_per_s, 3),
+        "idle_ray_mb": round(idle / 1e6),
+        "peak_small_mb": round(small["peak"] / 1e6),
+        "peak_large_mb": round(large["peak"] / 1e6),
+        "peak_growth": round(large["peak"] / small["peak"], 3),
+        "peak_growth_without_ray": round((large["peak"] - idle) / (small["peak"] - idle), 3),
+        "source_bytes_per_image": round(large["source_bytes"] / large["images"]),
+        "shard_bytes_per_image": round(large["shard_bytes"] / large["images"]),
+        "small_shards": few,
+        "large_shards": many,
+        "shard_images": SHARD,
+    })  # fmt: skip
+
+
+def measure(paths: list[Path], shards: int, folder: Path) -> dict:
+    """Prepares that many shards over Ray."""
+    place, out = folder / f"source-{shards}", folder / f"out-{shards}"
+    count = link_images(place / "train", paths, shards * SHARD) + link_images(place / "test", paths, SHARD)
+    with PeakMemory() as memory:
+        begin = time.perf_counter()
+        manifest = prepare(str(place), str(out), address="local", shard_images=SHARD).manifest
+        seconds = time.perf_counter() - begin
+    sizes = sum(shard.bytes for found in manifest.splits.values() for shard in found)
+    source_bytes = sum(path.stat().st_size for path in place.rglob("*.jpg"))
+    return {"images": count, "seconds": seconds, "peak": memory.peak, "shard_bytes": sizes, "source_bytes": source_bytes}
+
+
+def link_images(folder: Path, images: list[Path], count: int) -> int:
+    """Class folders of so many images, taken in turn."""
+    for label in range(CLASSES):
+        (folder / f"class-{label}").mkdir(parents=True)
+    for i in range(count):
+        (folder / f"class-{i % CLASSES}" / f"{i:07d}.jpg").symlink_to(images[i % len(images)].resolve())
+    return count
+
+
+def bare(paths: list[Path], processes: int) -> float:
+    """Images/s of decode, resize and encode alone, summed over as many processes at once."""
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        return sum(pool.map(_bare, [[str(path) for path in paths]] * processes, chunksize=1))
+
+
+def _bare(paths: list[str]) -> float:
+    cv2.setNumThreads(1)
+    contents = [Path(path).read_bytes() for path in paths]
+    options = [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
+    for number, content in enumerate(contents[:WARM_UP] + contents):
+        if number == WARM_UP:
+            begin = time.perf_counter()
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        height, width = pixels.shape[:2]
+        scale = SHORT_SIDE / min(height, width)
+        if scale < 1:
+            pixels = cv2.resize(pixels, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
+        cv2.imencode(".jpg", pixels, options)
+    return len(contents) / (time.perf_counter() - begin)
+
+
+class PeakMemory:
+    """The most memory that this process and all that Ray started held at once, while it is entered."""
+
+    def __enter__(self) -> "PeakMemory":
+        self.peak, self.stop = memory_bytes(), threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.stop.set()
+        self.thread.join()
+
+    def _watch(self) -> None:
+        while not self.stop.wait(SAMPLE_S):
+            self.peak = max(self.peak, memory_bytes())
+
+
+def memory_bytes() -> int:
+    """The proportional set size of this process and all its descendants, Ray's among them."""
+    parents, total = {}, 0
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
+                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    for pid in parents:
+        ancestor = pid
+        while ancestor not in (0, os.getpid()):
+            ancestor = parents.get(ancestor, 0)
+        if ancestor:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+                total += sum(int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss:"))
+    return total
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""The contact sheet shows what is stored and what is trained on."""
+
+import numpy as np
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from deit_ray import trial
+from deit_ray.cli import app
+from deit_ray.data import shards
+from deit_ray.data.blocks import make_samples
+from deit_ray.show import CELL, GAP, LINE
+from deit_ray.step import Batch
+from tests.conftest import EXPERIMENTS
+from tests.training import make_step
+
+
+def test_a_row_for_each_image_and_a_column_for_each_view(digits, tmp_path):
+    result = CliRunner().invoke(app, ["data", "show", digits, "--out", str(tmp_path / "sheet.png"), "--samples", "5"])
+    assert result.exit_code == 0, result.exception
+    assert "5 images as they are stored and 3 views of each as the student sees them (224 pixels)" in result.output
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (4 * (CELL + GAP) + GAP, 5 * (CELL + 2 * LINE + GAP) + GAP)
+
+
+def test_the_views_are_those_of_the_first_step(experiment, digits, tmp_path):
+    overrides = ["data.views=2", "augment.strength=2"]
+    arguments = [
+        "data",
+        "show",
+        digits,
+        "--out",
+        str(tmp_path / "sheet.png"),
+        "--samples",
+        "4",
+        "--experiment",
+        str(EXPERIMENTS / "digits_student.yaml"),
+    ]
+    result = CliRunner().invoke(app, [*arguments, *(word for o in overrides for word in ("--set", o))])
+    assert result.exit_code == 0, result.exception
+    exp = experiment("digits_student", {"distillation.kind": "none", "data.views": 2, "augment.strength": 2, "train.batch_size": 8})
+    worklist = trial.make_worklist(exp, shards.read_manifest(digits), digits, ())
+    samples = next(iter(make_samples(next(iter(worklist.tasks_between(0, 1))), trial.make_recipe(exp, "cpu"), 8, 1))).slice(0, 8, 0)
+    images, _ = make_step(exp).inputs(Batch.of(samples, torch.device("cpu")), 0)
+    expected = (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        pixels, scale = np.asarray(sheet), CELL // 16
+    for k in range(8):
+        top, left = GAP + k // 2 * (CELL + 2 * LINE + GAP), GAP + (1 + k % 2) * (CELL + GAP)
+        shown = pixels[top + scale // 2 : top + CELL : scale, left + scale // 2 : left + CELL : scale]
+        np.testing.assert_array_equal(shown, expected[k])
