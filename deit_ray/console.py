@@ -50,7 +50,7 @@ class Console:
         left = (time.monotonic() - self.begin) / metrics["epoch"] * (total - metrics["epoch"])
         shown = [f"{name} {metrics[name]:.3f}" for name in ("val/loss", "val/top1", "val/top1_dist", "test/top1") if name in metrics]
         speed = f"{metrics['perf/images_per_s']:.0f} images/s"
-        self.say(f"  epoch {metrics['epoch']:>3}/{total}  {'  '.join(shown)}  {speed}  {_duration(left)} left")
+        self.say(f"  epoch {metrics['epoch']:>3}/{total}  {'  '.join(shown)}  {speed}  {duration(left)} left")
 
     def study_started(self, study, device: str, concurrent: int, trials: int, before: list) -> None:
         """`before` is what a resume does with the trials that were there, as `resume.reconcile` found."""
@@ -92,12 +92,12 @@ class Console:
         if self.live is None or outcome.startswith("failed"):
             error = f" ± {trial['error']:.3f}" if "error" in trial else ""
             value = f"{self.experiment.search.metric} {best:.3f}{error}" if best is not None else ""
-            line = f"  trial {number:>3} {outcome:<14} {value}  {_duration(time.monotonic() - trial['began'])}"
+            line = f"  trial {number:>3} {outcome:<14} {value}  {duration(time.monotonic() - trial['began'])}"
             self.say(line, "red" if outcome.startswith("failed") else None)
 
     def study_ended(self, study, best, test: dict, config: str, model: str) -> None:
         self.close()
-        self.say(f"\n{study.name}: done in {_duration(time.monotonic() - self.begin)}: {study.ended}\n", "bold")
+        self.say(f"\n{study.name}: done in {duration(time.monotonic() - self.begin)}: {study.ended}\n", "bold")
         self.show_leaderboard(study.leaderboard(), study.experiment.search.metric, list(study.experiment.search.space))
         metric = study.experiment.search.metric
         tested = "".join(f", {name} {test[name]:.4f}" for name in ("test/top1",) if name in test)
@@ -162,12 +162,12 @@ class Console:
         """A study as it stands."""
         self.say(f"{status.name}: {status.state}", "bold")
         if status.driver is not None and "since" in status.driver:
-            since = _duration(time.time() - status.driver["since"])
+            since = duration(time.time() - status.driver["since"])
             self.say(f"  driven by process {status.driver['pid']} on {status.driver['host']} since {since}")
         elif status.state == "interrupted":
             self.say(f"  go on with: deit-ray tune --resume {status.name}")
         gpu = f", {status.gpu_s / 3600:.2f} GPU-hours" if status.gpu_s else ""
-        self.say(f"  {_counts(status)}; {_duration(status.spent_s)} so far{gpu}")
+        self.say(f"  {_counts(status)}; {duration(status.spent_s)} so far{gpu}")
         self.show_leaderboard(status.board, status.metric, status.keys)
 
     def show_trial(self, status) -> None:
@@ -210,8 +210,8 @@ class Console:
             trials = dict(sorted(self.trials.items())[-SHOWN:])
             ended = sum(trial["state"] != "running" for trial in self.trials.values())
         elapsed = time.monotonic() - self.begin
-        left = f", about {_duration(elapsed / ended * (self.total - ended))} left" if ended else ""
-        title = f"{self.name}: {ended} of {self.total} trials ended, {_duration(elapsed)}{left}"
+        left = f", about {duration(elapsed / ended * (self.total - ended))} left" if ended else ""
+        title = f"{self.name}: {ended} of {self.total} trials ended, {duration(elapsed)}{left}"
         table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
         for name in ("trial", "state", "epoch", "step", metric, "images/s", "left", "values"):
             table.add_column(name, no_wrap=True)
@@ -223,7 +223,7 @@ class Console:
             speed = f"{trial['speed']:.0f}" if trial.get("speed") and running else ""
             table.add_row(
                 f"{number:>5}", f"[{STATE_COLOURS.get(trial['state'], '')}]{trial['state']}", f"{epoch}/{epochs}",
-                str(trial.get("step", "")), value, speed, _duration(remaining) if remaining else "", _params(trial["params"]),
+                str(trial.get("step", "")), value, speed, duration(remaining) if remaining else "", _params(trial["params"]),
             )  # fmt: skip
         return table
 
@@ -251,7 +251,7 @@ def _short_key(key: str, keys: list[str]) -> str:
     return leaf if sum(k.rpartition(".")[2] == leaf for k in keys) == 1 else key
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     seconds = int(seconds)
     if seconds < 60:
         return f"{seconds} s"

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from deit_ray.data import shards
-from deit_ray.data.prepare import encode, prepare
+from deit_ray.data.images import encode
+from deit_ray.data.prepare import prepare
 from deit_ray.load import dump_experiment, load_experiment
 from tests.commands import SPACE
 from tests.servers import MlflowServer, Proxy

@@ -56,7 +56,7 @@ def test_a_corrupt_image_keeps_its_row_and_counts_nowhere(tmp_path, experiment):
 
 
 def pq_image(i: int) -> bytes:
-    from deit_ray.data.prepare import encode
+    from deit_ray.data.images import encode
 
     return encode(np.full((20, 20, 3), i, np.uint8), 0, 95)
 

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 from deit_ray.cli import app
 from deit_ray.data import shards
 from deit_ray.data.check import check
-from deit_ray.data.prepare import encode, prepare
+from deit_ray.data.images import encode
+from deit_ray.data.prepare import prepare
 from deit_ray.errors import UserError
 from tests.conftest import write_colours
 from tests.test_prepare import contents, write_source

@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 import deit_ray
 from deit_ray import cluster, rng, storage
 from deit_ray.data import shards, shuffle, sources
-from deit_ray.data.images import encode  # noqa: F401
 from deit_ray.data.listing import Source
 from deit_ray.data.progress import Stage, silent
 from deit_ray.data.tasks import run_tasks

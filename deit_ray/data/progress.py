@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from deit_ray.console import Console, _duration
+from deit_ray.console import Console, duration
 
 LINE_S = 10  # between lines where there is no terminal
 
@@ -58,5 +58,5 @@ class _Lines:
         if now - self.said > LINE_S:
             self.said, rate = now, self.done / (now - self.begin)
             self.console.say(
-                f"  {self.name}: {self.done:,} of {self.total:,}, {rate:,.0f}/s, about {_duration((self.total - self.done) / rate)} left"
+                f"  {self.name}: {self.done:,} of {self.total:,}, {rate:,.0f}/s, about {duration((self.total - self.done) / rate)} left"
             )
