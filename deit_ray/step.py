@@ -132,7 +132,7 @@ class TrainStep:
         images, levels = batch.images, self.photometric.levels
         if self.augments_here:
             images = augment_here(images, self.photometric.stages(*coordinates, *images.shape[1:3]))
-        images = images.permute(0, 3, 1, 2).float() / 255
+        images = images.permute(0, 3, 1, 2).float().div_(255)
         erasing.erase(images, seed, *coordinates, levels.random_erasing, self.normalise.mean[0], self.normalise.std[0])
         targets = mixing.smooth_targets(batch.labels, self.num_classes, self.experiment.optim.label_smoothing)
         mix = mixing.draw(levels, seed, step, self.rank, *images.shape[-2:])
@@ -140,7 +140,7 @@ class TrainStep:
         if not self.experiment.distillation.teacher_sees_crops:
             return images, targets, images
         crops = batch.images if batch.crops is None else batch.crops
-        return images, targets, mix.images(crops.permute(0, 3, 1, 2).float() / 255)
+        return images, targets, mix.images(crops.permute(0, 3, 1, 2).float().div_(255))
 
     def _teach(self, images_BCHW: torch.Tensor) -> torch.Tensor | None:
         if self.teacher is None or self.experiment.distillation.kind == "none":
@@ -168,7 +168,7 @@ class Normalise:
         self.std = torch.tensor(std, device=device).view(1, 3, 1, 1)
 
     def __call__(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        return (images_BCHW - self.mean) / self.std
+        return (images_BCHW - self.mean).div_(self.std)
 
 
 def augment_here(images_BHWC: torch.Tensor, stages: list[Stage]) -> torch.Tensor:

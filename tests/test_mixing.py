@@ -13,11 +13,12 @@ from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
 
 from deit_ray import rng
-from deit_ray.augment import erasing, mixing
+from deit_ray.augment import erasing, mixing, normal
 from deit_ray.augment.levels import Levels
 from deit_ray.config import Augment
 
 PLAIN = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)  # a mean and a standard deviation that leave the noise as it is
+QUANTILES = torch.from_numpy(normal.quantiles())
 
 
 def levels(**keys) -> Levels:
@@ -80,7 +81,7 @@ def test_erasing_gives_timms_images_for_the_same_draws(monkeypatch):
         def noise(per_pixel, rand_color, patch_size, dtype, device, i=i, boxes=boxes):
             (top, left), (_, h, w) = boxes, patch_size
             pixels = (torch.arange(top, top + h)[:, None] * 32 + torch.arange(left, left + w)).flatten()
-            return erasing.pixel_noise(states[i].expand(len(pixels)), pixels).T.reshape(patch_size)
+            return erasing.pixel_noise(states[i].expand(len(pixels)), pixels, QUANTILES).T.reshape(patch_size)
 
         fed = SimpleNamespace(
             random=lambda i=i: draws[i, 22], uniform=lambda a, b, d=area_and_aspect: a + (b - a) * next(d), randint=randint
@@ -113,7 +114,7 @@ def test_erasing_hits_its_share_of_images_with_normal_noise():
 
 def test_noise_is_normal_and_its_channels_and_pixels_are_independent():
     states = torch.from_numpy(rng.bits(0, "erase noise", 0, np.arange(40), 0).view(np.int64))
-    noise = erasing.pixel_noise(states.repeat_interleave(1000), torch.arange(1000).repeat(40)).view(40, 1000, 3).double()
+    noise = erasing.pixel_noise(states.repeat_interleave(1000), torch.arange(1000).repeat(40), QUANTILES).view(40, 1000, 3).double()
     assert ks_2samp(noise.flatten(), np.random.default_rng(0).standard_normal(120_000)).pvalue > 0.001
     streams = torch.stack([noise[:, :-1, 0].flatten(), noise[:, :-1, 1].flatten(), noise[:, :-1, 2].flatten(), noise[:, 1:, 0].flatten()])
     assert (torch.corrcoef(streams) - torch.eye(4)).abs().max() < 5 / np.sqrt(streams.shape[1])  # five standard errors
@@ -122,8 +123,8 @@ def test_noise_is_normal_and_its_channels_and_pixels_are_independent():
 def test_noise_is_the_hash_that_rng_makes_of_the_same_coordinates():
     state = torch.from_numpy(rng.bits(3, "erase noise", 1, np.array([8]), 2).view(np.int64)).expand(500)
     bits = rng.bits(3, "erase noise", 1, np.array([8]), 2, np.arange(500))
-    expected = [erasing.normal.quantiles()[(bits >> np.uint64(16 * c)).astype(np.int64) & 65535] for c in range(3)]
-    np.testing.assert_array_equal(erasing.pixel_noise(state, torch.arange(500)), np.stack(expected, axis=1))
+    expected = [normal.quantiles()[(bits >> np.uint64(16 * c)).astype(np.int64) & 65535] for c in range(3)]
+    np.testing.assert_array_equal(erasing.pixel_noise(state, torch.arange(500), QUANTILES), np.stack(expected, axis=1))
 
 
 def test_erasing_does_not_depend_on_the_batch():
@@ -133,3 +134,12 @@ def test_erasing_does_not_depend_on_the_batch():
     for part in (slice(0, 7), slice(7, 8), slice(8, 30)):
         erasing.erase(parts[part], 0, 1, ids[part], views[part], 0.7, *PLAIN)
     assert torch.equal(whole, parts)
+
+
+def test_all_boxes_at_once_as_on_a_gpu_are_each_box_alone():
+    ids, one_by_one, at_once = np.arange(30), torch.zeros(30, 3, 20, 24), torch.zeros(30, 3, 20, 24)
+    erasing.erase(one_by_one, 0, 1, ids, ids, 0.7, *PLAIN)
+    places, boxes = erasing.draw_boxes(20, 24, 0, 1, ids, ids, 0.7)
+    rows = np.column_stack([places, boxes, rng.bits(0, "erase noise", 1, places, places).view(np.int64)])
+    erasing._fill(at_once.permute(0, 2, 3, 1), rows, QUANTILES, *(value.view(3) for value in PLAIN))
+    assert torch.equal(one_by_one, at_once)

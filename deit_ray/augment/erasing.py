@@ -27,19 +27,26 @@ def erase(images_BCHW: torch.Tensor, seed: int, epoch: int, ids: np.ndarray, vie
         probability: of an image being chosen.
         mean, std: [3, 1, 1] tensors of the student's normalisation, after which the noise is standard normal.
     """
-    height, width = images_BCHW.shape[-2:]
-    places, boxes = draw_boxes(height, width, seed, epoch, ids, views, probability)
+    places, boxes = draw_boxes(*images_BCHW.shape[-2:], seed, epoch, ids, views, probability)
     if len(places) == 0:
         return
     states = rng.bits(seed, "erase noise", epoch, ids[places], views[places]).view(np.int64)
-    rows = np.column_stack([places, boxes, states, np.cumsum(boxes[:, 2] * boxes[:, 3])])
-    device, total = images_BCHW.device, int(rows[-1, -1])
-    rows = torch.from_numpy(rows).to(device, non_blocking=True)
-    box = torch.repeat_interleave(torch.arange(len(places), device=device), rows[:, 3] * rows[:, 4], output_size=total)
-    place, top, left, box_height, box_width, state, end = rows[box].unbind(1)
-    within = torch.arange(total, device=device) - (end - box_height * box_width)
-    y, x = top + within // box_width, left + within % box_width
-    images_BCHW.permute(0, 2, 3, 1)[place, y, x] = pixel_noise(state, y * width + x).to(images_BCHW) * std.view(3) + mean.view(3)
+    rows, quantiles = np.column_stack([places, boxes, states]), torch.from_numpy(normal.quantiles()).to(images_BCHW.device)
+    together = len(rows) if images_BCHW.is_cuda else 1  # a GPU wants much at once, the CPU what fits into its cache
+    for first in range(0, len(rows), together):
+        _fill(images_BCHW.permute(0, 2, 3, 1), rows[first : first + together], quantiles, mean.view(3), std.view(3))
+
+
+def _fill(images_BHWC: torch.Tensor, rows: np.ndarray, quantiles: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> None:
+    """Fills boxes with noise; rows [n, 6] are place, top, left, height, width and the sample's hash. Nothing waits for the device."""
+    device, areas = images_BHWC.device, rows[:, 3] * rows[:, 4]
+    rows = torch.from_numpy(np.column_stack([rows, areas.cumsum() - areas])).to(device, non_blocking=True)
+    box = torch.repeat_interleave(torch.arange(len(rows), device=device), rows[:, 3] * rows[:, 4], output_size=int(areas.sum()))
+    place, top, left, _, width, state, start = rows[box].unbind(1)
+    within = torch.arange(len(box), device=device) - start
+    y, x = top + within // width, left + within % width
+    noise = pixel_noise(state, y * images_BHWC.shape[2] + x, quantiles)
+    images_BHWC[place, y, x] = noise.to(images_BHWC) * std + mean
 
 
 def draw_boxes(height: int, width: int, seed: int, epoch: int, ids, views, probability: float) -> tuple[np.ndarray, np.ndarray]:
@@ -61,15 +68,15 @@ def erase_box(height: int, width: int, draws) -> tuple[int, int, int, int] | Non
     return None
 
 
-def pixel_noise(states: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+def pixel_noise(states: torch.Tensor, pixels: torch.Tensor, quantiles: torch.Tensor) -> torch.Tensor:
     """Standard normal numbers [n, 3] of pixels int64 [n] whose samples hashed to `states`, int64 [n].
 
-    `rng.bits` with the pixel as one more coordinate, in torch: multiplication wraps as that of uint64 does.
+    `rng.bits` with the pixel as one more coordinate, in torch: multiplication wraps as that of uint64 does. Each channel
+    looks up 16 bits of it among the `quantiles` of the normal distribution.
     """
     bits = _mix((states ^ pixels) + _signed(rng.GAMMA))
-    table = torch.from_numpy(normal.quantiles()).to(states.device)
     shifts = torch.arange(3, device=states.device) * CHANNEL_BITS
-    return table[(bits[:, None] >> shifts) & (normal.QUANTILES - 1)]
+    return quantiles[(bits[:, None] >> shifts) & (normal.QUANTILES - 1)]
 
 
 def _mix(z: torch.Tensor) -> torch.Tensor:

@@ -27,10 +27,10 @@ class Mix:
         if self.lam == 1:
             return images_BCHW
         if self.box is None:
-            return images_BCHW * self.lam + images_BCHW.flip(0) * (1 - self.lam)
+            return images_BCHW.flip(0).lerp_(images_BCHW, self.lam)
         top, bottom, left, right = self.box
         mixed = images_BCHW.clone()
-        mixed[:, :, top:bottom, left:right] = images_BCHW.flip(0)[:, :, top:bottom, left:right]
+        mixed[:, :, top:bottom, left:right] = images_BCHW[:, :, top:bottom, left:right].flip(0)
         return mixed
 
     def targets(self, targets_BC: torch.Tensor) -> torch.Tensor:
