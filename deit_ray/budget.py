@@ -39,7 +39,7 @@ def exceeded(experiment: Experiment, trials: list[FrozenTrial], spent: Spent) ->
         return f"search.budget.patience: {budget.patience} trials in a row were no better than trial {best.number}"
     failed = [trial for trial in ended if trial.user_attrs.get("outcome", "").startswith("failed")]
     if budget.failures is not None and len(failed) >= budget.failures:
-        return f"search.budget.failures: {len(failed)} trials failed"
+        return f"search.budget.failures: {len(failed)} trial{'s' * (len(failed) > 1)} failed"
     signatures = [trial.user_attrs["signature"] for trial in failed if "signature" in trial.user_attrs]
     most = max(signatures, key=signatures.count, default=None)
     if budget.same_failure is not None and signatures.count(most) >= budget.same_failure:

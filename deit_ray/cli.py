@@ -114,7 +114,7 @@ def tune(
     if trials and not (trials.startswith("+") and trials[1:].isdigit()):
         raise UserError(f"tune: --trials {trials}: must be +N, so many trials more, such as +20")
     console = Console()
-    from deit_ray.search import dry_run as show
+    from deit_ray.resume import dry_run as show
     from deit_ray.search import tune
 
     amend = _overrides(set)

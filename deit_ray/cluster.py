@@ -4,6 +4,7 @@ import _thread
 import contextlib
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -89,6 +90,10 @@ def _pass_on(lines: list[str], warn: Callable[[str], None]) -> None:
     """What the raylets publish to every driver: mostly advice, sometimes an emergency."""
     for line in lines:
         if line.startswith("Raylet is terminated"):  # `_watching` sees that too
+            continue
+        died = re.match(r"A worker died or was killed.*Worker PID: (\d+) Worker exit type: (\w+)", line)
+        if died:
+            warn(f"process {died[1]} of a trial died ({died[2]}): it was killed, perhaps since memory ran out; its work is done again")
             continue
         if any(word in line.lower() for word in EMERGENCIES):
             warn(" ".join(line.split()))

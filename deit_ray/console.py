@@ -12,6 +12,7 @@ from deit_ray import report, storage
 
 STATE_COLOURS = {"running": "cyan", "finished": "green", "stopped early": "yellow", "failed": "red", "cancelled": "magenta"}
 REFRESH_PER_S = 2
+PIPED_WIDTH = 200  # where no terminal says how wide it is
 SHOWN = 30  # rows of the live table at most
 
 
@@ -23,7 +24,7 @@ class Console:
     """
 
     def __init__(self, quiet: bool = False):
-        self.out = RichConsole(highlight=False, soft_wrap=True)
+        self.out = RichConsole(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPED_WIDTH)
         self.err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
         self.quiet = quiet
         self.live: Live | None = None
@@ -145,7 +146,7 @@ class Console:
             self.say("no studies there yet; start one with: deit-ray tune EXPERIMENT")
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in ("study", "trials", "best", "state"):
-            table.add_column(name)
+            table.add_column(name, no_wrap=True)
         for status in found:
             full = status.board[status.board["state"] == "finished"]
             best = f"{status.metric} {full.iloc[0]['best']:.4f}" if len(full) else "-"
@@ -185,7 +186,8 @@ class Console:
         failure = status.failure
         if failure is not None:
             where = f"on rank {failure.rank} ({failure.host}), " if failure.rank is not None else "in the trial's own process, "
-            self.say(f"\nfailed {where}after step {failure.step or 0}", "red")
+            when = f"after step {failure.step}" if failure.step else "before a step was logged"
+            self.say(f"\nfailed {where}{when}", "red")
             self.say(failure.traceback.rstrip())
         log = failure.log if failure is not None else status.log
         if log:

@@ -140,8 +140,11 @@ def tail_log(worker: dict) -> list[str]:
 
 def tail_files(paths: list[str]) -> list[str]:
     """The last lines of files, those that exist."""
-    found = [path for path in paths if os.path.isfile(path)]
-    return [line for path in found for line in Path(path).read_text(errors="replace").splitlines()[-TAIL:]]
+    lines = []
+    for path in filter(os.path.isfile, paths):
+        written = Path(path).read_text(errors="replace").splitlines()
+        lines += [line for line in written if not line.startswith((":job_id:", ":actor_name:", ":task_name:"))][-TAIL:]  # Ray's marks
+    return lines
 
 
 def _worker_file(folder: str, rank: int) -> str:

@@ -11,14 +11,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import optuna
 import ray
 import ray.tune
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from ray import cloudpickle
 
 from deit_ray import cluster, storage
@@ -27,8 +26,8 @@ from deit_ray.config import Experiment
 from deit_ray.console import Console
 from deit_ray.errors import Interrupted, UnavailableError, UserError
 from deit_ray.failure import Failure, TrialFailed, describe_failure, read_failure
-from deit_ray.journal import iterate_segments
 from deit_ray.origin import note_origin
+from deit_ray.resume import Reconciled, reconcile, saved_results
 from deit_ray.run import check, check_fits, keep_best_model, saved_steps, share
 from deit_ray.schedule import StudyScheduler
 from deit_ray.searcher import StudySearcher
@@ -108,82 +107,6 @@ def tune(
     return study
 
 
-def dry_run(name: str, results: str, console: Console, amend: dict | None = None) -> list["Reconciled"]:
-    """Says what a resume would do with each trial of a study, and does nothing."""
-    study = Study.open(name, results)
-    trials = (amend or {}).get("search.trials", study.experiment.search.trials)
-    with study.driving():  # nobody else does
-        found = reconcile(study, StudyScheduler(study.experiment))
-    console.show_resume(study, found, max(0, trials - len(found)))
-    return found
-
-
-@dataclass(frozen=True)
-class Reconciled:
-    """What a resume does with a trial.
-
-    Attributes:
-        action: kept, ended, continued or run again.
-        step: the checkpoint that it goes on from; 0 where there is none.
-        outcome: of one that had come to its end before anybody was told.
-    """
-
-    number: int
-    action: str
-    step: int = 0
-    outcome: str | None = None
-
-
-def reconcile(study: Study, scheduler: StudyScheduler) -> list[Reconciled]:
-    """What is to be done with each trial of a study that nobody drives; shows the scheduler all that is known.
-
-    Results of unfinished trials count as far as their last whole checkpoint goes; what came later is measured again, to the same values.
-    """
-    metric, epochs = study.experiment.search.metric, study.experiment.train.epochs
-    trials = study.optuna.get_trials(deepcopy=False)
-    open_trials = [trial for trial in trials if trial.state == TrialState.RUNNING]
-    folders = {trial.number: study.trial_folder(trial.number) for trial in open_trials}
-    results = [(*reported, trial.number) for trial in trials for reported in _reported(trial)]
-    for trial in open_trials:
-        known = trial.intermediate_values
-        results += [(*late, trial.number) for late in saved_results(folders[trial.number], metric) if late[1] not in known]
-    for _, epoch, value, number in sorted(results):
-        scheduler.judge(number, epoch, value)
-    found = []
-    for trial in trials:
-        if trial.state == TrialState.WAITING:
-            continue
-        if trial.state != TrialState.RUNNING:
-            found.append(Reconciled(trial.number, "kept"))
-            continue
-        step = max(saved_steps(folders[trial.number]), default=0)
-        last = max((epoch for _, epoch, _, number in results if number == trial.number), default=0)
-        stopped, failure = scheduler.stopped_at(trial.number), read_failure(folders[trial.number])
-        if last >= epochs:
-            found.append(Reconciled(trial.number, "ended", step, "finished"))
-        elif stopped is not None:
-            found.append(Reconciled(trial.number, "ended", step, f"stopped early at epoch {stopped}"))
-        elif failure is not None and failure.kind == "failed":
-            found.append(Reconciled(trial.number, "ended", step, f"failed: {failure.reason}"))
-        else:
-            found.append(Reconciled(trial.number, "continued" if step else "run again", step))
-    return found
-
-
-def saved_results(folder: str, metric: str) -> list[tuple[float, int, float]]:
-    """(time in s, epoch, value) of a trial's evaluations up to its last whole checkpoint, from its journal."""
-    saved = max(saved_steps(folder), default=-1)
-    points = {(p.name, p.step): p for found in iterate_segments(storage.join(folder, "journal"), 0) for p in found}
-    evaluations = [(point, points.get((metric, step))) for (name, step), point in points.items() if name == "epoch" and step <= saved]
-    return [(value.time_ms / 1000, int(epoch.value), value.value) for epoch, value in evaluations if value is not None]
-
-
-def _reported(trial: FrozenTrial) -> list[tuple[float, int, float]]:
-    """(time in s, epoch, value) of what Optuna knows of a trial."""
-    times = trial.user_attrs.get("times", {})
-    return [(times.get(str(epoch), math.inf), epoch, value) for epoch, value in trial.intermediate_values.items()]
-
-
 class Driver:
     """Runs a study's open trials: the one place where Optuna, Tune, MLflow and the terminal are told the same."""
 
@@ -211,17 +134,18 @@ class Driver:
         with Tracker.of(self.experiment, self.console) as self.tracker:
             study.optuna.set_user_attr("outcome", None)
             self.parent = start_study(self.tracker, study)
-            before = self._resume()
-            self.console.study_started(study, self.device, self.concurrent, self.searcher.remaining(), before)
+            found = reconcile(study, self.scheduler)
+            going_on = sum(trial.action in ("continued", "run again") for trial in found)
+            self.console.study_started(study, self.device, self.concurrent, going_on + self.searcher.remaining(), found)
+            self._resume(found)
             self._check_budgets()
             if self.searcher.remaining() and not self.ending:
                 study.optuna.set_user_attr("ended", None)
                 self._run_tuner()
             self._finish()
 
-    def _resume(self) -> list[Reconciled]:
+    def _resume(self, found: list[Reconciled]) -> None:
         """Brings the study up to what its trials had done when its last driver went away."""
-        found = reconcile(self.study, self.scheduler)
         for decided in found:
             if decided.action == "kept":
                 continue
@@ -232,7 +156,6 @@ class Driver:
                 self._end(trial.number, decided.outcome, read_failure(self.study.trial_folder(trial.number)))
             else:
                 self.searcher.unfinished.append(trial)
-        return found
 
     def _run_tuner(self) -> None:
         scratch = tempfile.mkdtemp(prefix="deit_ray-tune-")  # what Ray Tune writes, of which nothing is ever read

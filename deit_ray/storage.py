@@ -42,13 +42,20 @@ def absolute(uri: str) -> str:
 
 
 def join(uri: str, *parts: str) -> str:
-    return "/".join([uri.rstrip("/"), *parts])
+    """The URI of something in a folder; options such as ?endpoint_override=HOST stay at its end."""
+    folder, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
+    return "/".join([folder.rstrip("/"), *parts]) + mark + options
 
 
 def read_bytes(uri: str) -> bytes:
-    """The whole file. Raises FileNotFoundError where there is none."""
+    """The whole file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UnavailableError: it cannot be read or reached.
+    """
     filesystem, path = open_uri(uri)
-    with filesystem.open_input_stream(path) as stream:
+    with _naming(uri, "read"), filesystem.open_input_stream(path) as stream:
         return stream.read()
 
 
@@ -58,7 +65,7 @@ def write_bytes(uri: str, content: bytes) -> None:
     Raises:
         UnavailableError: the disk is full, the place cannot be written or reached.
     """
-    with _naming(uri):
+    with _naming(uri, "written"):
         if is_local(uri):
             with _partial(uri, content) as partial:
                 os.rename(partial, local_path(uri))
@@ -73,7 +80,7 @@ def create_bytes(uri: str, content: bytes) -> None:
         FileExistsError: it is there.
         UnavailableError: as `write_bytes`.
     """
-    with _naming(uri):
+    with _naming(uri, "written"):
         if is_local(uri):
             with _partial(uri, content) as partial:
                 os.link(partial, local_path(uri))
@@ -84,13 +91,14 @@ def create_bytes(uri: str, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _naming(uri: str) -> Iterator[None]:
+def _naming(uri: str, what: str) -> Iterator[None]:
+    """Says in one message which place has failed; that something is there, or not, is an answer and no failure."""
     try:
         yield
-    except FileExistsError:
+    except (FileExistsError, FileNotFoundError):
         raise
     except OSError as error:
-        raise UnavailableError(f"{uri}: cannot be written: {error.strerror or error}") from error
+        raise UnavailableError(f"{uri}: cannot be {what}: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
@@ -124,7 +132,8 @@ def remove(uri: str) -> None:
 
 def exists(uri: str) -> bool:
     filesystem, path = open_uri(uri)
-    return filesystem.get_file_info(path).type != fs.FileType.NotFound
+    with _naming(uri, "read"):
+        return filesystem.get_file_info(path).type != fs.FileType.NotFound
 
 
 def modified_ns(uri: str) -> int | None:
@@ -136,5 +145,6 @@ def modified_ns(uri: str) -> int | None:
 def list_names(uri: str) -> list[str]:
     """The names of what a folder holds, sorted; none where there is no folder."""
     filesystem, path = open_uri(uri)
-    found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    with _naming(uri, "read"):
+        found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
     return sorted(entry.base_name for entry in found)

@@ -8,7 +8,8 @@ import pytest
 
 from deit_ray.data import shards
 from deit_ray.data.prepare import encode, prepare
-from deit_ray.load import load_experiment
+from deit_ray.load import dump_experiment, load_experiment
+from tests.commands import SPACE
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "experiments"
@@ -53,6 +54,26 @@ def teacher_file(digits, tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("teacher")
     overrides = {"data.uri": digits, "results.uri": str(folder), "train.epochs": 8}
     return train_locally(load_experiment(EXPERIMENTS / "digits_teacher.yaml", overrides), folder).model
+
+
+@pytest.fixture
+def search_file(experiment, teacher_file, tmp_path):
+    """Writes a short study's experiment file."""
+
+    def write(**keys) -> Path:
+        fixed = {
+            "distillation.teacher": {"weights": teacher_file},
+            "train.epochs": 4,
+            "optim.warmup_epochs": 1,
+            "search.space": SPACE,
+            "search.trials": 3,
+            "search.grace_epochs": 1,
+        }
+        path = tmp_path / "short.yaml"
+        path.write_text(dump_experiment(experiment("digits_student", {"name": "short"} | fixed | keys)))
+        return path
+
+    return write
 
 
 def write_colours(uri: str, rows: dict[str, int], size: int = 40, row_group: int | None = None) -> shards.Manifest:

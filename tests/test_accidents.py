@@ -1,7 +1,10 @@
 """What people do to a running study from outside, and what happens to it: each ends in one clear message, and can go on."""
 
+import contextlib
+import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -11,20 +14,16 @@ import pytest
 import ray
 
 from deit_ray.errors import UserError
+from deit_ray.journal import iterate_segments
 from deit_ray.load import load_experiment
 from deit_ray.search import tune
 from deit_ray.status import trial_status
 from deit_ray.study import Study
-from tests.test_study import SPACE, command, search_file, wait_for  # noqa: F401
+from tests.commands import SPACE, command, output_of, wait_for
 
 pytestmark = pytest.mark.cluster
 LONG = {"train.epochs": 200, "search.scheduler": "none", "distillation.kind": "none", "search.space": {"optim.lr": SPACE["optim.lr"]}}
 SHORT = LONG | {"train.epochs": 2}
-
-
-def result_of(*arguments, seconds: float = 120, **options) -> str:
-    with command(*arguments, **options) as process:
-        return process.communicate(timeout=seconds)[0]
 
 
 def mlflow_runs(results: Path) -> dict:
@@ -33,15 +32,15 @@ def mlflow_runs(results: Path) -> dict:
     return {run.data.tags.get("deit_ray.trial", "study"): (run.info.status, run.data.tags.get("outcome")) for run in runs}
 
 
-def test_a_trial_and_a_study_are_stopped_from_another_terminal_through_the_clusters_address(ray_cluster, search_file, tmp_path):  # noqa: F811
+def test_a_trial_and_a_study_are_stopped_from_another_terminal_through_the_clusters_address(ray_cluster, search_file, tmp_path):
     address, results = ["--address", ray.get_runtime_context().gcs_address], tmp_path / "results"
     with command("tune", search_file(**LONG), *address) as process:
         journals = [results / "short-1" / f"trial-{number:04d}" / "journal" for number in (0, 1)]
         wait_for(lambda: all(journal.exists() for journal in journals), 120)
-        assert "short-1: running" in result_of("status", "short", "--results", results, *address)
+        assert "short-1: running" in output_of("status", "short", "--results", results, *address)
         began = time.monotonic()
-        assert result_of("stop", "short", 0, "--results", results, *address) == "short-1: trial 0: cancelled\n"
-        assert result_of("stop", "short", "--results", results) == "short-1: stopped by a person\n"
+        assert output_of("stop", "short", 0, "--results", results, *address) == "short-1: trial 0: cancelled\n"
+        assert output_of("stop", "short", "--results", results) == "short-1: stopped by a person\n"
         assert time.monotonic() - began < 60
         output = process.communicate(timeout=60)[0]
     assert process.returncode == 1
@@ -51,10 +50,10 @@ def test_a_trial_and_a_study_are_stopped_from_another_terminal_through_the_clust
     assert {trial.user_attrs["outcome"] for trial in trials} == {"cancelled"}
     assert len(trials) == 2 or len(trials) == 3  # the third one may have begun where the first was stopped
     assert set(mlflow_runs(results).values()) == {("KILLED", "cancelled")}
-    assert "there is nothing to stop" in result_of("stop", "short", "--results", results)
+    assert "there is nothing to stop" in output_of("stop", "short", "--results", results)
 
 
-def test_a_disk_that_fills_up_stops_a_study_which_goes_on_once_there_is_room(ray_cluster, search_file, tmp_path):  # noqa: F811
+def test_a_disk_that_fills_up_stops_a_study_which_goes_on_once_there_is_room(ray_cluster, search_file, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", disk], capture_output=True, check=False).returncode:
@@ -83,7 +82,7 @@ def test_a_disk_that_fills_up_stops_a_study_which_goes_on_once_there_is_room(ray
         subprocess.run(["umount", "-l", disk], check=True)
 
 
-def test_a_shard_that_is_gone_is_named_and_the_study_goes_on_when_it_is_back(ray_cluster, search_file, digits, tmp_path):  # noqa: F811
+def test_a_shard_that_is_gone_is_named_and_the_study_goes_on_when_it_is_back(ray_cluster, search_file, digits, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(digits, data)
     shard = data / "test-00000.parquet"
@@ -97,7 +96,7 @@ def test_a_shard_that_is_gone_is_named_and_the_study_goes_on_when_it_is_back(ray
     assert [trial.state.name for trial in study.optuna.trials] == ["COMPLETE"]
 
 
-def test_trials_that_fail_in_the_same_way_end_a_study_and_status_says_why(ray_cluster, search_file, tmp_path, capfd):  # noqa: F811
+def test_trials_that_fail_in_the_same_way_end_a_study_and_status_says_why(ray_cluster, search_file, tmp_path, capfd):
     # every learning rate explodes at once; that is the values' fault, so it counts as failure but not as the same one
     keys = {"search.space": {"optim.lr": {"log": [1e30, 1e31]}}, "optim.warmup_epochs": 0, "optim.scale_lr": False}
     path = search_file(**SHORT | keys | {"search.trials": 9, "search.budget.failures": 2, "search.max_concurrent": 1})
@@ -115,7 +114,38 @@ def test_trials_that_fail_in_the_same_way_end_a_study_and_status_says_why(ray_cl
     }
 
 
-def test_a_target_ends_a_study_and_more_trials_extend_it(ray_cluster, search_file, tmp_path):  # noqa: F811
+def test_a_trial_whose_process_is_killed_goes_on_in_the_same_study(ray_cluster, search_file, tmp_path):
+    path = search_file(**LONG | {"search.trials": 1, "train.epochs": 20})
+    with command("tune", path, "--address", ray.get_runtime_context().gcs_address) as process:
+        wait_for(lambda: list((tmp_path / "results").glob("short-1/trial-0000/step-*")), 120)
+        os.kill(process_of_trial(), signal.SIGKILL)
+        output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+    assert re.search(r"warning: trial 0: its process died; it goes on from step \d+0", output)
+    trial = Study.open("short", str(tmp_path / "results")).optuna.trials[0]
+    assert (trial.state.name, sorted(trial.intermediate_values)) == ("COMPLETE", list(range(1, 21)))
+    journal = tmp_path / "results" / "short-1" / "trial-0000" / "journal"
+    points = [(p.name, p.step) for points in iterate_segments(str(journal), 0) for p in points]
+    assert len(points) == len(set(points))
+    assert [step for name, step in points if name == "train/loss"] == list(range(10, 401, 10))  # 20 steps an epoch
+
+
+def process_of_trial() -> int:
+    """The process of the one trial that this test's Ray runs."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                is_trial = (entry / "cmdline").read_bytes().startswith((b"ray::Trial", b"ray::ResourceTrainable"))  # idle, busy
+                if is_trial and parent_of(parent_of(int(entry.name))) == os.getpid():  # its parent is the raylet
+                    return int(entry.name)
+    raise LookupError("no trial runs")
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_a_target_ends_a_study_and_more_trials_extend_it(ray_cluster, search_file, tmp_path):
     path = search_file(**SHORT | {"search.trials": 5, "search.budget.target": 0.01, "search.max_concurrent": 1})
     study = tune(load_experiment(path))
     assert len(study.optuna.trials) == 1

@@ -12,8 +12,8 @@ from optuna.trial import TrialState
 from deit_ray.errors import UnavailableError, UserError
 from deit_ray.failure import Failure, write_failure
 from deit_ray.journal import JournalWriter, checkpoint_name
+from deit_ray.resume import reconcile
 from deit_ray.schedule import StudyScheduler
-from deit_ray.search import reconcile
 from deit_ray.searcher import StudySearcher
 from deit_ray.study import Study
 from tests.conftest import ROOT

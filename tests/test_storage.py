@@ -53,6 +53,10 @@ def test_of_two_who_create_a_file_the_first_one_stays(tmp_path):
 
 
 def test_a_place_that_cannot_be_reached_is_named():
-    uri = "s3://bucket/key?endpoint_override=127.0.0.1:9&scheme=http&allow_bucket_creation=false"
-    with pytest.raises(UnavailableError, match="s3://bucket/key"):
+    folder = "s3://bucket/folder?endpoint_override=127.0.0.1:9&scheme=http"
+    uri = storage.join(folder, "key")
+    assert uri == "s3://bucket/folder/key?endpoint_override=127.0.0.1:9&scheme=http"
+    with pytest.raises(UnavailableError, match=r"s3://bucket/folder/key.*: cannot be written"):
         storage.write_bytes(uri, b"x")
+    with pytest.raises(UnavailableError, match=r"s3://bucket/folder.*: cannot be read"):
+        storage.list_names(folder)
