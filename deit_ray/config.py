@@ -234,6 +234,18 @@ class Experiment(Section):
             "search.space.distillation.temperature",
             "is searched, but distillation.kind is hard, which has no temperature",
         )
+        policies = searched["augment.policy"].values if "augment.policy" in searched else [self.augment.policy]
+        for key in searched:
+            _require(
+                not key.startswith("augment.randaugment.") or not set(policies) <= {"none", "three_augment"},
+                f"search.space.{key}",
+                f"is searched, but augment.policy is {self.augment.policy}: it would change nothing",
+            )
+        _require(
+            "augment.color_jitter" not in searched or self.augment.force_color_jitter or set(policies) & {"none", "three_augment"},
+            "search.space.augment.color_jitter",
+            f"is searched, but augment.policy is {self.augment.policy}, which takes no colour jitter; set augment.force_color_jitter",
+        )
         split = self.search.metric.partition("/")[0]
         if searched:
             _require(

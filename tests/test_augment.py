@@ -194,6 +194,19 @@ def test_a_policy_that_is_no_name_is_refused_in_the_file(tmp_path):
         load_experiment(path)
 
 
+@pytest.mark.parametrize(
+    ("policy", "key", "message"),
+    [
+        ("none", "augment.randaugment.magnitude", "augment.policy is none: it would change nothing"),
+        ("randaugment", "augment.color_jitter", "which takes no colour jitter; set augment.force_color_jitter"),
+    ],
+)
+def test_a_search_of_what_the_policy_does_not_use_is_refused(policy, key, message, experiment):
+    with pytest.raises(UserError, match=f"search.space.{key}: is searched, but .*{message}"):
+        experiment("digits_search", {"augment.policy": policy, "search.space": {key: {"float": [0.1, 0.9]}}})
+    experiment("digits_search", {"search.space": {key: {"float": [0.1, 0.9]}, "augment.policy": {"choice": ["none", "randaugment"]}}})
+
+
 def test_a_new_experiment_file_has_the_papers_recipe(tmp_path):
     (tmp_path / "x.yaml").write_text("data: {uri: data}\ndistillation: {kind: none}\n")
     augment = load_experiment(tmp_path / "x.yaml").augment
