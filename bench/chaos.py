@@ -276,7 +276,7 @@ class Chaos:
         if trial.intermediate_values != curve or trial.value != max(curve.values()):
             note("states_disagreeing", f"{where}: Optuna has {trial.intermediate_values}, the journal {curve}")
         outcome = trial.user_attrs.get("outcome")
-        states = (trial.state.name, run.info.status, trial.user_attrs.get("tune", "TERMINATED"))
+        states = (trial.state.name, run.info.status, trial.user_attrs.get("tune", STATES[outcome][2] if outcome in STATES else None))
         if run.data.tags.get("outcome") != outcome or states != STATES.get(outcome):
             note("states_disagreeing", f"{where}: outcome {outcome}, {run.data.tags.get('outcome')}, states {states}")
 

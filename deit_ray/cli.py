@@ -103,7 +103,7 @@ def tune(
     trials: Annotated[str | None, typer.Option(metavar="+N", help="with --resume: so many trials more")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="with --resume: only say what would be done")] = False,
     address: Address = None,
-    results: Results = "results",
+    results: Annotated[str | None, typer.Option(help="with --resume: folder of the results")] = None,
     verbose: Verbose = False,
 ):
     """Run a study: search for the best configuration."""
@@ -111,6 +111,9 @@ def tune(
         raise UserError("tune: name either an experiment file or --resume STUDY")
     if (trials or dry_run) and not resume:
         raise UserError("tune: --trials and --dry-run go with --resume STUDY; for a new study: --set search.trials=N")
+    if results and not resume:
+        raise UserError(f"tune: --results goes with --resume STUDY; for a new study: --set results.uri={results}")
+    results = results or "results"
     if trials and not (trials.startswith("+") and trials[1:].isdigit()):
         raise UserError(f"tune: --trials {trials}: must be +N, so many trials more, such as +20")
     console = Console()

@@ -22,6 +22,7 @@ HEAD = "node:__internal_head__"
 EMERGENCIES = ("memory", "out of disk", "disk usage", "cannot be scheduled", "insufficient resources", "infeasible")
 WATCH_S = 1.0
 SPILL_WATCH_S = 5.0
+MISSES = 4  # times in a row that Ray does not answer; then it is taken for lost
 SPILL_WARNING_BYTES = 1 << 30
 
 
@@ -105,7 +106,7 @@ def _watching(warn: Callable[[str], None]) -> Iterator[None]:
     stop, address = threading.Event(), ray.get_runtime_context().gcs_address
 
     def look():
-        spilled, looked = 0, 0.0
+        spilled, looked, missed = 0, 0.0, 0
         while not stop.wait(WATCH_S):
             if _has_died():
                 return _thread.interrupt_main()
@@ -114,8 +115,12 @@ def _watching(warn: Callable[[str], None]) -> Iterator[None]:
             looked = time.monotonic()
             try:
                 stats = get_memory_info_reply(get_state_from_address(address)).store_stats
-            except Exception:  # the cluster is going away: whoever uses it says so
-                return
+            except Exception:  # whatever its client raises, it has not answered
+                missed += 1
+                if missed == MISSES:
+                    return _thread.interrupt_main()
+                continue
+            missed = 0
             if stats.spilled_bytes_total - spilled > SPILL_WARNING_BYTES:
                 spilled = stats.spilled_bytes_total
                 warn(

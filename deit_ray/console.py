@@ -51,7 +51,7 @@ class Console:
         self.say(f"  epoch {metrics['epoch']:>3}/{total}  {'  '.join(shown)}  {speed}  {_duration(left)} left")
 
     def study_started(self, study, device: str, concurrent: int, trials: int, before: list) -> None:
-        """`before` is what a resume does with the trials that were there, as `search.reconcile` found."""
+        """`before` is what a resume does with the trials that were there, as `resume.reconcile` found."""
         self.begin = time.monotonic()
         name, experiment = study.name, study.experiment
         self.name, self.experiment, self.total = name, experiment, trials
@@ -132,13 +132,16 @@ class Console:
         for _, row in board[board["state"] == "failed"].iterrows():
             self.say(f"trial {row['trial']} {row['outcome']}", "red")
 
-    def show_resume(self, study, found: list, missing: int) -> None:
-        """What a resume would do with each trial, as `search.reconcile` found."""
+    def show_resume(self, study, found: list, missing: int, ends: str | None) -> None:
+        """What a resume would do with each trial, as `resume.reconcile` found, or why it would end at once."""
         self.say(f"{study.name}: a resume would do this", "bold")
         for trial in found:
             outcome = study.trial(trial.number).user_attrs.get("outcome", "")
             self.say(f"  trial {trial.number:>3} {f'keep: {outcome}' if trial.action == 'kept' else _resumed(trial)}")
-        self.say(f"  and run {missing} new trial{'' if missing == 1 else 's'}")
+        if ends:
+            self.say(f"  and end at once, cancelling what is open: {ends}")
+        else:
+            self.say(f"  and run {missing} new trial{'' if missing == 1 else 's'}")
 
     def show_studies(self, found: list) -> None:
         """All studies, a line each."""
@@ -157,7 +160,7 @@ class Console:
     def show_study(self, status) -> None:
         """A study as it stands."""
         self.say(f"{status.name}: {status.state}", "bold")
-        if status.driver:
+        if status.driver is not None and "since" in status.driver:
             since = _duration(time.time() - status.driver["since"])
             self.say(f"  driven by process {status.driver['pid']} on {status.driver['host']} since {since}")
         elif status.state == "interrupted":

@@ -12,8 +12,10 @@ from deit_ray.console import Console
 from deit_ray.data import shards
 from deit_ray.errors import UserError
 from deit_ray.journal import JournalWriter, checkpoint_name, iterate_segments
-from deit_ray.origin import check_same_data
+from deit_ray.load import dump_experiment
+from deit_ray.origin import check_same_inputs
 from deit_ray.run import (
+    EXPERIMENT,
     JOURNAL,
     RUN,
     SNAPSHOT,
@@ -61,7 +63,7 @@ def continue_run(
     if storage.exists(storage.join(folder, DATABASE)):
         raise UserError(f"{name}: is a study; go on with: deit-ray tune --resume {posixpath.basename(folder)}, or name one of its trials")
     finished = _has_ended(folder, results_of(folder))
-    check_same_data(folder, experiment, shards.read_manifest(experiment.data.uri))
+    check_same_inputs(folder, experiment, shards.read_manifest(experiment.data.uri))
     if not finished:
         if epochs is not None:
             raise UserError(f"{name}: --epochs {epochs}: it was interrupted before its {experiment.train.epochs} epochs were over; "
@@ -113,7 +115,9 @@ def _copy_run(source: str, step: int, schedule: Schedule, experiment: Experiment
 
     All kept checkpoints come along, since the best of the whole run may be one of them.
     """
-    folder = new_folder(experiment, f"Continues {name_of(source)} from step {step}, schedule: {schedule}.")
+    comment = f"Continues {name_of(source)} from step {step}, schedule: {schedule}."
+    folder = new_folder(experiment, comment)
+    storage.remove(storage.join(folder, EXPERIMENT))  # until all is there, it is no run that could go on
     for saved in saved_steps(source):
         checkpoint = checkpoint_name(saved)
         for file in storage.list_names(storage.join(source, checkpoint)):
@@ -124,4 +128,5 @@ def _copy_run(source: str, step: int, schedule: Schedule, experiment: Experiment
         journal.pending += [point for point in points if point.step <= step]  # with the time they were measured at
     journal.flush()
     storage.write_bytes(storage.join(folder, SNAPSHOT), storage.read_bytes(storage.join(source, SNAPSHOT)))
+    storage.write_bytes(storage.join(folder, EXPERIMENT), dump_experiment(experiment, comment).encode())
     return folder

@@ -60,6 +60,13 @@ class JournalWriter:
                 self.segments += 1
                 self.pending = []
 
+    def at(self, names: list[str], step: int) -> dict[str, float]:
+        """What the journal holds of an optimizer step: what was measured there first, should a resumed run have measured it again."""
+        if all(self.last[name][0] == step for name in names):
+            return {name: self.last[name][1] for name in names}
+        points = (point for points in iterate_segments(self.uri, 0) for point in points)
+        return {point.name: point.value for point in points if point.step == step and point.name in names}
+
     def _read_on(self) -> dict[str, int]:
         """Takes up the segments that are there; returns the last step of each name in them."""
         known: dict[str, int] = {}

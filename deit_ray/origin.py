@@ -71,8 +71,8 @@ def origin_of(folder: str | None) -> dict | None:
     return entries[-1] if entries else None
 
 
-def check_same_data(folder: str, experiment: Experiment, manifest: shards.Manifest) -> None:
-    """The images must be those that the run in a folder was trained on.
+def check_same_inputs(folder: str, experiment: Experiment, manifest: shards.Manifest, teacher: str | None = None) -> None:
+    """The images, and the teacher where one is given, must be those that the run in a folder was trained with.
 
     Raises:
         UserError: they have changed.
@@ -81,6 +81,9 @@ def check_same_data(folder: str, experiment: Experiment, manifest: shards.Manife
     if origin and origin["data"]["fingerprint"] != manifest.fingerprint:
         raise UserError(f"data.uri: {experiment.data.uri}: the data set has changed since {folder} was trained on it "
                         f"(fingerprint {manifest.fingerprint[:12]}, then {origin['data']['fingerprint'][:12]})")  # fmt: skip
+    if origin and teacher and origin["teacher"] and origin["teacher"] != _sha256(teacher):
+        raise UserError(f"distillation.teacher.weights: {teacher}: the weights have changed since {folder} was trained with them "
+                        f"(sha256 {_sha256(teacher)[:12]}, then {origin['teacher'][:12]})")  # fmt: skip
 
 
 def describe_code() -> dict:

@@ -17,7 +17,7 @@ from deit_ray.data import shards
 from deit_ray.data.crop import Geometry, crop_centre, decode
 from deit_ray.errors import UserError
 from deit_ray.models import student
-from deit_ray.origin import check_same_data
+from deit_ray.origin import check_same_inputs
 from deit_ray.run import MODEL, check_fits, run_trial, runs_of
 from deit_ray.step import Normalise
 from deit_ray.trial import make_trainer, make_worklist
@@ -103,7 +103,7 @@ def verify_best(study, address: str | None = None, console: Console | None = Non
     best, metric = study.best(), study.experiment.search.metric
     experiment = study.trial_experiment(best.params)
     manifest = shards.read_manifest(experiment.data.uri)
-    check_same_data(study.folder, experiment, manifest)
+    check_same_inputs(study.folder, experiment, manifest)
     model = storage.join(study.trial_folder(best.number), MODEL)
     with cluster.connected(address, verbose, (console or Console(quiet=True)).warn):
         device = check_fits(experiment, cluster.possible_resources())

@@ -24,12 +24,12 @@ def leaderboard(study: "optuna.Study", keys: list[str]) -> "pd.DataFrame":
         values = [trial.intermediate_values[e] for e in sorted(trial.intermediate_values)]
         finite = [value for value in values if math.isfinite(value)]
         best = max(finite, default=math.nan)
-        images = trial.user_attrs.get("images")
+        images, outcome = trial.user_attrs.get("images"), trial.user_attrs.get("outcome", "") if trial.state.is_finished() else ""
         rows.append(
             {
                 "trial": trial.number,
-                "state": "cancelled" if trial.user_attrs.get("outcome") == "cancelled" else STATES[trial.state.name],
-                "outcome": trial.user_attrs.get("outcome", ""),
+                "state": "cancelled" if outcome == "cancelled" else STATES[trial.state.name],
+                "outcome": outcome,
                 "epochs": max(trial.intermediate_values, default=0),
                 "best": best,
                 "last": values[-1] if values else math.nan,

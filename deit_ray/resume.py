@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from optuna.trial import FrozenTrial, TrialState
 
 from deit_ray import storage
+from deit_ray.budget import exceeded
 from deit_ray.console import Console
 from deit_ray.failure import read_failure
 from deit_ray.journal import iterate_segments
@@ -33,58 +34,63 @@ class Reconciled:
 def dry_run(name: str, results: str, console: Console, amend: dict | None = None) -> list[Reconciled]:
     """Says what a resume would do with each trial of a study, and does nothing."""
     study = Study.open(name, results)
-    trials = (amend or {}).get("search.trials", study.experiment.search.trials)
+    experiment = study.amended(amend or {})
     with study.driving():  # nobody else does
-        found = reconcile(study, StudyScheduler(study.experiment))
-    console.show_resume(study, found, max(0, trials - len(found)))
+        found = reconcile(study, StudyScheduler(experiment))
+    ends = exceeded(experiment, study.optuna.get_trials(deepcopy=False), study.spent)
+    console.show_resume(study, found, max(0, experiment.search.trials - len(found)), ends)
     return found
 
 
 def reconcile(study: Study, scheduler: StudyScheduler) -> list[Reconciled]:
     """What is to be done with each trial of a study that nobody drives; shows the scheduler all that is known.
 
-    Results of unfinished trials count as far as their last whole checkpoint goes; what came later is measured again, to the same values.
+    First what its drivers were told, in the order in which that came, then what trials had measured since: so no later
+    result changes what was decided on an earlier one.
     """
-    metric, epochs = study.experiment.search.metric, study.experiment.train.epochs
-    trials = study.optuna.get_trials(deepcopy=False)
-    open_trials = [trial for trial in trials if trial.state == TrialState.RUNNING]
-    folders = {trial.number: study.trial_folder(trial.number) for trial in open_trials}
-    results = [(*reported, trial.number) for trial in trials for reported in _reported(trial)]
-    for trial in open_trials:
-        known = trial.intermediate_values
-        results += [(*late, trial.number) for late in saved_results(folders[trial.number], metric) if late[1] not in known]
-    for _, epoch, value, number in sorted(results):
+    trials = [trial for trial in study.optuna.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+    told = [(seconds, epoch, value, trial.number) for trial in trials for seconds, epoch, value in _told(trial)]
+    for _, epoch, value, number in sorted(told):
         scheduler.judge(number, epoch, value)
-    found = []
-    for trial in trials:
-        if trial.state == TrialState.WAITING:
-            continue
-        if trial.state != TrialState.RUNNING:
-            found.append(Reconciled(trial.number, "kept"))
-            continue
-        step = max(saved_steps(folders[trial.number]), default=0)
-        last = max((epoch for _, epoch, _, number in results if number == trial.number), default=0)
-        stopped, failure = scheduler.stopped_at(trial.number), read_failure(folders[trial.number])
-        if last >= epochs:
-            found.append(Reconciled(trial.number, "ended", step, "finished"))
-        elif stopped is not None:
-            found.append(Reconciled(trial.number, "ended", step, f"stopped early at epoch {stopped}"))
-        elif failure is not None and failure.kind == "failed":
-            found.append(Reconciled(trial.number, "ended", step, f"failed: {failure.reason}"))
-        else:
-            found.append(Reconciled(trial.number, "continued" if step else "run again", step))
-    return found
+    late = [(*result, trial.number) for trial in trials if trial.state == TrialState.RUNNING for result in late_results(study, trial)]
+    for _, epoch, value, number in sorted(late):
+        scheduler.judge(number, epoch, value)
+    return [decide(study, trial, scheduler) for trial in trials]
 
 
-def saved_results(folder: str, metric: str) -> list[tuple[float, int, float]]:
-    """(time in s, epoch, value) of a trial's evaluations up to its last whole checkpoint, from its journal."""
+def decide(study: Study, trial: FrozenTrial, scheduler: StudyScheduler) -> Reconciled:
+    """What is to be done with one trial that nobody runs."""
+    if trial.state.is_finished():
+        return Reconciled(trial.number, "kept")
+    folder, late = study.trial_folder(trial.number), late_results(study, trial)
+    for _, epoch, value in late:
+        scheduler.judge(trial.number, epoch, value)
+    step = max(saved_steps(folder), default=0)
+    last = max([*trial.intermediate_values, *(epoch for _, epoch, _ in late)], default=0)
+    stopped, failure = scheduler.stopped_at(trial.number), read_failure(folder)
+    if last >= study.experiment.train.epochs:
+        return Reconciled(trial.number, "ended", step, "finished")
+    if stopped is not None:
+        return Reconciled(trial.number, "ended", step, f"stopped early at epoch {stopped}")
+    if failure is not None and failure.kind == "failed":
+        return Reconciled(trial.number, "ended", step, f"failed: {failure.reason}")
+    return Reconciled(trial.number, "continued" if step else "run again", step)
+
+
+def late_results(study: Study, trial: FrozenTrial) -> list[tuple[float, int, float]]:
+    """(time in s, epoch, value) of what a trial had measured and Optuna was not told, in order.
+
+    It counts as far as the last whole checkpoint goes; what came later is measured again, to the same values.
+    """
+    folder, metric = study.trial_folder(trial.number), study.experiment.search.metric
     saved = max(saved_steps(folder), default=-1)
     points = {(p.name, p.step): p for found in iterate_segments(storage.join(folder, JOURNAL), 0) for p in found}
     evaluations = [(point, points.get((metric, step))) for (name, step), point in points.items() if name == "epoch" and step <= saved]
-    return [(value.time_ms / 1000, int(epoch.value), value.value) for epoch, value in evaluations if value is not None]
+    results = [(value.time_ms / 1000, int(epoch.value), value.value) for epoch, value in evaluations if value is not None]
+    return sorted(result for result in results if result[1] not in trial.intermediate_values)
 
 
-def _reported(trial: FrozenTrial) -> list[tuple[float, int, float]]:
-    """(time in s, epoch, value) of what Optuna knows of a trial."""
+def _told(trial: FrozenTrial) -> list[tuple[float, int, float]]:
+    """(time in s, epoch, value) of what Optuna was told of a trial."""
     times = trial.user_attrs.get("times", {})
     return [(times.get(str(epoch), math.inf), epoch, value) for epoch, value in trial.intermediate_values.items()]

@@ -26,7 +26,7 @@ from deit_ray.load import dump_experiment, load_experiment
 from deit_ray.lock import driving
 from deit_ray.models.student import create_student
 from deit_ray.models.teacher import TeacherWeights, read_teacher
-from deit_ray.origin import note_origin
+from deit_ray.origin import check_same_inputs, note_origin
 from deit_ray.trial import SNAPSHOT, Needs, Shared, Trial, make_trial, make_worklist, sweep
 
 EXPERIMENT = "experiment.yaml"
@@ -75,6 +75,16 @@ def weights_path(weights: str, results: str) -> str | None:
         return None
     if not weights.startswith("run:"):
         return weights
+    uri = storage.join(storage.absolute(results), _newest_with_model(weights, results), MODEL)
+    if storage.is_local(uri):
+        return storage.local_path(uri)
+    local = Path(tempfile.mkdtemp(prefix="deit_ray-")) / MODEL
+    local.write_bytes(storage.read_bytes(uri))
+    return str(local)
+
+
+def _newest_with_model(weights: str, results: str) -> str:
+    """The newest finished run that run:NAME stands for."""
     name = weights.removeprefix("run:")
     runs = [run for run in runs_of(name, results) if storage.exists(storage.join(results, run, MODEL))]
     if not runs:
@@ -82,12 +92,15 @@ def weights_path(weights: str, results: str) -> str | None:
             f"distillation.teacher.weights: {weights}: no finished run of that name in {results}; "
             f"train one first, such as: deit-ray train experiments/{name}.yaml"
         )
-    uri = storage.join(storage.absolute(results), runs[-1], MODEL)
-    if storage.is_local(uri):
-        return storage.local_path(uri)
-    local = Path(tempfile.mkdtemp(prefix="deit_ray-")) / MODEL
-    local.write_bytes(storage.read_bytes(uri))
-    return str(local)
+    return runs[-1]
+
+
+def pin_teacher(experiment: Experiment) -> Experiment:
+    """The experiment with its teacher run:NAME replaced by the newest run of that name: one that is trained later is another teacher."""
+    weights = experiment.distillation.teacher.weights if experiment.distils else ""
+    if not weights.startswith("run:"):
+        return experiment
+    return experiment.with_overrides({"distillation.teacher.weights": f"run:{_newest_with_model(weights, experiment.results.uri)}"})
 
 
 def runs_of(name: str, results: str) -> list[str]:
@@ -202,7 +215,7 @@ def train(experiment: Experiment, address: str | None = None, console: Console |
     Raises:
         UserError: the experiment cannot run.
     """
-    return train_in(new_folder, experiment, address, console, verbose)
+    return train_in(new_folder, pin_teacher(experiment), address, console, verbose)
 
 
 def train_in(
@@ -232,7 +245,8 @@ def train_in(
             cluster.check_reachable(key, uri)
         folder = make_folder(experiment)
         name = posixpath.basename(folder)
-        how = f"go on with: deit-ray train --continue {name}{_results_option(experiment)}"
+        how = f"go on with: deit-ray train --continue {name}{results_option(experiment)}"
+        check_same_inputs(folder, experiment, ready.manifest, ready.teacher_path)
         note_origin(folder, experiment, ready.manifest, device, ready.teacher_path, continues)
         with driving(folder, name), Tracker.of(experiment, console) as tracker:
             run = start_single(tracker, experiment, folder)
@@ -266,7 +280,8 @@ def _train_on(folder: str, ready: Ready, device: str, splits: tuple[str, ...], o
     return run_trial(partial(make_trial, experiment, device, share(ready), splits), folder, on_result)
 
 
-def _results_option(experiment: Experiment) -> str:
+def results_option(experiment: Experiment) -> str:
+    """What a command must say to find the results again."""
     return "" if experiment.results.uri == "results" else f" --results {experiment.results.uri}"
 
 

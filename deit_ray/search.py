@@ -26,15 +26,15 @@ from deit_ray.config import Experiment
 from deit_ray.console import Console
 from deit_ray.errors import Interrupted, UnavailableError, UserError
 from deit_ray.failure import Failure, TrialFailed, describe_failure, read_failure
-from deit_ray.origin import note_origin
-from deit_ray.resume import Reconciled, reconcile, saved_results
-from deit_ray.run import check, check_fits, keep_best_model, saved_steps, share
+from deit_ray.origin import check_same_inputs, note_origin
+from deit_ray.resume import Reconciled, decide, late_results, reconcile
+from deit_ray.run import check, check_fits, keep_best_model, pin_teacher, results_option, saved_steps, share
 from deit_ray.schedule import StudyScheduler
 from deit_ray.searcher import StudySearcher
 from deit_ray.study import Study, naming_database
-from deit_ray.sync import end_study, end_trial, start_study, start_trial
+from deit_ray.sync import end_study, end_trial, is_told, start_study, start_trial
 from deit_ray.tracking import Run, Tracker
-from deit_ray.trial import Needs, Trial, cancel, make_trial, sweep
+from deit_ray.trial import Needs, Trial, cancel, forget_cancel, make_trial, sweep
 
 SWEEP_AFTER_S = 3.0
 TICK_S = 1.0
@@ -80,21 +80,23 @@ def tune(
     with contextlib.ExitStack() as stack:
         if study:
             stack.enter_context(study.driving())
-            study.amend(amend or {})
-            experiment = study.experiment
+            study.take_stop_requests()  # of an earlier start
+            experiment = study.amended(amend or {})
         ready = check(experiment)
+        if study:
+            check_same_inputs(study.folder, experiment, ready.manifest, ready.teacher_path)
         with cluster.connected(address, verbose, console.warn):
             resources = cluster.possible_resources()
             device = check_fits(experiment, resources)
             for key, uri in (("results.uri", experiment.results.uri), ("data.uri", experiment.data.uri)):
                 cluster.check_reachable(key, uri)
-            if not study:
-                study = Study.create(experiment)
+            if study:
+                study.amend(amend or {})
+            else:
+                study = Study.create(experiment := pin_teacher(experiment))
                 stack.enter_context(study.driving())
             note_origin(study.folder, experiment, ready.manifest, device, ready.teacher_path)
-            how = f"go on with: deit-ray tune --resume {study.name}" + (
-                "" if experiment.results.uri == "results" else f" --results {experiment.results.uri}"
-            )
+            how = f"go on with: deit-ray tune --resume {study.name}{results_option(experiment)}{f' --address {address}' * bool(address)}"
             try:
                 with naming_database(study.folder):
                     Driver(study, ready, device, resources, console).run()
@@ -102,7 +104,7 @@ def tune(
                 raise UnavailableError(f"{study.name}: {error}\nwhat its trials have done is kept; once this is mended, {how}") from error
             except (KeyboardInterrupt, Interrupted) as error:
                 console.close()
-                why = "interrupted" if cluster.is_alive() else "Ray has died"
+                why = str(error) or "interrupted" if cluster.is_alive() else "Ray has died"
                 raise Interrupted(f"{study.name}: {why}; what its trials have done is kept\n{how}") from error
     return study
 
@@ -125,11 +127,11 @@ class Driver:
         self.halt: Exception | None = None  # why it cannot go on now
         self.runs: dict[int, Run] = {}
         self.parent: Run | None = None
+        self.sweeps = Sweeps()
         self.spent, self.ticked, self.spent_saved = study.spent, time.monotonic(), time.monotonic()
 
     def run(self) -> None:
         study = self.study
-        study.take_stop_requests()  # of an earlier start
         study.optuna.set_user_attr("experiment", self.experiment.as_dict())
         with Tracker.of(self.experiment, self.console) as self.tracker:
             study.optuna.set_user_attr("outcome", None)
@@ -147,15 +149,23 @@ class Driver:
     def _resume(self, found: list[Reconciled]) -> None:
         """Brings the study up to what its trials had done when its last driver went away."""
         for decided in found:
-            if decided.action == "kept":
-                continue
-            trial = self.searcher.complete(self.study.trial(decided.number))
-            for seconds, epoch, value in sorted(saved_results(self.study.trial_folder(trial.number), self.experiment.search.metric)):
-                self._report(trial.number, epoch, value, seconds)
-            if decided.outcome:
-                self._end(trial.number, decided.outcome, read_failure(self.study.trial_folder(trial.number)))
-            else:
-                self.searcher.unfinished.append(trial)
+            if decided.action != "kept":
+                forget_cancel(self.study.trial_folder(decided.number))
+                self._live(decided.number).set_user_attr("outcome", None)  # of an end that was not told to the end
+                self._take_up(decided)
+            elif not is_told(self.study, decided.number):  # the driver ended it, and MLflow did not hear of it
+                trial = self.study.trial(decided.number)
+                end_trial(self.tracker, self.study, trial, start_trial(self.tracker, self.study, trial, self.parent))
+
+    def _take_up(self, decided: Reconciled) -> None:
+        """Ends a trial, or lets it go on, after Optuna was told what it had measured."""
+        trial = self.searcher.complete(self.study.trial(decided.number))
+        for _, epoch, value in late_results(self.study, trial):
+            self._report(trial.number, epoch, value)
+        if decided.outcome:
+            self._end(trial.number, decided.outcome, read_failure(self.study.trial_folder(trial.number)))
+        else:
+            self.searcher.unfinished.append(self.study.trial(decided.number))
 
     def _run_tuner(self) -> None:
         scratch = tempfile.mkdtemp(prefix="deit_ray-tune-")  # what Ray Tune writes, of which nothing is ever read
@@ -174,10 +184,13 @@ class Driver:
                 run_config=ray.tune.RunConfig(name="study", storage_path=scratch, verbose=0, callbacks=[Listener(self)]),
             ).fit()
         finally:
-            self.study.spent = self.spent
             shutil.rmtree(scratch, ignore_errors=True)
+            self.sweeps.close()
         if self.halt:
             raise self.halt
+        self.study.spent = self.spent
+        for number, trial in self.scheduler.trials.items():
+            self._live(number).set_user_attr("tune", trial.status)
         unfinished = self.study.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
         if unfinished:
             raise Interrupted(f"Ray ended with {len(unfinished)} trials unfinished")
@@ -197,7 +210,7 @@ class Driver:
 
     def trial_reported(self, number: int, result: dict) -> None:
         metric = self.experiment.search.metric
-        self._report(number, result["epoch"], result[metric], time.time())
+        self._report(number, result["epoch"], result[metric])
         images = result.get(f"{metric.split('/')[0]}/images")
         if images and "images" not in self.study.trial(number).user_attrs:
             self._live(number).set_user_attr("images", images)
@@ -214,8 +227,8 @@ class Driver:
             outcome = self.asked[number]
         else:
             outcome = f"stopped early at epoch {last}"
+        forget_cancel(self.study.trial_folder(number))
         if outcome:
-            self._live(number).set_user_attr("tune", "TERMINATED")
             self._end(number, outcome)
         self._check_budgets()
 
@@ -236,7 +249,6 @@ class Driver:
         elif failure.kind == "unavailable":
             self._halt(UnavailableError(f"trial {number}: {failure.reason}"))
         else:
-            self._live(number).set_user_attr("tune", "ERROR")
             self._end(number, f"failed: {failure.reason}", failure)
         self._check_budgets()
 
@@ -282,6 +294,10 @@ class Driver:
             self._ask_to_end(number, None)
 
     def _ask_to_end(self, number: int, outcome: str | None) -> None:
+        waiting = next((trial for trial in self.searcher.unfinished if trial.number == number), None)
+        if waiting is not None and outcome:
+            self.searcher.unfinished.remove(waiting)
+            self._end(number, outcome)
         trial = self.scheduler.trials.get(number)
         if trial is None or trial.is_finished() or number in self.asked:
             return
@@ -303,18 +319,20 @@ class Driver:
         elif deaths > self.experiment.train.max_failures:
             self._end(number, f"failed: its process died {deaths} times in a row at step {saved}")
         elif not self.searcher.closed:
-            self.searcher.unfinished.append(self.study.trial(number))
-            self.console.trial_interrupted(number, saved)
+            decided = decide(self.study, self.study.trial(number), self.scheduler)
+            if not decided.outcome:
+                self.console.trial_interrupted(number, saved)
+            self._take_up(decided)
         elif self.halt is None:
             self._end(number, "cancelled")
 
-    def _report(self, number: int, epoch: int, value: float, seconds: float) -> None:
-        """Tells Optuna a value once, and when it came, so that a resume can show the scheduler all values in their order."""
+    def _report(self, number: int, epoch: int, value: float) -> None:
+        """Tells Optuna a value once, and when that was, so that a resume can show the scheduler all values in their order."""
         trial = self.study.trial(number)
         if epoch in trial.intermediate_values:
             return
         live = self._live(number)
-        live.set_user_attr("times", {**trial.user_attrs.get("times", {}), str(epoch): seconds})
+        live.set_user_attr("times", {**trial.user_attrs.get("times", {}), str(epoch): time.time()})
         live.report(value, epoch)
 
     def _open_run(self, number: int) -> None:
@@ -346,7 +364,7 @@ class Driver:
     def _finish(self) -> None:
         """Evaluates the best trial on the test images, once, and closes the study."""
         study = self.study
-        reason = self.ending or "all trials have ended"
+        reason = self.ending or (study.ended if not self.scheduler.trials else None) or "all trials have ended"
         study.optuna.set_user_attr("ended", reason)
         try:
             best = study.best()
@@ -410,14 +428,14 @@ class Listener(ray.tune.Callback):
     def on_trial_complete(self, iteration, trials, trial, **info):
         with self.driver.guarding():
             self.driver.trial_completed(trial.config["number"])
-        sweep_soon(trial.config["folder"])
+        self.driver.sweeps.soon(trial.config["folder"])
 
     def on_trial_error(self, iteration, trials, trial, **info):
         number = trial.config["number"]
         with self.driver.guarding():
             self.driver.trial_failed(number, error_of(trial))
             if self.driver.study.trial(number).state.is_finished():  # one that goes on sweeps for itself
-                sweep_soon(trial.config["folder"])
+                self.driver.sweeps.soon(trial.config["folder"])
 
 
 def error_of(trial) -> BaseException:
@@ -431,13 +449,25 @@ def error_of(trial) -> BaseException:
     return cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
 
 
-def sweep_soon(folder: str) -> None:
-    """Sweeps up behind a trial once its actor has had the time to do so itself."""
+class Sweeps:
+    """Sweeps up behind trials once their actors have had the time to do so themselves."""
 
-    def sweep_now():
+    def __init__(self):
+        self.timers: dict[str, threading.Timer] = {}
+
+    def soon(self, folder: str) -> None:
+        self.timers[folder] = threading.Timer(SWEEP_AFTER_S, self._sweep, [folder])
+        self.timers[folder].daemon = True
+        self.timers[folder].start()
+
+    def close(self) -> None:
+        """Does now what is still to be done."""
+        for folder, timer in list(self.timers.items()):
+            timer.cancel()
+            self._sweep(folder)
+
+    def _sweep(self, folder: str) -> None:
+        self.timers.pop(folder, None)
         with contextlib.suppress(ray.exceptions.RayError):  # the cluster is gone, and all that was left with it
-            sweep(folder)
-
-    timer = threading.Timer(SWEEP_AFTER_S, sweep_now)
-    timer.daemon = True
-    timer.start()
+            if cluster.is_alive():
+                sweep(folder)

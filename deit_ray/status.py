@@ -88,14 +88,14 @@ def study_status(name: str, results: str) -> StudyStatus:
 
 def _status(study: Study) -> StudyStatus:
     driver, board, spent = study.driver(), study.leaderboard(), study.spent
-    if not driver:
+    if driver is None:
         board["state"] = board["state"].replace("running", "interrupted")
     return StudyStatus(
         name=study.name,
         metric=study.experiment.search.metric,
         keys=list(study.experiment.search.space),
         epochs=study.experiment.train.epochs,
-        state="running" if driver else study.ended or "interrupted",
+        state=study.ended or "interrupted" if driver is None else "running",
         driver=driver,
         counts=dict(board["state"].value_counts()),
         missing=max(0, study.experiment.search.trials - len(board)),
@@ -117,13 +117,13 @@ def trial_status(name: str, number: int, results: str) -> TrialStatus:
     steps, workers = saved_steps(folder), []
     while (worker := read_worker(folder, len(workers))) is not None:
         workers.append(worker)
-    running = "running" if study.driver() else "interrupted"
+    running = "interrupted" if study.driver() is None else "running"
     return TrialStatus(
         study=study.name,
         number=number,
         folder=folder,
         params=trial.params,
-        outcome=trial.user_attrs.get("outcome", running if trial.state == TrialState.RUNNING else "waiting"),
+        outcome=trial.user_attrs["outcome"] if trial.state.is_finished() else running if trial.state == TrialState.RUNNING else "waiting",
         metric=metric,
         value=max((value for value in values if value == value), default=None),
         last=values[-1] if values else None,

@@ -1,7 +1,9 @@
 """Where files live: one way to name, open and write them, on a local disk or an object store (pyarrow.fs)."""
 
 import contextlib
+import errno
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from pyarrow import fs
 
 from deit_ray.errors import UnavailableError, UserError
 
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # of file systems that have no hard links
 LOCAL_SCHEMES = ("", "file")
 
 
@@ -18,12 +21,15 @@ def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
 
     Raises:
         UserError: the URI is none that can be opened.
+        UnavailableError: its place cannot be reached.
     """
     if is_local(uri):
         return fs.LocalFileSystem(), local_path(uri)
     try:
         return fs.FileSystem.from_uri(uri)
-    except (pa.ArrowInvalid, ValueError, OSError) as error:
+    except OSError as error:  # it looks for the bucket's region
+        raise UnavailableError(f"{uri}: cannot be reached: {error}") from error
+    except (pa.ArrowInvalid, ValueError) as error:
         raise UserError(f"{uri}: cannot be opened; allowed are a path, file://, s3:// and gs:// ({error})") from None
 
 
@@ -83,7 +89,7 @@ def create_bytes(uri: str, content: bytes) -> None:
     with _naming(uri, "written"):
         if is_local(uri):
             with _partial(uri, content) as partial:
-                os.link(partial, local_path(uri))
+                _link(partial, local_path(uri))
         elif exists(uri):
             raise FileExistsError(uri)
         else:
@@ -106,7 +112,7 @@ def _partial(uri: str, content: bytes) -> Iterator[Path]:
     """A file beside the one to be written, with its content, on the disk and not only in its cache; removed afterwards."""
     path = Path(local_path(uri))
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         with open(partial, "wb") as file:
             file.write(content)
@@ -115,6 +121,17 @@ def _partial(uri: str, content: bytes) -> Iterator[Path]:
         yield partial
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _link(partial: Path, path: str) -> None:
+    try:
+        os.link(partial, path)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        if os.path.exists(path):
+            raise FileExistsError(path) from None
+        os.rename(partial, path)
 
 
 def _upload(uri: str, content: bytes) -> None:

@@ -69,8 +69,8 @@ class Study:
             _check_same(storage.join(folder, EXPERIMENT), study.experiment.as_dict(), made_with)
         return study
 
-    def amend(self, overrides: dict) -> None:
-        """Changes what does not change any trial, such as search.trials or search.budget.hours.
+    def amended(self, overrides: dict) -> Experiment:
+        """The experiment with what does not change any trial set anew, such as search.trials or search.budget.hours.
 
         Raises:
             UserError: another key, or a value that is not allowed.
@@ -81,11 +81,13 @@ class Study:
                     f"--set {key}: cannot change in a study that exists, since its trials could not be compared; "
                     f"allowed are: {', '.join(AMENDABLE)}"
                 )
-        path = storage.join(self.folder, EXPERIMENT)
-        amended = load_experiment(path, overrides)
-        storage.write_bytes(path, dump_experiment(amended).encode())
-        self.optuna.set_user_attr("experiment", amended.as_dict())
-        self.experiment = amended
+        return load_experiment(storage.join(self.folder, EXPERIMENT), {"results.uri": self.experiment.results.uri, **overrides})
+
+    def amend(self, overrides: dict) -> None:
+        """Goes on with `amended` from now on; only for who drives the study."""
+        if overrides:
+            self.experiment = self.amended(overrides)
+            storage.write_bytes(storage.join(self.folder, EXPERIMENT), dump_experiment(self.experiment).encode())
 
     def driving(self) -> contextlib.AbstractContextManager:
         """Holds the study while it is driven; see `lock.driving`."""

@@ -11,9 +11,11 @@ from deit_ray import report, storage
 from deit_ray.checkpoint import MODEL
 from deit_ray.config import Experiment
 from deit_ray.console import Console
+from deit_ray.delivery import RECORD
 from deit_ray.errors import UserError
 from deit_ray.failure import read_failure
 from deit_ray.load import dump_experiment, load_experiment
+from deit_ray.lock import driving
 from deit_ray.run import EXPERIMENT, RUN, find_run, params_of
 from deit_ray.study import DATABASE, Study
 from deit_ray.tracking import Run, Tracker
@@ -35,13 +37,13 @@ def sync(name: str, results: str = "results", console: Console | None = None) ->
         The number of runs that MLflow now has: the study's own and its trials'.
 
     Raises:
-        UserError: there is no such study or run, or MLflow does not answer.
+        UserError: there is no such study or run, it is running and delivers by itself, or MLflow does not answer.
     """
     console = console or Console(quiet=True)
     folder = find_run(name, results)
     study = Study.open(posixpath.basename(folder), results) if storage.exists(storage.join(folder, DATABASE)) else None
     experiment = study.experiment if study else load_experiment(storage.join(folder, EXPERIMENT))
-    with Tracker.of(experiment, console) as tracker:
+    with driving(folder, posixpath.basename(folder)), Tracker.of(experiment, console) as tracker:
         runs = list(tell_study(tracker, study) if study else tell_run(tracker, experiment, folder))
         left = tracker.finish(PATIENCE_S, LIMIT_S, lambda done, total: console.say(f"  {done} of {total} runs delivered"))
     if left:
@@ -91,6 +93,15 @@ def end_trial(tracker: Tracker, study: Study, trial: optuna.trial.FrozenTrial, r
     outcome = trial_outcome(trial)
     files = (MODEL,) if outcome == "finished" else ()
     tracker.end_run(run, outcome, study.trial_folder(trial.number), *files, ended_ms=to_ms(trial.datetime_complete))
+
+
+def is_told(study: Study, number: int) -> bool:
+    """Whether MLflow has all of an ended trial, as far as the record in its folder says."""
+    try:
+        record = json.loads(storage.read_bytes(storage.join(study.trial_folder(number), RECORD)))
+    except FileNotFoundError:
+        return False
+    return record["outcome"] is not None
 
 
 def end_study(tracker: Tracker, study: Study, run: Run, outcome: str) -> None:

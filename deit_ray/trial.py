@@ -224,8 +224,17 @@ def cancel(folder: str) -> None:
     internal_kv._internal_kv_put(_cancel_key(folder), b"1")
 
 
+def is_cancelled(folder: str) -> bool:
+    return internal_kv._internal_kv_get(_cancel_key(folder)) is not None
+
+
+def forget_cancel(folder: str) -> None:
+    """Takes back what `cancel` asked for, before a trial is started again."""
+    internal_kv._internal_kv_del(_cancel_key(folder))
+
+
 def _cancel_key(folder: str) -> str:
-    return f"{stream.kv_prefix(run_of(folder))}cancel"
+    return f"deit_ray-cancel/{run_of(folder)}"
 
 
 def _cancel_requests(run: str, coordinator) -> None:
@@ -358,13 +367,11 @@ class Trial(ray.tune.Trainable):
         self.thread.start()
 
     def step(self) -> dict:
-        while True:
+        while not is_cancelled(self.folder):
             try:
                 kind, value = self.events.get(timeout=CANCEL_POLL_S)
             except queue.Empty:
-                if internal_kv._internal_kv_get(_cancel_key(self.folder)) is None:
-                    continue
-                return {**self.last, "done": True}
+                continue
             if kind == "report":
                 self.last = value
                 return value
@@ -374,6 +381,7 @@ class Trial(ray.tune.Trainable):
             with contextlib.suppress(UnavailableError):  # a full disk; the driver gets it with the exception too
                 write_failure(self.folder, failure)
             raise TrialFailed(failure)
+        return {**self.last, "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict:
         return {}  # Ray Train keeps the checkpoints

@@ -106,7 +106,7 @@ def train_worker(job: TrainJob) -> None:
             if rank == 0:
                 journal.add(metrics, end)
                 journal.flush()
-                metrics = {name: journal.last[name][1] for name in metrics}  # what was measured first, should this be a repetition
+                metrics = journal.at(list(metrics), end)
                 save_checkpoint(Path(folder), train_step, Progress(end), description)
             ray.train.report(
                 metrics | {"epoch": epoch + 1, "step": end},

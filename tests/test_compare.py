@@ -15,7 +15,7 @@ from deit_ray.cli import main
 from deit_ray.compare import compare, compare_origins, compare_points, points_of, reproduce, show_difference, show_reproduction
 from deit_ray.errors import UserError
 from deit_ray.load import dump_experiment
-from deit_ray.origin import check_same_data, describe_code, note_origin, read_origins
+from deit_ray.origin import check_same_inputs, describe_code, note_origin, read_origins
 from deit_ray.predict import verify_best
 from deit_ray.search import tune
 from deit_ray.study import Study
@@ -141,11 +141,11 @@ def test_origins_are_noted_once_and_their_differences_named(experiment, digits, 
 def test_images_that_have_changed_are_refused(experiment, tmp_path):
     exp = experiment("digits_student", PLAIN)
     manifest = run.check(exp).manifest
-    check_same_data(str(tmp_path), exp, manifest)  # nothing was noted, so nothing is known
+    check_same_inputs(str(tmp_path), exp, manifest)  # nothing was noted, so nothing is known
     note_origin(str(tmp_path), exp, manifest, "cpu")
-    check_same_data(str(tmp_path), exp, manifest)
+    check_same_inputs(str(tmp_path), exp, manifest)
     with pytest.raises(UserError, match=r"the data set has changed since .* \(fingerprint changed, then [0-9a-f]{12}\)"):
-        check_same_data(str(tmp_path), exp, dataclasses.replace(manifest, fingerprint="changed"))
+        check_same_inputs(str(tmp_path), exp, dataclasses.replace(manifest, fingerprint="changed"))
 
 
 def test_the_code_of_a_repository_is_known_by_commit_and_changes():

@@ -35,6 +35,18 @@ def test_old_points_are_flushed_though_nothing_is_reported(tmp_path, monkeypatch
     assert read(tmp_path) == [("train/loss", 1.0, 10)]
 
 
+def test_a_step_that_is_measured_again_keeps_what_was_measured_first(tmp_path):
+    first = JournalWriter(str(tmp_path))
+    for step, value in ((20, 0.5), (40, 0.6)):
+        first.add({"val/top1": value}, step)
+        first.flush()
+    resumed = JournalWriter(str(tmp_path))  # from a checkpoint before step 20
+    resumed.add({"val/top1": 0.51}, 20)
+    assert resumed.at(["val/top1"], 20) == {"val/top1": 0.5}
+    resumed.add({"val/top1": 0.7}, 60)
+    assert resumed.at(["val/top1"], 60) == {"val/top1": 0.7}
+
+
 def test_a_process_that_outlives_its_kill_doubles_no_point(tmp_path):
     stale, fresh = JournalWriter(str(tmp_path)), JournalWriter(str(tmp_path))
     stale.add({"train/loss": 1.0}, 10)

@@ -408,7 +408,6 @@ def test_sync_delivers_a_run_of_its_own_and_knows_no_other(experiment, server, t
         sync("nobody", exp.results.uri)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(Postgres.binaries() is None, reason="PostgreSQL's initdb is neither in /usr/lib/postgresql nor on PATH")
 def test_postgresql_killed_behind_the_server_loses_and_doubles_nothing(tmp_path):
     trials, told = [Trial(tmp_path / "short-1" / f"trial-{number}") for number in range(4)], Told()
