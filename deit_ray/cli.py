@@ -88,15 +88,18 @@ def data_check(
 @data_app.command("show")
 def data_show(
     uri: Annotated[str, typer.Argument(metavar="URI", help="a prepared data set")],
-    out: Annotated[str, typer.Option(help="PNG to write")] = "samples.png",
+    out: Annotated[str, typer.Option(help="picture to write, .png or .jpg")] = "samples.png",
     experiment: Annotated[str | None, typer.Option(help="whose student's views are shown; by default an experiment's defaults")] = None,
     set: Set = [],  # noqa: B006
     samples: Annotated[int, typer.Option(min=1, max=64, help="images to show")] = 8,
+    strengths: Annotated[
+        bool, typer.Option("--strengths", help="instead: what the policy does at augment.strength 0, 0.5, 1, 1.5, 2")
+    ] = False,
 ):
     """Write a contact sheet: images as they are stored and as the student sees them in training, with labels."""
     from deit_ray.show import show
 
-    Console().say(show(uri, out, experiment, _overrides(set), samples))
+    Console().say(show(uri, out, experiment, _overrides(set), samples, strengths))
 
 
 @app.command()

@@ -15,6 +15,7 @@ import ray
 import ray.tune
 
 from deit_ray import cluster, storage
+from deit_ray.augment.policy import find_policy
 from deit_ray.checkpoint import MODEL, file_measured_by
 from deit_ray.config import Experiment
 from deit_ray.console import Console
@@ -50,11 +51,13 @@ def check(experiment: Experiment) -> Ready:
     """Finds the data, the teacher and the student of an experiment.
 
     Raises:
-        UserError: one of them is missing or does not fit the others.
+        UserError: one of them, or the augmentation's policy, is missing or does not fit the others.
     """
     manifest = shards.read_manifest(experiment.data.uri)
     data = storage.absolute(experiment.data.uri)
     make_worklist(experiment, manifest, data, ("val",))
+    for name in experiment.policies:
+        find_policy(name)
     student = create_student(experiment.student, experiment.data.image_size, len(manifest.classes))
     initial = student.state_dict() if experiment.student.init != "scratch" else None
     teacher = path = None

@@ -1,4 +1,4 @@
-"""A look at a prepared data set: images as they are stored, beside what the student sees of them."""
+"""A look at a prepared data set: images as they are stored, beside what the student sees of them, or at several strengths."""
 
 import io
 
@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from deit_ray import storage, trial
+from deit_ray.augment.picture import draw_strengths
 from deit_ray.config import Experiment
 from deit_ray.data import crop, shards
 from deit_ray.data.blocks import Samples, make_samples
@@ -20,17 +21,23 @@ CELL = 160  # pixels
 GAP, LINE = 8, 18
 
 
-def show(uri: str, out: str, experiment: str | None = None, overrides: dict | None = None, samples: int = 8) -> str:
+FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG"}
+
+
+def show(
+    uri: str, out: str, experiment: str | None = None, overrides: dict | None = None, samples: int = 8, strengths: bool = False
+) -> str:
     """Writes a contact sheet of the first training samples: a row an image, first as it is stored, then every view.
 
-    A view is shown as it enters the student, before normalisation: cropped, flipped, jittered, erased and mixed.
+    A view is shown as it enters the student, before normalisation: cropped, flipped, augmented, erased and mixed.
 
     Args:
         uri: of a prepared data set.
-        out: URI of the PNG.
+        out: URI of the picture, .png or .jpg.
         experiment: the path of an experiment file; by default an experiment's defaults.
         overrides: dotted keys to replace.
         samples: images to show.
+        strengths: shows instead what the policy does to each image's centre crop at augment.strength 0, 0.5, 1, 1.5 and 2.
 
     Returns:
         What was written, in words.
@@ -45,17 +52,27 @@ def show(uri: str, out: str, experiment: str | None = None, overrides: dict | No
         loaded = loaded.with_overrides((overrides or {}) | fixed)
     else:
         loaded = load_experiment(experiment, (overrides or {}) | fixed)
+    suffix = out.rpartition(".")[2].lower()
+    if suffix not in FORMATS:
+        raise UserError(f"--out {out}: must end with one of {', '.join('.' + known for known in FORMATS)}")
     manifest = shards.read_manifest(uri)
-    images = min(samples, shards.row_groups(uri, manifest, "train", loaded.data.holdout).images)
+    found = shards.row_groups(uri, manifest, "train", loaded.data.holdout).images
+    images = max(1, min(samples, found // loaded.data.views))  # an epoch has as many samples as images, views counted
     loaded = loaded.with_overrides({"train.batch_size": images * loaded.data.views})
     batch, seen, targets = _first_batch(loaded, manifest)
     stored = _stored(uri, manifest, batch.ids)
-    sheet = _draw(loaded, manifest.classes, batch, seen, targets, stored)
+    if strengths:
+        crops = _centre_crops(loaded, [pixels for pixels, _ in stored.values()])
+        sheet = draw_strengths(crops, loaded.augment, loaded.data.mean, loaded.data.std, loaded.seed)
+        shown = f"{images} images as augment.policy {loaded.augment.policy} leaves them at five strengths"
+    else:
+        sheet = _draw(loaded, manifest.classes, batch, seen, targets, stored)
+        views = f"{loaded.data.views} view{'s' * (loaded.data.views != 1)} of each as the student sees them"
+        shown = f"{images} images as they are stored and {views} ({loaded.data.image_size} pixels)"
     buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
+    sheet.save(buffer, FORMATS[suffix])
     storage.write_bytes(out, buffer.getvalue())
-    views = f"{loaded.data.views} view{'s' * (loaded.data.views != 1)} of each as the student sees them"
-    return f"{out}: {images} images as they are stored and {views} ({loaded.data.image_size} pixels)"
+    return f"{out}: {shown}"
 
 
 def _first_batch(experiment: Experiment, manifest: shards.Manifest) -> tuple[Samples, np.ndarray, np.ndarray]:
@@ -68,9 +85,18 @@ def _first_batch(experiment: Experiment, manifest: shards.Manifest) -> tuple[Sam
     samples = next(iter(make_samples(task, trial.make_recipe(experiment, "cpu"), experiment.train.batch_size, 1)))
     cpu, nothing = torch.device("cpu"), torch.nn.Linear(1, 1)
     step = TrainStep(experiment, nothing, nothing, None, len(manifest.classes), worklist.steps_per_epoch, 0, cpu)
-    images, targets = step.inputs(Batch.of(samples.slice(0, experiment.train.batch_size, 0), cpu), 0)
+    images, targets, _ = step.inputs(Batch.of(samples.slice(0, experiment.train.batch_size, 0), cpu), 0)
     pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     return samples.slice(0, experiment.train.batch_size, 0), pixels, targets.numpy()
+
+
+def _centre_crops(experiment: Experiment, images: list[np.ndarray]) -> np.ndarray:
+    """uint8 [images, size, size, 3]."""
+    geometry, size = trial.make_recipe(experiment, "cpu").geometry, experiment.data.image_size
+    crops = np.empty((len(images), size, size, 3), np.uint8)
+    for image, out in zip(images, crops, strict=True):
+        crop.crop_centre(image, geometry, out)
+    return crops
 
 
 def _stored(uri: str, manifest: shards.Manifest, ids: np.ndarray) -> dict[int, tuple[np.ndarray, str]]:
