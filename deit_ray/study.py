@@ -69,11 +69,17 @@ class Study:
         return study
 
     def amended(self, overrides: dict) -> Experiment:
-        """The experiment with what does not change any trial set anew, such as search.trials or search.budget.hours.
+        """The experiment to go on with: what does not change any trial may be set anew, such as search.trials or search.budget.hours.
 
         Raises:
-            UserError: another key, or a value that is not allowed.
+            UserError: another key, or a value that is not allowed; or the study is of a version whose trials were others.
         """
+        here, there = flatten(self.experiment.as_dict()), flatten(self.optuna.user_attrs.get("experiment") or self.experiment.as_dict())
+        if unknown := sorted(here.keys() - there.keys()):
+            raise UserError(
+                f"{self.name}: was made by a version of deit_ray without {unknown[0]}, which would now be {here[unknown[0]]!r}; "
+                "go on with that version (origin.json in its folder names it), or begin a new study"
+            )
         for key in overrides:
             if not _amendable(key):
                 raise UserError(
@@ -178,8 +184,10 @@ def naming_database(folder: str) -> Iterator[None]:
 
 def _check_same(path: str, found: dict, made_with: dict) -> None:
     here, there = flatten(found), flatten(made_with)
+    searched = {key for key in here if key.startswith("search.space.")}
+    keys = there.keys() | searched  # other keys are of a later version; see `Study.amended`
     moved = "results.uri"  # folders are
-    changed = [key for key in here.keys() | there.keys() if here.get(key) != there.get(key) and not _amendable(key) and key != moved]
+    changed = [key for key in keys if here.get(key) != there.get(key) and not _amendable(key) and key != moved]
     if changed:
         key = min(changed)
         raise UserError(

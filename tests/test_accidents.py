@@ -19,6 +19,7 @@ from deit_ray.load import load_experiment
 from deit_ray.search import tune
 from deit_ray.status import stop, trial_status
 from deit_ray.study import Study
+from deit_ray.trial import SNAPSHOT
 from tests.commands import SPACE, command, output_of, wait_for
 
 pytestmark = pytest.mark.cluster
@@ -118,7 +119,7 @@ def test_trials_that_fail_in_the_same_way_end_a_study_and_status_says_why(ray_cl
 def test_a_trial_whose_process_is_killed_goes_on_in_the_same_study(ray_cluster, search_file, tmp_path):
     path = search_file(**LONG | {"search.trials": 1, "train.epochs": 20})
     with command("tune", path, "--address", ray.get_runtime_context().gcs_address) as process:
-        wait_for(lambda: list((tmp_path / "results").glob("short-1/trial-0000/step-*")), 120)
+        wait_for((tmp_path / "results" / "short-1" / "trial-0000" / SNAPSHOT).exists, 120)  # the first checkpoint is whole
         os.kill(process_of_trial(), signal.SIGKILL)
         output = process.communicate(timeout=120)[0]
     assert process.returncode == 0, output

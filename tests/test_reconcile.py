@@ -146,6 +146,15 @@ def test_a_folder_whose_experiment_is_another_one_is_refused(study):
         Study.open("made", study.experiment.results.uri)
 
 
+def test_a_study_of_an_earlier_version_is_shown_and_not_continued(study):
+    made_with = study.optuna.user_attrs["experiment"]
+    del made_with["augment"]["policy"]
+    study.optuna.set_user_attr("experiment", made_with)
+    reopened = Study.open("made", study.experiment.results.uri)
+    with pytest.raises(UserError, match=r"made-1: was made by a version of deit_ray without augment\.policy, which would now be"):
+        reopened.amended({})
+
+
 def test_a_results_folder_that_cannot_be_written_is_named(study):
     if os.getuid() == 0:  # root can write everywhere but where nobody can
         mounted = subprocess.run(["mount", "--bind", "-o", "ro", study.folder, study.folder], capture_output=True, check=False)
