@@ -1,6 +1,7 @@
 """A run as it shall be in MLflow, and how far it is so; what is kept of that in the run's folder."""
 
 import dataclasses
+import math
 
 RECORD = "tracking.json"
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped early": "KILLED", "cancelled": "KILLED"}
@@ -61,6 +62,7 @@ class Run:
         segments: how many were tried; the record's count stops at one that was refused, so that a sync tries it again.
         refused: the parts that MLflow does not take.
         closed: the ending that was delivered.
+        delivered: when its journal was last read to the end, by time.monotonic().
         left: whether anything may be left to deliver.
     """
 
@@ -79,4 +81,5 @@ class Run:
     segments: int = 0
     refused: set[str] = dataclasses.field(default_factory=set)
     closed: Ending | None = None
+    delivered: float = -math.inf
     left: bool = True

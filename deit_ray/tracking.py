@@ -187,7 +187,12 @@ class Tracker:
                 return
             else:
                 pause_s = PAUSE_S[0]
-                self.wake.wait(POLL_S)
+                self.wake.wait(self._until_due_s())
+
+    def _until_due_s(self) -> float:
+        now = time.monotonic()
+        with self.lock:
+            return max(0.0, min((run.delivered for run in self.live), default=now) + POLL_S - now)
 
     def _deliver_round(self, closing: bool) -> Run | None:
         """Delivers what there is of every run; returns the run at which that failed."""
@@ -195,6 +200,8 @@ class Tracker:
             runs = [run for run in self.live if run.left]
         for run in runs:
             begin = time.monotonic()
+            if not closing and run.ending is run.closed and begin - run.delivered < POLL_S:
+                continue  # another run has woken the thread
             try:
                 self.delivery.deliver(run)
             except Stopped:
@@ -203,6 +210,7 @@ class Tracker:
                 self._note_failure(run, error, time.monotonic() - begin)
                 return run
             self._note_success(run)
+            run.delivered = begin
             with self.lock:
                 run.left = not closing and (run.closed is None or run.closed is not run.ending)
         return None
