@@ -19,7 +19,7 @@ from deit_ray import storage
 from deit_ray.data import images, shards
 from deit_ray.data.listing import Reader, Unreadable, fetch_ahead
 
-PART = 2048  # images: what a task holds in memory, encoded
+PART = 1024  # images: what a task holds in memory, encoded
 PART_SCHEMA = pa.schema([("place", pa.int64()), ("image", pa.binary()), ("label", pa.int32()), ("name", pa.string()),
                          ("source", pa.binary()), ("reason", pa.string())])  # fmt: skip
 KEY, BAD = b"deit_ray.prepared", b"deit_ray.unreadable"  # of a shard's metadata
@@ -63,29 +63,22 @@ def write_part(part: Part) -> tuple[int, list[tuple[str, str]]]:
     """
     goes_to = part.places // part.settings.shard_images
     chosen = np.flatnonzero(np.isin(goes_to, part.shards))
-    wanted, places = part.images.take(chosen), part.places[chosen]
-    jpegs, reasons, digests = [], [], []
-    for content in part.reader.read(wanted):
-        jpeg, reason, digest = _encode(content, part.settings)
-        jpegs.append(jpeg)
-        reasons.append(reason)
-        digests.append(digest)
-    columns = [places, jpegs, wanted["label"], wanted["name"], digests, reasons]
-    table = pa.table([pa.chunked_array([pa.array(c, t)]) if isinstance(c, list | np.ndarray) else c
-                      for c, t in zip(columns, PART_SCHEMA.types, strict=True)], schema=PART_SCHEMA)  # fmt: skip
-    del jpegs, columns
+    wanted, places = part.images.take(chosen).combine_chunks(), part.places[chosen]
+    encoded = [_encode(content, part.settings) for content in part.reader.read(wanted)]
+    bad = [(name, reason) for name, (_, reason, _) in zip(wanted["name"].to_pylist(), encoded, strict=True) if reason]
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, PART_SCHEMA) as writer:
         for shard in part.shards:
             rows = np.flatnonzero(goes_to[chosen] == shard)
-            writer.write_batch(table.take(rows).combine_chunks().to_batches()[0] if len(rows) else _empty())
+            jpegs, reasons, digests = zip(*(encoded[row] for row in rows), strict=True) if len(rows) else ((), (), ())
+            known = wanted.take(rows)
+            columns = (places[rows], jpegs, known["label"].combine_chunks(), known["name"].combine_chunks(), digests, reasons)
+            arrays = [c if isinstance(c, pa.Array) else pa.array(c, t) for c, t in zip(columns, PART_SCHEMA.types, strict=True)]
+            writer.write_batch(pa.record_batch(arrays, schema=PART_SCHEMA))
+            for row in rows:
+                encoded[row] = None  # it is in the sink
     storage.write_bytes(part.uri, sink.getvalue())
-    bad = [(name, reason) for name, reason in zip(wanted["name"].to_pylist(), reasons, strict=True) if reason]
     return len(part.places), bad
-
-
-def _empty() -> pa.RecordBatch:
-    return pa.RecordBatch.from_pylist([], schema=PART_SCHEMA)
 
 
 def _encode(content, settings: Settings) -> tuple[bytes | None, str | None, bytes | None]:
@@ -101,7 +94,7 @@ def _encode(content, settings: Settings) -> tuple[bytes | None, str | None, byte
 
 
 def digest_of(content) -> bytes:
-    return hashlib.blake2b(content, digest_size=DIGEST).digest()
+    return hashlib.sha256(content).digest()[:DIGEST]
 
 
 @dataclass(frozen=True)
