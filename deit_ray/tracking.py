@@ -19,7 +19,7 @@ from deit_ray.journal import iterate_segments
 from deit_ray.phase import show_phase
 from deit_ray.tracked import Ending, Run
 
-POLL_S = 10.0  # between looks at the journals of running trials: what a request costs hardly depends on its size
+POLL_S = 20.0  # between deliveries of a running trial's points: what a request costs hardly depends on its size
 PAUSE_S = (1.0, 30.0)  # between attempts while the server is away: at first, and at last
 HICCUP_S = 5.0  # a failure that was quicker than this is tried again first, and told then
 PATIENCE_S = 20.0  # how long the end of a study waits while nothing gets through
