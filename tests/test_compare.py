@@ -72,7 +72,7 @@ def test_a_run_can_be_had_again_and_what_was_changed_is_found(ray_cluster, exper
 def test_the_best_model_scores_what_was_recorded(ray_cluster, experiment, monkeypatch, metric):
     space = {"optim.lr": {"log": [1e-3, 4e-3]}, "train.batch_size": {"choice": [64, 48]}}
     search = {"search.space": space, "search.trials": 2, "search.scheduler": "none", "search.metric": metric}
-    study = tune(experiment("digits_student", PLAIN | search | {"name": "tuned", "optim.ema_decay": 0.9}))
+    study = tune(experiment("digits_student", PLAIN | search | {"name": "tuned", "optim.ema_decay": 0.5, "train.epochs": 4}))
     verified = verify_best(study)
     assert verified.holds
     assert verified.difference == 0

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import tarfile
 
@@ -251,8 +252,8 @@ def test_cifars_own_batches(tmp_path):
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     write_cifar(tmp_path)
-    (tmp_path / "data_batch_1").write_bytes(pickle.dumps({b"data": print}))
-    with pytest.raises(UserError, match=r"holds builtins.print, which is no array"):
+    (tmp_path / "data_batch_1").write_bytes(pickle.dumps({b"data": os.system}))
+    with pytest.raises(UserError, match=r"holds \w+.system, which is no array"):
         open_source(str(tmp_path))
 
 
