@@ -321,7 +321,7 @@ def decode_and_crop(batch: dict[str, np.ndarray], recipe: Recipe, split: str) ->
         else:
             crop.crop_centre(crop.decode(jpeg), geometry, images[i])
     if split == "train":
-        kernel_cv2.augment_images(images, geometry.seed, 0, ids, views, recipe.color_jitter)
+        kernel_cv2.augment_images(images, recipe.photometric.stages(0, ids, views, geometry.size, geometry.size))
     return {"image": images, "label": batch["label"]}
 
 

@@ -4,6 +4,7 @@ Defaults that come from a paper or its reference code say so:
 [DeiT] is Touvron et al. 2021, arXiv:2012.12877, table 9; [ref] is facebookresearch/deit, main.py.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -17,6 +18,13 @@ def _rising(pair: list[float]) -> list[float]:
     return pair
 
 
+def _policy(name: str) -> str:
+    if name not in POLICIES and not re.fullmatch(r"\w+(\.\w+)*:\w+", name):
+        raise ValueError(f"must be one of {', '.join(POLICIES)}, or package.module:function")
+    return name
+
+
+POLICIES = ("randaugment", "three_augment", "none")
 Unit = Annotated[float, Field(ge=0, le=1)]
 Area = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -47,12 +55,23 @@ class Data(Section):
     cpus_per_worker: Positive = 1.0  # CPUs of the stream (decode, crop) for each training worker
 
 
+class RandAugment(Section):
+    """Operations drawn for each image; see docs/augmentation.md."""
+
+    magnitude: Annotated[float, Field(ge=0, le=10)] = 9.0  # mean of a normal distribution with standard deviation 0.5 [DeiT]
+    num_ops: Annotated[int, Field(ge=0, le=8)] = 2  # [ref]
+    p: Unit = 0.5  # probability that a drawn operation is applied [ref]
+
+
 class Augment(Section):
     """Photometric augmentation and mixing, all scaled together by `strength`; crops and flips are not touched by it."""
 
     strength: Annotated[float, Field(ge=0, le=2)] = 1.0  # 0 none, 1 the values below, 2 the strongest
     place: Literal["auto", "stream", "device"] = "auto"  # auto: the device where it is a GPU, else Ray Data's tasks
-    color_jitter: Unit = 0.3  # brightness, contrast and saturation by a factor in 1 +- this [ref]
+    policy: Annotated[str, AfterValidator(_policy)] = "randaugment"  # or three_augment, none, package.module:function [DeiT]
+    randaugment: RandAugment = RandAugment()
+    color_jitter: Unit = 0.3  # brightness, contrast and saturation by a factor in 1 +- this; with three_augment and none only [ref]
+    force_color_jitter: bool = False  # with any policy
     random_erasing: Unit = 0.25  # probability [DeiT]
     mixup: NotNegative = 0.8  # alpha of the Beta distribution, 0 is off [DeiT]
     cutmix: NotNegative = 1.0  # [DeiT]
@@ -85,7 +104,12 @@ class Distillation(Section):
     weight: Unit = 0.5  # of the teacher's loss against the labels' [DeiT]
     temperature: Positive = 3.0  # tau, soft only [DeiT]
     soft_mean: Literal["elements", "batch"] = "elements"  # KL over batch x classes [ref], or over the batch (timm)
+    teacher_view: Literal["student", "crop"] = "student"  # the student's image [DeiT], or its crop before augment.policy and erasing
     teacher: Teacher | None = None
+
+    @property
+    def teacher_sees_crops(self) -> bool:
+        return self.kind != "none" and self.teacher_view == "crop"
 
 
 class Optim(Section):
@@ -209,6 +233,18 @@ class Experiment(Section):
             "distillation.temperature" not in searched or "soft" in kinds,
             "search.space.distillation.temperature",
             "is searched, but distillation.kind is hard, which has no temperature",
+        )
+        policies = searched["augment.policy"].values if "augment.policy" in searched else [self.augment.policy]
+        for key in searched:
+            _require(
+                not key.startswith("augment.randaugment.") or not set(policies) <= {"none", "three_augment"},
+                f"search.space.{key}",
+                f"is searched, but augment.policy is {self.augment.policy}: it would change nothing",
+            )
+        _require(
+            "augment.color_jitter" not in searched or self.augment.force_color_jitter or set(policies) & {"none", "three_augment"},
+            "search.space.augment.color_jitter",
+            f"is searched, but augment.policy is {self.augment.policy}, which takes no colour jitter; set augment.force_color_jitter",
         )
         split = self.search.metric.partition("/")[0]
         if searched:

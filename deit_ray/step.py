@@ -9,7 +9,8 @@ from torch import nn
 
 from deit_ray import rng
 from deit_ray.augment import erasing, kernel_cv2, kernel_torch, mixing
-from deit_ray.augment.levels import Levels, color_jitter_place
+from deit_ray.augment.policy import Photometric, place_of
+from deit_ray.augment.table import Stage
 from deit_ray.models import losses, optim
 from deit_ray.models.teacher import TeacherWeights, build_teacher
 
@@ -24,6 +25,7 @@ class Batch:
         valid: float32 [batch], 1 where the sample counts.
         ids, views: int64 NumPy arrays [batch], coordinates of the samples.
         epoch: of the samples.
+        crops: the images before the stream's photometric work, where the teacher is to see them; uint8 [batch, size, size, 3].
     """
 
     images: torch.Tensor
@@ -32,16 +34,21 @@ class Batch:
     ids: np.ndarray
     views: np.ndarray
     epoch: int
+    crops: torch.Tensor | None = None
 
     @classmethod
     def of(cls, samples, device: torch.device) -> "Batch":
         """From the stream's `Samples`; the copy to a GPU does not block."""
-        images, labels, valid = (
-            torch.from_numpy(array.copy()) for array in (samples.images, samples.labels, samples.valid.astype(np.float32))
+        images, labels, valid, crops = (
+            None if array is None else _to_device(array, device)
+            for array in (samples.images, samples.labels, samples.valid.astype(np.float32), samples.crops)
         )
-        if device.type == "cuda":
-            images, labels, valid = (x.pin_memory().to(device, non_blocking=True) for x in (images, labels, valid))
-        return cls(images, labels, valid, samples.ids, samples.views, samples.epoch)
+        return cls(images, labels, valid, samples.ids, samples.views, samples.epoch, crops)
+
+
+def _to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    tensor = torch.from_numpy(array.copy())
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 class TrainStep:
@@ -71,8 +78,8 @@ class TrainStep:
     ):
         self.experiment, self.model, self.wrapped, self.device = experiment, model, wrapped, device
         self.num_classes, self.steps_per_epoch, self.rank = num_classes, steps_per_epoch, rank
-        self.levels = Levels.of(experiment.augment)
-        self.jitter_here = color_jitter_place(experiment.augment.place, device.type) == "device"
+        self.photometric = Photometric.of(experiment.augment, experiment.data.mean, experiment.seed)
+        self.augments_here = place_of(experiment.augment.place, device.type) == "device"
         self.normalise = Normalise(experiment.data.mean, experiment.data.std, device)
         self.teacher = build_teacher(teacher, device) if teacher else None
         self.teacher_normalise = Normalise(teacher.mean, teacher.std, device) if teacher else None
@@ -96,12 +103,12 @@ class TrainStep:
         lr = optim.lr_at(step, self.steps_per_epoch, experiment.optim, experiment.train.epochs, self.peak_lr)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        images, targets = self.inputs(batch, step)
+        images, targets, teacher_images = self.inputs(batch, step)
         torch.manual_seed(rng.integer(experiment.seed, "drop path", step, self.rank))
         self.model.train()
         with self.autocast:
             outputs = self.wrapped(self.normalise(images))
-            teacher_logits = self._teach(images)
+            teacher_logits = self._teach(teacher_images)
         outputs = tuple(o.float() for o in outputs) if isinstance(outputs, tuple) else outputs.float()
         parts = losses.distilled_loss(outputs, targets, teacher_logits, batch.valid, experiment.distillation)
         self.optimizer.zero_grad(set_to_none=True)
@@ -114,16 +121,26 @@ class TrainStep:
             self.ema.update(self.model, step=step + 1)
         return scalars | {"lr": torch.tensor(lr)}
 
-    def inputs(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """What student and teacher see before each one's own normalisation: (float images in [0, 1], soft targets)."""
+    def inputs(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Augments, erases and mixes, before each model's own normalisation: mixing is linear, so it may come first.
+
+        Returns:
+            (the student's images, soft targets, the teacher's images): images are float [batch, 3, size, size] in [0, 1]. The
+            teacher's are the student's, or their crops mixed in the same way, so that both tell of the same classes.
+        """
         seed, coordinates = self.experiment.seed, (batch.epoch, batch.ids, batch.views)
-        images = batch.images
-        if self.jitter_here:
-            images = jitter_on_device(images, seed, *coordinates, self.levels.color_jitter)
-        images = images.permute(0, 3, 1, 2).float() / 255
-        erasing.erase(images, seed, *coordinates, self.levels.random_erasing, self.normalise.mean[0], self.normalise.std[0])
+        images, levels = batch.images, self.photometric.levels
+        if self.augments_here:
+            images = augment_here(images, self.photometric.stages(*coordinates, *images.shape[1:3]))
+        images = images.permute(0, 3, 1, 2).float().div_(255)
+        erasing.erase(images, seed, *coordinates, levels.random_erasing, self.normalise.mean[0], self.normalise.std[0])
         targets = mixing.smooth_targets(batch.labels, self.num_classes, self.experiment.optim.label_smoothing)
-        return mixing.mix(images, targets, self.levels, seed, step, self.rank)  # linear, so it may precede normalisation
+        mix = mixing.draw(levels, seed, step, self.rank, *images.shape[-2:])
+        images, targets = mix.images(images), mix.targets(targets)
+        if not self.experiment.distillation.teacher_sees_crops:
+            return images, targets, images
+        crops = batch.images if batch.crops is None else batch.crops
+        return images, targets, mix.images(crops.permute(0, 3, 1, 2).float().div_(255))
 
     def _teach(self, images_BCHW: torch.Tensor) -> torch.Tensor | None:
         if self.teacher is None or self.experiment.distillation.kind == "none":
@@ -151,14 +168,16 @@ class Normalise:
         self.std = torch.tensor(std, device=device).view(1, 3, 1, 1)
 
     def __call__(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        return (images_BCHW - self.mean) / self.std
+        return (images_BCHW - self.mean).div_(self.std)
 
 
-def jitter_on_device(images_BHWC: torch.Tensor, seed: int, epoch: int, ids, views, color_jitter: float) -> torch.Tensor:
+def augment_here(images_BHWC: torch.Tensor, stages: list[Stage]) -> torch.Tensor:
+    """The uint8 images with the stages applied: by the torch kernel on a GPU, on the CPU by the one that the stream uses."""
     if images_BHWC.device.type == "cuda":
-        return kernel_torch.augment_images(images_BHWC, seed, epoch, ids, views, color_jitter)
-    kernel_cv2.augment_images(images_BHWC.numpy(), seed, epoch, ids, views, color_jitter)
-    return images_BHWC
+        return kernel_torch.augment_images(images_BHWC, stages)
+    augmented = images_BHWC.clone()
+    kernel_cv2.augment_images(augmented.numpy(), stages)
+    return augmented
 
 
 def uses_bfloat16(experiment, device: torch.device) -> bool:

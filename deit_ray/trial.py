@@ -25,7 +25,7 @@ from ray.train.v2._internal.execution.worker_group import worker_group
 from ray.util.placement_group import get_placement_group, placement_group, remove_placement_group
 
 from deit_ray import cluster, storage
-from deit_ray.augment.levels import Levels, color_jitter_place
+from deit_ray.augment.policy import Photometric, place_of
 from deit_ray.config import Experiment
 from deit_ray.data import shards, stream
 from deit_ray.data.blocks import Recipe
@@ -84,12 +84,13 @@ def make_worklist(
         epochs: instead of the experiment's; 0 for a run that only evaluates.
     """
     data, train = experiment.data, experiment.train
+    arrays = 2 if experiment.distillation.teacher_sees_crops else 1
     groups = {split: shards.row_groups(uri, manifest, split, data.holdout) for split in splits}
     groups = {split: found for split, found in groups.items() if found.images}
     images = shards.row_groups(uri, manifest, "train", data.holdout) if epochs != 0 else shards.NO_ROW_GROUPS
     try:
         return WorkList(
-            images, groups, train.batch_size, train.workers, data.views, 3 * data.image_size**2,
+            images, groups, train.batch_size, train.workers, data.views, arrays * 3 * data.image_size**2,
             train.epochs if epochs is None else epochs, train.eval_every, experiment.seed,
         )  # fmt: skip
     except ValueError as error:
@@ -100,8 +101,9 @@ def make_worklist(
 def make_recipe(experiment: Experiment, device: str) -> Recipe:
     data = experiment.data
     geometry = Geometry(data.image_size, tuple(data.crop_scale), tuple(data.crop_ratio), data.flip, data.eval_crop, experiment.seed)
-    in_stream = color_jitter_place(experiment.augment.place, device) == "stream"
-    return Recipe(geometry, Levels.of(experiment.augment).color_jitter if in_stream else 0.0)
+    in_stream = place_of(experiment.augment.place, device) == "stream"
+    photometric = Photometric.of(experiment.augment, data.mean, experiment.seed) if in_stream else None
+    return Recipe(geometry, photometric, keep_crops=experiment.distillation.teacher_sees_crops)
 
 
 @dataclass(frozen=True)

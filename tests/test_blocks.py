@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 
 from deit_ray import trial
 from deit_ray.data import shards
-from deit_ray.data.blocks import make_samples, pack, unpack
+from deit_ray.data.blocks import Samples, make_samples, pack, unpack
 from deit_ray.data.shards import read_manifest
 from tests.training import local_batches
 
@@ -43,6 +43,15 @@ def test_a_block_is_one_row_and_comes_back_equal(experiment):
     for name in ("images", "labels", "ids", "views", "valid"):
         np.testing.assert_array_equal(getattr(back, name), getattr(samples, name))
     assert (back.split, back.epoch, back.first_step) == ("train", 0, 0)
+    assert back.crops is None
+
+
+def test_crops_travel_beside_the_images_where_the_teacher_is_to_see_them():
+    arrays = [np.full((3, 4, 4, 3), level, np.uint8) for level in (1, 2)]
+    numbers = np.arange(3)
+    back = unpack(pack(Samples(arrays[0], numbers, numbers, numbers, numbers > 0, "train", 0, 5, arrays[1])))
+    np.testing.assert_array_equal(back.crops, arrays[1])
+    np.testing.assert_array_equal(back.slice(1, 2, 6).crops, arrays[1][1:2])
 
 
 def test_a_corrupt_image_keeps_its_row_and_counts_nowhere(tmp_path, experiment):

@@ -13,7 +13,7 @@ def chi_square(draws: np.ndarray, bins: int = 256) -> float:
 
 def test_draws_are_uniform_over_consecutive_ids():
     # chi-square of 255 degrees of freedom: mean 255, standard deviation sqrt(2 x 255) = 22.6; 5 of them is 368
-    for purpose in ("crop", "erase", "color jitter"):
+    for purpose in ("crop", "erase", "color jitter", "randaugment", "three_augment", "erase noise"):
         assert 142 < chi_square(rng.uniform(1, purpose, 0, np.arange(100_000), 0, 0)) < 368
     assert chi_square(rng.uniform(1, "crop", 0, np.arange(100_000), 0, 0) ** 1.05) > 368  # the test can fail
 
@@ -27,6 +27,8 @@ def test_purposes_seeds_and_coordinates_are_independent():
         rng.uniform(1, "crop", 1, ids, 0),
         rng.uniform(1, "crop", 0, ids, 1),
         rng.uniform(1, "crop", 0, ids + 1, 0),
+        *(rng.uniform(1, "randaugment", 0, ids, 0, layer, k) for layer in range(2) for k in range(4)),
+        *(rng.uniform(1, purpose, 0, ids, 0, 0) for purpose in ("color jitter", "three_augment", "erase noise")),
     ]
     correlation = np.corrcoef(streams) - np.eye(len(streams))
     assert np.abs(correlation).max() < 5 / np.sqrt(len(ids))  # five standard errors of a correlation of independent samples

@@ -1,4 +1,8 @@
-"""Random erasing (Zhong et al. 2017, arXiv:1708.04896) with normal noise, as timm's RandomErasing in mode `pixel`."""
+"""Random erasing (Zhong et al. 2017, arXiv:1708.04896) with normal noise, as timm's RandomErasing in mode `pixel`.
+
+The boxes are drawn on the host; their noise is made where the images are, each value a hash of its sample's coordinates
+and its pixel, so that it depends on neither the batch nor the device.
+"""
 
 import math
 
@@ -6,10 +10,12 @@ import numpy as np
 import torch
 
 from deit_ray import rng
+from deit_ray.augment import normal
 
 AREA = (0.02, 1 / 3)
 LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))
 ATTEMPTS = 10
+CHANNEL_BITS = 16  # of a pixel's hash, for each channel
 
 
 def erase(images_BCHW: torch.Tensor, seed: int, epoch: int, ids: np.ndarray, views: np.ndarray, probability: float, mean, std) -> None:
@@ -21,18 +27,34 @@ def erase(images_BCHW: torch.Tensor, seed: int, epoch: int, ids: np.ndarray, vie
         probability: of an image being chosen.
         mean, std: [3, 1, 1] tensors of the student's normalisation, after which the noise is standard normal.
     """
-    if probability == 0:
+    places, boxes = draw_boxes(*images_BCHW.shape[-2:], seed, epoch, ids, views, probability)
+    if len(places) == 0:
         return
-    _, channels, height, width = images_BCHW.shape
+    states = rng.bits(seed, "erase noise", epoch, ids[places], views[places]).view(np.int64)
+    rows, quantiles = np.column_stack([places, boxes, states]), torch.from_numpy(normal.quantiles()).to(images_BCHW.device)
+    together = len(rows) if images_BCHW.is_cuda else 1  # a GPU wants much at once, the CPU what fits into its cache
+    for first in range(0, len(rows), together):
+        _fill(images_BCHW.permute(0, 2, 3, 1), rows[first : first + together], quantiles, mean.view(3), std.view(3))
+
+
+def _fill(images_BHWC: torch.Tensor, rows: np.ndarray, quantiles: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> None:
+    """Fills boxes with noise; rows [n, 6] are place, top, left, height, width and the sample's hash. Nothing waits for the device."""
+    device, areas = images_BHWC.device, rows[:, 3] * rows[:, 4]
+    rows = torch.from_numpy(np.column_stack([rows, areas.cumsum() - areas])).to(device, non_blocking=True)
+    box = torch.repeat_interleave(torch.arange(len(rows), device=device), rows[:, 3] * rows[:, 4], output_size=int(areas.sum()))
+    place, top, left, _, width, state, start = rows[box].unbind(1)
+    within = torch.arange(len(box), device=device) - start
+    y, x = top + within // width, left + within % width
+    noise = pixel_noise(state, y * images_BHWC.shape[2] + x, quantiles)
+    images_BHWC[place, y, x] = noise.to(images_BHWC) * std + mean
+
+
+def draw_boxes(height: int, width: int, seed: int, epoch: int, ids, views, probability: float) -> tuple[np.ndarray, np.ndarray]:
+    """Places in the batch, int64 [n], and boxes (top, left, height, width), int64 [n, 4], of the images that are erased."""
     draws = rng.uniform(seed, "erase", epoch, ids[:, None], views[:, None], np.arange(2 * ATTEMPTS + 3))
-    for i in np.flatnonzero(draws[:, -1] < probability):
-        box = erase_box(height, width, draws[i])
-        if box is None:
-            continue
-        top, left, h, w = box
-        generator = rng.generator(seed, "erase noise", epoch, int(ids[i]), int(views[i]))
-        noise = torch.from_numpy(generator.standard_normal((channels, h, w), dtype=np.float32))
-        images_BCHW[i, :, top : top + h, left : left + w] = noise.to(images_BCHW) * std + mean
+    boxes = {i: erase_box(height, width, draws[i]) for i in np.flatnonzero(draws[:, -1] < probability)}
+    fitting = {i: box for i, box in boxes.items() if box}
+    return np.array(list(fitting), np.int64), np.array(list(fitting.values()), np.int64).reshape(-1, 4)
 
 
 def erase_box(height: int, width: int, draws) -> tuple[int, int, int, int] | None:
@@ -44,3 +66,28 @@ def erase_box(height: int, width: int, draws) -> tuple[int, int, int, int] | Non
         if w < width and h < height:
             return int(draws[-3] * (height - h + 1)), int(draws[-2] * (width - w + 1)), h, w
     return None
+
+
+def pixel_noise(states: torch.Tensor, pixels: torch.Tensor, quantiles: torch.Tensor) -> torch.Tensor:
+    """Standard normal numbers [n, 3] of pixels int64 [n] whose samples hashed to `states`, int64 [n].
+
+    `rng.bits` with the pixel as one more coordinate, in torch: multiplication wraps as that of uint64 does. Each channel
+    looks up 16 bits of it among the `quantiles` of the normal distribution.
+    """
+    bits = _mix((states ^ pixels) + _signed(rng.GAMMA))
+    shifts = torch.arange(3, device=states.device) * CHANNEL_BITS
+    return quantiles[(bits[:, None] >> shifts) & (normal.QUANTILES - 1)]
+
+
+def _mix(z: torch.Tensor) -> torch.Tensor:
+    z = (z ^ _shift_right(z, 30)) * _signed(0xBF58476D1CE4E5B9)
+    z = (z ^ _shift_right(z, 27)) * _signed(0x94D049BB133111EB)
+    return z ^ _shift_right(z, 31)
+
+
+def _shift_right(z: torch.Tensor, by: int) -> torch.Tensor:
+    return (z >> by) & ((1 << (64 - by)) - 1)  # int64 shifts drag the sign along
+
+
+def _signed(word) -> int:
+    return int(np.uint64(word).view(np.int64))

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from deit_ray.augment import kernel_cv2
+from deit_ray.augment.policy import Photometric
 from deit_ray.data import crop
 from deit_ray.data.shards import ShardReader
 from deit_ray.data.worklist import MASKED, Task
@@ -25,6 +26,7 @@ class Samples:
         valid: bool [samples]; False where the row is padding or its image could not be decoded.
         split, epoch: which part of the run they belong to.
         first_step: of the first sample's batch.
+        crops: the images before the photometric work, where the teacher is to see them and the stream does that work.
     """
 
     images: np.ndarray
@@ -35,18 +37,20 @@ class Samples:
     split: str
     epoch: int
     first_step: int
+    crops: np.ndarray | None = None
 
     def slice(self, start: int, stop: int, step: int) -> "Samples":
         arrays = (a[start:stop] for a in (self.images, self.labels, self.ids, self.views, self.valid))
-        return Samples(*arrays, self.split, self.epoch, step)
+        return Samples(*arrays, self.split, self.epoch, step, None if self.crops is None else self.crops[start:stop])
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the stream does to every sample: the geometry, and the colour jitter where it is done in the stream."""
+    """What the stream does to every sample: the geometry, and the photometric work where it is done in the stream."""
 
     geometry: crop.Geometry
-    color_jitter: float  # 0 where the device does it
+    photometric: Photometric | None  # None where the device does it
+    keep_crops: bool = False  # beside the images, where the stream changes these
 
 
 def make_samples(task: Task, recipe: Recipe, batch_size: int, world_size: int) -> Iterator[Samples]:
@@ -78,8 +82,10 @@ def make_samples(task: Task, recipe: Recipe, batch_size: int, world_size: int) -
                     crop.crop_view(decoded, recipe.geometry, draws[i], images[i])
                 else:
                     crop.crop_centre(decoded, recipe.geometry, images[i])
-            if task.split == "train":
-                kernel_cv2.augment_images(images, recipe.geometry.seed, task.epoch, ids[rows], views, recipe.color_jitter)
+            crops = None
+            if task.split == "train" and recipe.photometric:
+                crops = images.copy() if recipe.keep_crops else None
+                kernel_cv2.augment_images(images, recipe.photometric.stages(task.epoch, ids[rows], views, *images.shape[1:3]))
             known = rows != MASKED
             yield Samples(
                 images,
@@ -90,6 +96,7 @@ def make_samples(task: Task, recipe: Recipe, batch_size: int, world_size: int) -
                 task.split,
                 task.epoch,
                 task.first_step + first,
+                crops,
             )
 
 
@@ -109,15 +116,17 @@ def pack(samples: Samples) -> pa.Table:
     for name in ("split", "epoch", "first_step"):
         columns[name] = pa.array([getattr(samples, name)])
     columns["size"] = pa.array([samples.images.shape[1]])
+    if samples.crops is not None:
+        columns["crops"] = _binary(samples.crops)
     return pa.table(columns)
 
 
 def unpack(block: pa.Table) -> Samples:
     """The inverse of `pack`; arrays are read-only views of the block."""
     size = block["size"][0].as_py()
-    types = {"images": np.uint8, "labels": np.int64, "ids": np.int64, "views": np.int64, "valid": np.bool_}
-    arrays = {name: np.frombuffer(block[name][0].as_buffer(), dtype) for name, dtype in types.items()}
-    arrays["images"] = arrays["images"].reshape(-1, size, size, 3)
+    types = {"images": np.uint8, "labels": np.int64, "ids": np.int64, "views": np.int64, "valid": np.bool_, "crops": np.uint8}
+    arrays = {name: np.frombuffer(block[name][0].as_buffer(), dtype) for name, dtype in types.items() if name in block.column_names}
+    arrays |= {name: arrays[name].reshape(-1, size, size, 3) for name in ("images", "crops") if name in arrays}
     return Samples(**arrays, **{name: block[name][0].as_py() for name in ("split", "epoch", "first_step")})
 
 

@@ -1,0 +1,46 @@
+"""What a policy does at several strengths, as one picture."""
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from deit_ray.augment import erasing, kernel_cv2
+from deit_ray.augment.policy import Photometric
+
+STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0)
+GAP, TITLE = 4, 24  # pixels
+
+
+def draw_strengths(images_BHWC: np.ndarray, augment, mean: list[float], std: list[float], seed: int = 0, strengths=STRENGTHS):
+    """Each image as a row, each strength as a column: policy, colour jitter and random erasing, without mixing.
+
+    Args:
+        images_BHWC: uint8 crops [n, height, width, 3].
+        augment: the `augment` section; its strength is replaced.
+        mean, std: of `data`, for the fill and the noise.
+        seed: of the draws. An image has the same draws in every column.
+
+    Returns:
+        A PIL image in RGB.
+    """
+    count, height, width = images_BHWC.shape[:3]
+    size = len(strengths) * (width + GAP) - GAP, TITLE + count * (height + GAP) - GAP
+    picture = Image.new("RGB", size, "white")
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
+    for column, strength in enumerate(strengths):
+        left = column * (width + GAP)
+        pen.text((left + width / 2, TITLE / 2), f"strength {strength:g}", "black", font, anchor="mm")
+        section = augment.model_copy(update={"strength": strength})
+        for row, image in enumerate(augment_at(section, images_BHWC, mean, std, seed)):
+            picture.paste(Image.fromarray(image), (left, TITLE + row * (height + GAP)))
+    return picture
+
+
+def augment_at(augment, images_BHWC: np.ndarray, mean: list[float], std: list[float], seed: int) -> np.ndarray:
+    """Copies of the images as the student would see them before mixing, uint8; image i has the coordinates (epoch 0, id i, view 0)."""
+    ids, views = np.arange(len(images_BHWC)), np.zeros(len(images_BHWC), np.int64)
+    photometric, images = Photometric.of(augment, mean, seed), images_BHWC.copy()
+    kernel_cv2.augment_images(images, photometric.stages(0, ids, views, *images.shape[1:3]))
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    erasing.erase(pixels, seed, 0, ids, views, photometric.levels.random_erasing, torch.tensor(mean), torch.tensor(std))
+    return (pixels * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()

@@ -1,0 +1,97 @@
+"""What happens to the colours and shapes of a sample after its crop: a policy, then colour jitter.
+
+A policy is a function `(draws, levels, canvas) -> list of stages`. Another one, from any importable module, is named in
+`augment.policy` as package.module:function (docs/augmentation.md).
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from deit_ray import rng
+from deit_ray.augment import jitter, randaugment, three_augment
+from deit_ray.augment.levels import Levels
+from deit_ray.augment.table import Canvas, Stage
+from deit_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of a batch's samples, each a hash of its sample's coordinates.
+
+    Attributes:
+        seed, epoch: of the run.
+        ids, views: int64 [batch].
+    """
+
+    seed: int
+    epoch: int
+    ids: np.ndarray
+    views: np.ndarray
+
+    def uniform(self, purpose: str, count: int, *coordinates: int) -> np.ndarray:
+        """Uniform numbers [batch, count] in [0, 1), in a stream of their own for each purpose and coordinates."""
+        return rng.uniform(self.seed, purpose, self.epoch, self.ids[:, None], self.views[:, None], *coordinates, np.arange(count))
+
+
+@dataclass(frozen=True)
+class Photometric:
+    """All that decides what happens to a sample's pixels between its crop and the erasing.
+
+    Attributes:
+        policy: see above.
+        levels: after the strength.
+        fill: RGB of what a geometric operation leaves empty.
+        seed: the experiment's.
+    """
+
+    policy: Callable[[Draws, Levels, Canvas], list[Stage]]
+    levels: Levels
+    fill: tuple[int, int, int]
+    seed: int
+
+    @classmethod
+    def of(cls, augment, mean: list[float], seed: int) -> "Photometric":
+        """From an `augment` section; empty pixels get the mean of the student's normalisation, as in timm.
+
+        Raises:
+            UserError: augment.policy cannot be imported.
+        """
+        return cls(find_policy(augment.policy), Levels.of(augment), tuple(min(255, max(0, round(255 * m))) for m in mean), seed)
+
+    def stages(self, epoch: int, ids: np.ndarray, views: np.ndarray, height: int, width: int) -> list[Stage]:
+        """What the kernels shall do to the samples of these coordinates, in this order."""
+        if self.levels.strength == 0:
+            return []
+        draws, canvas = Draws(self.seed, epoch, ids, views), Canvas(height, width, self.fill)
+        return [*self.policy(draws, self.levels, canvas), *jitter.stages(draws, self.levels, canvas)]
+
+
+def find_policy(name: str) -> Callable[[Draws, Levels, Canvas], list[Stage]]:
+    """The policy that `augment.policy` names.
+
+    Raises:
+        UserError: its module or function cannot be found.
+    """
+    known = {"randaugment": randaugment.stages, "three_augment": three_augment.stages, "none": no_stages}
+    if name in known:
+        return known[name]
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"augment.policy: {name!r} cannot be found: {error}; allowed: {', '.join(known)}, or package.module:function "
+            "of a module that can be imported wherever the stream and the workers run"
+        ) from None
+
+
+def no_stages(draws: Draws, levels: Levels, canvas: Canvas) -> list[Stage]:
+    return []
+
+
+def place_of(place: str, device_type: str) -> str:
+    """Where photometric work happens: `stream` or `device`; `auto` is the device where it is a GPU."""
+    return place if place != "auto" else "device" if device_type == "cuda" else "stream"
