@@ -59,7 +59,7 @@ def make_samples(task: Task, recipe: Recipe, batch_size: int, world_size: int) -
     jpegs, labels, ids = _read(task)
     local = batch_size // world_size
     steps = len(task.rows) // batch_size
-    decoded_row, decoded = None, None
+    decoded_row, decoded, buffer = None, None, np.empty(crop.BUFFER, np.uint8)
     for first in range(0, steps, task.block_steps):
         stretch = range(first, min(first + task.block_steps, steps))
         # a rank's samples of a batch are neighbours, so that the views of an image stay together
@@ -69,16 +69,15 @@ def make_samples(task: Task, recipe: Recipe, batch_size: int, world_size: int) -
         ]
         for place in places:
             rows, views = task.rows[place], task.views[place]
-            images = np.zeros((len(place), recipe.geometry.size, recipe.geometry.size, 3), np.uint8)
-            valid = rows != MASKED
+            images = np.empty((len(place), recipe.geometry.size, recipe.geometry.size, 3), np.uint8)
+            known = rows != MASKED
+            valid = known.copy()
             draws = crop.draw(recipe.geometry, task.epoch, ids[rows], views).tolist() if task.split == "train" else None
             for i, row in enumerate(rows):
-                if row == MASKED:
-                    continue
                 if row != decoded_row:
-                    decoded_row, decoded = row, crop.decode(jpegs[row])
+                    decoded_row, decoded = row, None if row == MASKED else crop.decode(jpegs[row], buffer)
                 if decoded is None:
-                    valid[i] = False
+                    valid[i], images[i] = False, 0
                 elif task.split == "train":
                     crop.crop_view(decoded, recipe.geometry, draws[i], images[i])
                 else:
@@ -87,7 +86,6 @@ def make_samples(task: Task, recipe: Recipe, batch_size: int, world_size: int) -
             if task.split == "train" and recipe.photometric:
                 crops = images.copy() if recipe.keep_crops else None
                 kernel_cv2.augment_images(images, recipe.photometric.stages(task.epoch, ids[rows], views, *images.shape[1:3]))
-            known = rows != MASKED
             yield Samples(
                 images,
                 np.where(known, labels[rows], 0),

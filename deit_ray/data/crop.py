@@ -12,6 +12,7 @@ import simplejpeg
 
 from deit_ray import rng
 
+BUFFER = 4 << 20  # bytes that hold the pixels of most photographs
 ATTEMPTS = 10  # as in torchvision's RandomResizedCrop
 WIDEST = 2.5  # times that three taps and bicubic can shrink an axis; more is averaged to twice the size first,
 AVERAGED = 1.8  # which, having been smoothed, goes on as if it shrank by less than 2
@@ -31,14 +32,17 @@ class Geometry:
     seed: int
 
 
-def decode(image: np.ndarray | bytes) -> np.ndarray | None:
+def decode(image: np.ndarray | bytes, buffer: np.ndarray | None = None) -> np.ndarray | None:
     """RGB pixels, uint8 [height, width, 3], or None where the bytes are no image, or only a part of one.
 
     simplejpeg decodes a sound JPEG to OpenCV's pixels in nine tenths of its time. About anything else OpenCV decides, as in
     `data prepare`: it forgives what does not touch the pixels.
+
+    Args:
+        buffer: uint8, where pixels may be put that fit into it, since fresh memory costs time.
     """
     try:
-        return simplejpeg.decode_jpeg(image, "RGB")
+        return simplejpeg.decode_jpeg(image, "RGB", buffer=buffer)
     except ValueError:
         pass
     try:
@@ -109,4 +113,4 @@ def resize(image: np.ndarray, out: np.ndarray) -> None:
 def smoothing(shrink: float) -> np.ndarray:
     """The filter for an axis that becomes this many times shorter, before bicubic interpolation."""
     side = 0.02 + 0.22 * (shrink - 1) if shrink > 1 else 0.0
-    return np.array([side, 1 - 2 * side, side])
+    return np.array([side, 1 - 2 * side, side])  # three taps always: OpenCV is slow with one
