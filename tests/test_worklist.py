@@ -28,10 +28,9 @@ def samples(tasks) -> list[tuple]:
     found = []
     for task in tasks:
         ids = np.concatenate([np.arange(first_id, first_id + rows) for _, _, _, rows, first_id in task.sources])
-        batch = len(task.rows) // max(1, len(task.rows) // 64)
-        for place, (row, view) in enumerate(zip(task.rows, task.views, strict=True)):
+        for place, (row, view) in enumerate(zip(*task.samples(), strict=True)):
             image = int(ids[row]) if row != MASKED else MASKED
-            found.append((task.split, task.epoch, task.first_step + place // batch, image, int(view)))
+            found.append((task.split, task.epoch, task.first_step + place // task.batch_size, image, int(view)))
     return found
 
 

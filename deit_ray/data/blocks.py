@@ -58,17 +58,17 @@ def make_samples(task: Task, recipe: Recipe, batch_size: int, world_size: int) -
     """The task's samples, block by block: for each stretch of steps, one block for each rank in turn."""
     jpegs, labels, ids = _read(task)
     local = batch_size // world_size
-    steps = len(task.rows) // batch_size
+    task_rows, task_views = task.samples()
     decoded_row, decoded, buffer = None, None, np.empty(crop.BUFFER, np.uint8)
-    for first in range(0, steps, task.block_steps):
-        stretch = range(first, min(first + task.block_steps, steps))
+    for first in range(0, task.steps, task.block_steps):
+        stretch = range(first, min(first + task.block_steps, task.steps))
         # a rank's samples of a batch are neighbours, so that the views of an image stay together
         places = [
             np.concatenate([np.arange(s * batch_size + rank * local, s * batch_size + (rank + 1) * local) for s in stretch])
             for rank in range(world_size)
         ]
         for place in places:
-            rows, views = task.rows[place], task.views[place]
+            rows, views = task_rows[place], task_views[place]
             images = np.empty((len(place), recipe.geometry.size, recipe.geometry.size, 3), np.uint8)
             known = rows != MASKED
             valid = known.copy()

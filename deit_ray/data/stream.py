@@ -21,7 +21,7 @@ from deit_ray.data.blocks import Recipe, Samples, make_samples, pack, unpack
 from deit_ray.data.worklist import Task, WorkList
 
 QUEUED_BLOCKS = 2  # that a rank holds beyond the one it works on
-EARLY_TASKS = 2  # the next window starts when this many tasks of the present one are left
+EARLY_TASKS = 4  # the next window starts when this many tasks of the present one are left
 
 
 def make_datasets(run: str, worklist: WorkList, recipe: Recipe, start: int, cpus: float):
@@ -149,7 +149,7 @@ class Stream:
 
     def _iterate(self, begun: tuple[queue.Queue, int, int]) -> Iterator[Samples]:
         local = self.worklist.batch_size // self.worklist.world_size
-        early = EARLY_TASKS * self.worklist.pool_steps
+        early = EARLY_TASKS * self.worklist.task_steps
         window = 0
         blocks, stop, count = begun
         while count:
