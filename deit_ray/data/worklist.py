@@ -6,8 +6,9 @@ consecutive steps. Block i of the run goes to rank i mod world size, so the orde
 
 An epoch: row groups are permuted by (seed, epoch) and laid end to end; this sequence of images is cut into pools
 of about POOL images, each shuffled within itself, so that the images of one row group are spread over many
-batches; a task makes about as many samples as a pool has images, so with V views a pool is the work of V tasks; every image then stands `views` times in a row (repeated augmentation, as in the reference's RASampler, where
-the views are on different ranks). The first floor(images / batch) x batch samples are the epoch.
+batches; every image then stands `views` times in a row (repeated augmentation, as in the reference's RASampler, where
+the views are on different ranks). The first floor(images / batch) x batch samples are the epoch. A task makes about as many
+samples as a pool has images: with several views a pool is the work of as many tasks, since what a task has made waits for its turn.
 An evaluation follows its epoch in the same list: images in the order of their ids, padded with masked rows.
 """
 
