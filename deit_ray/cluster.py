@@ -115,7 +115,7 @@ def _watching(warn: Callable[[str], None]) -> Iterator[None]:
                 continue
             looked = time.monotonic()
             try:
-                total = spilled_bytes(address)
+                total = store_stats(address).spilled_bytes_total
             except Exception:  # whatever its client raises, it has not answered
                 missed += 1
                 if missed == MISSES:
@@ -137,9 +137,9 @@ def _watching(warn: Callable[[str], None]) -> Iterator[None]:
         stop.set()
 
 
-def spilled_bytes(address: str) -> int:
-    """What the object stores of the cluster at this address have written to disk since it began."""
-    return get_memory_info_reply(get_state_from_address(address)).store_stats.spilled_bytes_total
+def store_stats(address: str):
+    """How full the object stores of the cluster at this address are, and what they have written to disk since it began."""
+    return get_memory_info_reply(get_state_from_address(address)).store_stats
 
 
 def _has_died() -> bool:

@@ -15,7 +15,7 @@ import torch.distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from deit_ray.checkpoint import Progress, load_checkpoint, save_checkpoint
-from deit_ray.cluster import spilled_bytes
+from deit_ray.cluster import store_stats
 from deit_ray.config import Experiment
 from deit_ray.data.damage import BAD_IMAGES, Bad, describe_bad, note_bad
 from deit_ray.data.stream import Stream
@@ -99,10 +99,10 @@ def train_worker(job: TrainJob) -> None:
             )  # fmt: skip
         metrics["epoch"] = epoch + 1
         bad = gather_bad(stream.bad)
-        metrics["data/bad_images_total"] = len(bad)
         if rank == 0:
             named = note_bad(job.folder, worklist, bad)
-            metrics["data/spilled_bytes"] = spilled_bytes(ray.get_runtime_context().gcs_address)
+            metrics["data/bad_images_total"] = len(named)
+            metrics["perf/spilled_bytes"] = store_stats(ray.get_runtime_context().gcs_address).spilled_bytes_total
         if metrics["data/bad_images"] > experiment.data.max_bad * clock.images:
             which = f", such as {describe_bad(named)}, listed in {BAD_IMAGES}" if rank == 0 else ""
             raise TooManyBadImages(

@@ -1,6 +1,7 @@
 """The work list: every epoch's samples, their order, and what a seek or a number of workers may change (nothing)."""
 
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -117,6 +118,43 @@ def test_images_of_one_row_group_are_spread_over_batches():
         same += (steps[:, None] == steps[None]).sum() - len(steps)
         pairs += len(steps) ** 2 - len(steps)
     assert same / pairs < 0.05
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_the_shuffle_is_good_at_the_size_of_imagenet(views):
+    worklist = make(images=1_281_167, holdout=0, batch=1024, views=views, epochs=1)
+    group, step = [], []
+    for task in worklist.tasks_between(0, worklist.steps):
+        ids = np.concatenate([np.arange(first_id, first_id + rows) for _, _, _, rows, first_id in task.sources])
+        rows, view = task.samples()
+        first = view == 0  # of an image's views, so that it counts once
+        group.append(ids[rows[first]] // 64)
+        step.append((task.first_step + np.arange(len(rows)) // 1024)[first])
+    group, step = np.concatenate(group), np.concatenate(step)
+
+    def pairs(labels: np.ndarray) -> int:
+        counts = np.unique(labels, return_counts=True)[1]
+        return int((counts * (counts - 1) // 2).sum())
+
+    shared = pairs(group * worklist.steps + step) / pairs(group)
+    # two images of one row group are, nearly always, in one pool of 5,120, and a batch has 1024 / views of these;
+    # without pools it would be 1, and in a shuffle of all images 1023 / 1281166 = 0.0008
+    assert abs(shared - (1024 / views - 1) / 5119) < 0.005
+    assert shared <= 0.25
+    meets = np.unique(np.stack([step, group]), axis=1)[0]
+    assert np.unique(meets, return_counts=True)[1].min() >= 64
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_the_first_window_of_a_long_run_is_as_small_as_that_of_a_short_one(views):
+    sizes = []
+    for epochs in (1, 300):
+        worklist = make(images=1_281_167, holdout=0, batch=1024, views=views, epochs=epochs)
+        stop, _ = worklist.window_from(0)
+        tasks = list(worklist.tasks_between(0, stop))
+        sizes.append((len(tasks), sum(len(pickle.dumps(task)) for task in tasks)))
+    assert sizes[1][0] <= 1.1 * sizes[0][0]
+    assert sizes[1][1] < 256 * 10_000  # bytes: a task is sent as what it reads, not as every sample it makes
 
 
 def test_fewer_images_than_a_batch_are_refused():
