@@ -107,7 +107,7 @@ def test_evaluations_come_when_they_are_due():
 
 
 def test_images_of_one_row_group_are_spread_over_batches():
-    # in the permuted order alone the probability of sharing a batch would be 1; the pool has 4096 images, 64 batches
+    # in the permuted order alone the probability of sharing a batch would be 1; the pool has 5120 images, 80 batches
     worklist = make(images=64_000, holdout=0, epochs=1)
     group_of = {}
     for _, _, step, image, _ in samples(worklist.tasks_between(0, worklist.steps)):
