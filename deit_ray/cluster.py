@@ -115,15 +115,15 @@ def _watching(warn: Callable[[str], None]) -> Iterator[None]:
                 continue
             looked = time.monotonic()
             try:
-                stats = get_memory_info_reply(get_state_from_address(address)).store_stats
+                total = store_stats(address).spilled_bytes_total
             except Exception:  # whatever its client raises, it has not answered
                 missed += 1
                 if missed == MISSES:
                     return _thread.interrupt_main()
                 continue
             missed = 0
-            if stats.spilled_bytes_total - spilled > SPILL_WARNING_BYTES:
-                spilled = stats.spilled_bytes_total
+            if total - spilled > SPILL_WARNING_BYTES:
+                spilled = total
                 warn(
                     f"the object store is full: {spilled / 1e9:.1f} GB of blocks were written to the disk, which slows the "
                     "stream; fewer trials at a time (search.max_concurrent) need less"
@@ -135,6 +135,11 @@ def _watching(warn: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         stop.set()
+
+
+def store_stats(address: str):
+    """How full the object stores of the cluster at this address are, and what they have written to disk since it began."""
+    return get_memory_info_reply(get_state_from_address(address)).store_stats
 
 
 def _has_died() -> bool:

@@ -24,7 +24,7 @@ from deit_ray.errors import Interrupted, UnavailableError, UserError
 from deit_ray.failure import Failure, TrialFailed, describe_failure, read_failure
 from deit_ray.listener import Listener, Sweeps
 from deit_ray.resume import Reconciled, decide, late_results, reconcile
-from deit_ray.run import keep_best_model, saved_steps, share
+from deit_ray.run import keep_best_model, saved_steps, share, warn_of_bad
 from deit_ray.schedule import StudyScheduler
 from deit_ray.searcher import StudySearcher
 from deit_ray.study import Study, naming_database
@@ -295,6 +295,7 @@ class Driver:
         end_trial(self.tracker, self.study, self.study.trial(number), self.runs.pop(number))
         values = [v for v in trial.intermediate_values.values() if math.isfinite(v)]
         self.console.trial_ended(number, outcome, max(values, default=None))
+        warn_of_bad(folder, lambda text: self.console.warn(f"trial {number}: {text}"))
 
     def _finish(self) -> None:
         """Evaluates the best trial on the test images, once, and closes the study."""

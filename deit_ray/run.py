@@ -20,6 +20,7 @@ from deit_ray.checkpoint import MODEL, file_measured_by
 from deit_ray.config import Experiment
 from deit_ray.console import Console
 from deit_ray.data import shards
+from deit_ray.data.damage import BAD_IMAGES, describe_bad, read_bad
 from deit_ray.errors import Interrupted, UserError
 from deit_ray.failure import read_failure, reason_of
 from deit_ray.journal import checkpoint_name, iterate_points, step_of
@@ -262,14 +263,21 @@ def train_in(
                 failure = read_failure(folder)
                 reason = failure.reason if failure else reason_of(error)
                 if failure is not None and failure.kind == "failed":
-                    tracker.end_run(run, f"failed: {reason}", folder)
+                    tracker.end_run(run, f"failed: {reason}", folder, BAD_IMAGES)
                     how = ""
                 mended = f"\nonce this is mended, {how}" if how else ""
                 raise UserError(f"{name}: the training failed: {reason}\n  its journal and checkpoints: {folder}{mended}") from error
             keep_best_model(folder, experiment.search.metric)
             storage.write_bytes(storage.join(folder, RUN), json.dumps({"outcome": "finished", "metrics": metrics}).encode())
-            tracker.end_run(run, "finished", folder, MODEL)
+            tracker.end_run(run, "finished", folder, MODEL, BAD_IMAGES)
+            warn_of_bad(folder, console.warn)
     return TrainedRun(name, folder, metrics)
+
+
+def warn_of_bad(folder: str, warn: Callable[[str], None]) -> None:
+    """Says, at the end of a run, which images it could not decode."""
+    if bad := read_bad(folder):
+        warn(f"{len(bad)} images could not be decoded and counted nowhere: {describe_bad(bad)}; {storage.join(folder, BAD_IMAGES)} has all")
 
 
 def _train_on(folder: str, ready: Ready, device: str, splits: tuple[str, ...], on_result) -> dict[str, float]:

@@ -11,6 +11,7 @@ from deit_ray import report, storage
 from deit_ray.checkpoint import MODEL
 from deit_ray.config import Experiment
 from deit_ray.console import Console
+from deit_ray.data.damage import BAD_IMAGES
 from deit_ray.errors import UserError
 from deit_ray.failure import read_failure
 from deit_ray.load import dump_experiment, load_experiment
@@ -91,7 +92,7 @@ def start_trial(tracker: Tracker, study: Study, trial: optuna.trial.FrozenTrial,
 def end_trial(tracker: Tracker, study: Study, trial: optuna.trial.FrozenTrial, run: Run) -> None:
     """Ends a trial's run as Optuna says that the trial ended; the table in docs/architecture.md."""
     outcome = trial_outcome(trial)
-    files = (MODEL,) if outcome == "finished" else ()
+    files = (MODEL, BAD_IMAGES) if outcome == "finished" else (BAD_IMAGES,)
     tracker.end_run(run, outcome, study.trial_folder(trial.number), *files, ended_ms=to_ms(trial.datetime_complete))
 
 
@@ -134,7 +135,7 @@ def tell_run(tracker: Tracker, experiment: Experiment, folder: str) -> Iterator[
         outcome = f"failed: {failure.reason}"
     else:
         return  # it runs, or was interrupted and can go on
-    tracker.end_run(run, outcome, folder, *([MODEL] if outcome == "finished" else []))
+    tracker.end_run(run, outcome, folder, BAD_IMAGES, *([MODEL] if outcome == "finished" else []))
 
 
 def start_single(tracker: Tracker, experiment: Experiment, folder: str) -> Run:

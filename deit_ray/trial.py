@@ -37,6 +37,7 @@ from deit_ray.journal import step_of
 from deit_ray.phase import show_phase
 
 STREAM_END_S = 5.0
+STREAM_STORE = 0.4  # of the object store, for the streams of all trials; two windows of one overlap for a moment only
 CANCEL_POLL_S = 1.0
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's name for it
 REPORT_POLL_S = "0.1"  # ray.train.report blocks until the controller polls: every 2 s by default
@@ -72,6 +73,11 @@ class Needs:
             f"{workers} workers x ({train.cpus_per_worker:g} training + {data.cpus_per_worker:g} stream) CPUs "
             f"= {self.cpus + self.stream_cpus:g} CPUs{gpus}"
         )
+
+
+def store_share(resources: dict[str, float], needs: Needs) -> float:
+    """Bytes of the cluster's object store for each of a trial's two windows, when as many trials run as fit into the cluster."""
+    return STREAM_STORE * resources["object_store_memory"] / max(1, needs.fit(resources))
 
 
 def make_worklist(
@@ -298,7 +304,8 @@ def make_trainer(
     if cluster.possible_nodes() == 1:
         os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # one machine is not preempted; it saves an actor
     needs, run = Needs.of(experiment, device), run_of(folder)
-    datasets, data_config, cursor = stream.make_datasets(run, worklist, make_recipe(experiment, device), 0, needs.stream_cpus)
+    store = store_share(ray.cluster_resources(), needs)
+    datasets, data_config, cursor = stream.make_datasets(run, worklist, make_recipe(experiment, device), 0, needs.stream_cpus, store)
     job = {"experiment": experiment, "worklist": worklist, "cursor": cursor, **job}
     parent, _, name = storage.absolute(folder).rpartition("/")
     ranked = experiment.search.metric if experiment.search.metric.split("/")[0] in worklist.evaluations else None

@@ -15,7 +15,9 @@ import torch.distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from deit_ray.checkpoint import Progress, load_checkpoint, save_checkpoint
+from deit_ray.cluster import store_stats
 from deit_ray.config import Experiment
+from deit_ray.data.damage import BAD_IMAGES, Bad, describe_bad, note_bad
 from deit_ray.data.stream import Stream
 from deit_ray.data.worklist import WorkList
 from deit_ray.errors import HopelessError
@@ -90,17 +92,23 @@ def train_worker(job: TrainJob) -> None:
             continue
         show_phase("evaluation")
         metrics = clock.read() | cost.read()
-        if metrics["data/bad_images"] > experiment.data.max_bad * clock.images:
-            raise TooManyBadImages(
-                f"{metrics['data/bad_images']:.0f} of {clock.images} images could not be decoded, more than data.max_bad "
-                f"({experiment.data.max_bad:g}) allows; check the data set with: deit-ray data prepare"
-            )
         for split in splits:
             metrics |= evaluate(
                 split, model, train_step.ema and train_step.ema.module, stream,
                 worklist.evaluation_steps(split), train_step.normalise, train_step.autocast,
             )  # fmt: skip
         metrics["epoch"] = epoch + 1
+        bad = gather_bad(stream.bad)
+        if rank == 0:
+            named = note_bad(job.folder, worklist, bad)
+            metrics["data/bad_images_total"] = len(named)
+            metrics["perf/spilled_bytes"] = store_stats(ray.get_runtime_context().gcs_address).spilled_bytes_total
+        if metrics["data/bad_images"] > experiment.data.max_bad * clock.images:
+            which = f", such as {describe_bad(named)}, listed in {BAD_IMAGES}" if rank == 0 else ""
+            raise TooManyBadImages(
+                f"{metrics['data/bad_images']:.0f} of {clock.images} images could not be decoded{which}; more than data.max_bad "
+                f"({experiment.data.max_bad:g}) allows; see what is wrong with: deit-ray data check {experiment.data.uri}"
+            )
         show_phase("checkpoint")
         with tempfile.TemporaryDirectory() as folder:
             if rank == 0:
@@ -216,6 +224,15 @@ class Cost:
 
     def read(self) -> dict[str, float]:
         return {self.name: self.before + (time.perf_counter() - self.begin) * self.rate / 3600}
+
+
+def gather_bad(bad: Bad) -> Bad:
+    """Every worker's bad images; every worker must call it."""
+    if not torch.distributed.is_initialized():
+        return bad
+    gathered = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, bad)
+    return set().union(*gathered)
 
 
 def sum_over_workers(value: float) -> float:

@@ -3,10 +3,12 @@
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from deit_ray import trial
 from deit_ray.data import shards
 from deit_ray.data.blocks import Samples, make_samples, pack, unpack
+from deit_ray.data.damage import note_bad, read_bad
 from deit_ray.data.shards import read_manifest
 from tests.training import local_batches
 
@@ -26,8 +28,23 @@ def test_samples_and_pixels_do_not_depend_on_the_number_of_workers(experiment):
     overrides = {"train.epochs": 2, "optim.warmup_epochs": 0, "data.views": 3, "distillation.kind": "none", "train.batch_size": 60}
     one = pixels_by_coordinates(experiment("digits_student", overrides), 1)
     two = pixels_by_coordinates(experiment("digits_student", overrides | {"train.workers": 2}), 2)
-    assert one == two
+    three = pixels_by_coordinates(experiment("digits_student", overrides | {"train.workers": 3}), 3)
+    assert one == two == three
     assert len(one) > 2 * 1200
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_a_seek_gives_each_rank_what_an_uninterrupted_stream_gives_from_there_on(experiment, world_size):
+    overrides = {"train.epochs": 2, "optim.warmup_epochs": 0, "data.views": 3, "distillation.kind": "none", "train.batch_size": 60}
+    exp = experiment("digits_student", overrides | {"train.workers": world_size})
+
+    def parts(start: int) -> list[tuple]:
+        found = local_batches(exp, splits=("val",), world_size=world_size, start=start)
+        return sorted((s.epoch, s.split != "train", s.first_step, s.ids.tolist(), s.views.tolist(), s.images.tobytes()) for s in found)
+
+    everything, start = parts(0), 13  # in the middle of the first epoch
+    assert parts(start) == [part for part in everything if part[:3] >= (0, False, start)]
+    assert len(everything) > len(parts(start)) > world_size
 
 
 def test_a_block_is_one_row_and_comes_back_equal(experiment):
@@ -55,13 +72,19 @@ def test_crops_travel_beside_the_images_where_the_teacher_is_to_see_them():
 
 
 def test_a_corrupt_image_keeps_its_row_and_counts_nowhere(tmp_path, experiment):
-    rows = [(b"broken" if i == 70 else pq_image(i), i % 3, f"{i}") for i in range(200)]
+    rows = [(b"broken" if i == 70 else pq_image(i), i % 3, f"image {i}") for i in range(200)]
     uri = str(tmp_path / "damaged")
     splits = {split: shards.write_split(uri, split, rows) for split in ("train", "test")}
     shards.write_manifest(uri, ["a", "b", "c"], {s: x[0] for s, x in splits.items()}, {s: x[1] for s, x in splits.items()}, {})
     exp = experiment("digits_student", {"distillation.kind": "none", "data.uri": uri, "data.holdout": 0.0, "train.batch_size": 40})
     invalid = [(s.split, s.epoch, int(i)) for s in local_batches(exp) for i, ok in zip(s.ids, s.valid, strict=True) if not ok and i >= 0]
     assert invalid == [("train", epoch, 70) for epoch in range(30)] + [("test", 29, 70)]
+
+    worklist = trial.make_worklist(exp, read_manifest(uri), uri, ("test",))
+    results = str(tmp_path / "results")
+    named = note_bad(results, worklist, {("train", 70), ("test", 70)})
+    assert named == [("test", 70, "image 70"), ("train", 70, "image 70")] == read_bad(results)
+    assert note_bad(results, worklist, {("train", 71)}) == [*named, ("train", 71, "image 71")]  # of a resumed run
 
 
 def pq_image(i: int) -> bytes:
@@ -73,15 +96,13 @@ def pq_image(i: int) -> bytes:
 def test_a_missing_shard_is_named(tmp_path, experiment):
     import shutil
 
-    import pytest
-
     from deit_ray.errors import UserError
 
     exp = experiment("digits_student", {"distillation.kind": "none"})
     shutil.copytree(exp.data.uri, tmp_path / "copy")
     (tmp_path / "copy" / "train-00000.parquet").unlink()
     broken = exp.with_overrides({"data.uri": str(tmp_path / "copy")})
-    with pytest.raises(UserError, match=r"train-00000.parquet, row group \d+, is missing or damaged"):
+    with pytest.raises(UserError, match=r"train-00000.parquet, row group \d+, is missing or damaged .*deit-ray data check .*copy"):
         next(local_batches(broken))
 
 

@@ -1,5 +1,8 @@
 """The stream through a real Ray: the work list's samples, on the right ranks, over windows, and after a seek."""
 
+import time
+from functools import partial
+
 import numpy as np
 import pytest
 import ray
@@ -7,6 +10,7 @@ from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from deit_ray import trial
+from deit_ray.cluster import store_stats
 from deit_ray.data import stream
 from deit_ray.data.shards import read_manifest
 from tests.training import local_batches
@@ -33,15 +37,26 @@ def read_stream(config):
         ray.get(config["log"].add.remote(rank, entry))
 
 
-def stream_through_ray(experiment, start: int, folder) -> dict[int, list]:
+def hold_stream(config):
+    """Takes one batch, sleeps, and logs by how much the object store is fuller then."""
+    used = partial(store_stats, ray.get_runtime_context().gcs_address)
+    before = used().object_store_bytes_used
+    batches = stream.Stream(config["worklist"], ray.train.get_dataset_shard, config["cursor"], 0, 0)
+    next(batches)
+    time.sleep(10)
+    ray.get(config["log"].add.remote(0, used().object_store_bytes_used - before))
+
+
+def stream_through_ray(experiment, start: int, folder, read=read_stream, store_bytes=None) -> dict[int, list]:
     manifest = read_manifest(experiment.data.uri)
     worklist = trial.make_worklist(experiment, manifest, experiment.data.uri, ("val",))
-    worklist.window = 1  # task: an epoch's, so that the two datasets take turns
-    worklist.block_steps = 7  # so that a task makes several blocks
-    datasets, data_config, cursor = stream.make_datasets("test", worklist, trial.make_recipe(experiment, "cpu"), start, 1.0)
+    if read is read_stream:
+        worklist.window = 1  # task: an epoch's, so that the two datasets take turns
+        worklist.block_steps = 7  # so that a task makes several blocks
+    datasets, data_config, cursor = stream.make_datasets("test", worklist, trial.make_recipe(experiment, "cpu"), start, 1.0, store_bytes)
     log = Log.remote()
     TorchTrainer(
-        read_stream,
+        read,
         train_loop_config={"worklist": worklist, "cursor": cursor, "start": start, "log": log},
         datasets=datasets,
         dataset_config=data_config,
@@ -77,3 +92,12 @@ def test_each_rank_gets_its_samples_in_order_over_windows_and_after_a_seek(ray_c
         for a, b in zip(got[rank], want[rank], strict=True):
             assert a[:5] == b[:5]
             assert np.array_equal(a[5], b[5])
+
+
+def test_a_consumer_that_sleeps_does_not_fill_the_object_store(ray_cluster, experiment, tmp_path):
+    keys = {"distillation.kind": "none", "train.epochs": 300, "data.image_size": 224, "augment.policy": "none", "augment.color_jitter": 0.0}
+    exp = experiment("digits_student", keys)
+    block, limit = exp.train.batch_size * 3 * 224**2, 60 << 20  # a step, since it is more than BLOCK_BYTES
+    held = stream_through_ray(exp, 0, tmp_path, hold_stream, limit)[0][0]
+    # what make_datasets declares: the limit, a block for the one task, and QUEUED_BLOCKS + 2 for the one rank
+    assert block < held <= limit + (1 + stream.QUEUED_BLOCKS + 2) * block

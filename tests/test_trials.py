@@ -1,12 +1,14 @@
 """Trials through a real Ray Train: evaluation, resuming, repeating, distilling."""
 
 import io
+import json
 import os
 import shutil
 from functools import partial
 from pathlib import Path
 
 import cv2
+import mlflow
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -17,6 +19,7 @@ from safetensors.torch import load_file
 import deit_ray
 from deit_ray import run
 from deit_ray.data import shards
+from deit_ray.data.damage import BAD_IMAGES, read_bad
 from deit_ray.data.shards import read_manifest
 from deit_ray.errors import UserError
 from deit_ray.journal import iterate_points
@@ -69,6 +72,26 @@ def test_every_image_is_counted_once_by_three_workers(ray_cluster, experiment, t
     if best == trained.metrics["step"]:  # the model kept is the one that the test was run on
         assert trained.metrics["test/top1"] == pytest.approx(correct / 361, abs=1e-9)
     assert evaluate(f"{trained.folder}/model.safetensors", uri)["test/top1"] == pytest.approx(correct / 361, abs=1e-9)
+
+
+def test_images_that_cannot_be_decoded_are_named_and_too_many_of_them_end_the_trial(ray_cluster, experiment, tmp_path):
+    uri, jpeg = str(tmp_path / "damaged"), cv2.imencode(".jpg", np.zeros((20, 20, 3), np.uint8))[1].tobytes()
+    rows = [(b"broken" if i == 70 else jpeg, i % 3, f"image {i}") for i in range(200)]
+    splits, counts = zip(*(shards.write_split(uri, split, rows) for split in ("train", "test")), strict=True)
+    names = ("train", "test")
+    shards.write_manifest(uri, ["a", "b", "c"], dict(zip(names, splits, strict=True)), dict(zip(names, counts, strict=True)), {})
+    keys = CONVNET | SHORT | {"data.uri": uri, "data.holdout": 0.1, "data.views": 1, "train.batch_size": 90, "data.max_bad": 1.0}
+    trained = run.train(experiment("digits_student", keys))
+    assert read_bad(trained.folder) == [("test", 70, "image 70"), ("train", 70, "image 70")]
+    assert trained.metrics["test/images"] == 199
+    assert journal(trained.folder)["data/bad_images_total", 6] == 2  # 180 images are two steps an epoch
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/results/mlflow.db")
+    run_id = json.loads(Path(f"{trained.folder}/tracking.json").read_text())["run_id"]
+    assert BAD_IMAGES in [file.path for file in client.list_artifacts(run_id)]
+
+    message = r"1 of 180 images could not be decoded, such as train image 70 \(image 70\)"
+    with pytest.raises(UserError, match=message):
+        run.train(experiment("digits_student", keys | {"data.max_bad": 0.001}))
 
 
 def test_the_same_experiment_gives_the_same_numbers_at_every_step(ray_cluster, experiment, teacher_file):

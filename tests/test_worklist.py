@@ -1,6 +1,7 @@
 """The work list: every epoch's samples, their order, and what a seek or a number of workers may change (nothing)."""
 
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -28,10 +29,9 @@ def samples(tasks) -> list[tuple]:
     found = []
     for task in tasks:
         ids = np.concatenate([np.arange(first_id, first_id + rows) for _, _, _, rows, first_id in task.sources])
-        batch = len(task.rows) // max(1, len(task.rows) // 64)
-        for place, (row, view) in enumerate(zip(task.rows, task.views, strict=True)):
+        for place, (row, view) in enumerate(zip(*task.samples(), strict=True)):
             image = int(ids[row]) if row != MASKED else MASKED
-            found.append((task.split, task.epoch, task.first_step + place // batch, image, int(view)))
+            found.append((task.split, task.epoch, task.first_step + place // task.batch_size, image, int(view)))
     return found
 
 
@@ -107,7 +107,7 @@ def test_evaluations_come_when_they_are_due():
 
 
 def test_images_of_one_row_group_are_spread_over_batches():
-    # in the permuted order alone the probability of sharing a batch would be 1; the pool has 4096 images, 64 batches
+    # in the permuted order alone the probability of sharing a batch would be 1; the pool has 5120 images, 80 batches
     worklist = make(images=64_000, holdout=0, epochs=1)
     group_of = {}
     for _, _, step, image, _ in samples(worklist.tasks_between(0, worklist.steps)):
@@ -118,6 +118,43 @@ def test_images_of_one_row_group_are_spread_over_batches():
         same += (steps[:, None] == steps[None]).sum() - len(steps)
         pairs += len(steps) ** 2 - len(steps)
     assert same / pairs < 0.05
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_the_shuffle_is_good_at_the_size_of_imagenet(views):
+    worklist = make(images=1_281_167, holdout=0, batch=1024, views=views, epochs=1)
+    group, step = [], []
+    for task in worklist.tasks_between(0, worklist.steps):
+        ids = np.concatenate([np.arange(first_id, first_id + rows) for _, _, _, rows, first_id in task.sources])
+        rows, view = task.samples()
+        first = view == 0  # of an image's views, so that it counts once
+        group.append(ids[rows[first]] // 64)
+        step.append((task.first_step + np.arange(len(rows)) // 1024)[first])
+    group, step = np.concatenate(group), np.concatenate(step)
+
+    def pairs(labels: np.ndarray) -> int:
+        counts = np.unique(labels, return_counts=True)[1]
+        return int((counts * (counts - 1) // 2).sum())
+
+    shared = pairs(group * worklist.steps + step) / pairs(group)
+    # two images of one row group are, nearly always, in one pool of 5,120, and a batch has 1024 / views of these;
+    # without pools it would be 1, and in a shuffle of all images 1023 / 1281166 = 0.0008
+    assert abs(shared - (1024 / views - 1) / 5119) < 0.005
+    assert shared <= 0.25
+    meets = np.unique(np.stack([step, group]), axis=1)[0]
+    assert np.unique(meets, return_counts=True)[1].min() >= 64
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_the_first_window_of_a_long_run_is_as_small_as_that_of_a_short_one(views):
+    sizes = []
+    for epochs in (1, 300):
+        worklist = make(images=1_281_167, holdout=0, batch=1024, views=views, epochs=epochs)
+        stop, _ = worklist.window_from(0)
+        tasks = list(worklist.tasks_between(0, stop))
+        sizes.append((len(tasks), sum(len(pickle.dumps(task)) for task in tasks)))
+    assert sizes[1][0] <= 1.1 * sizes[0][0]
+    assert sizes[1][1] < 256 * 10_000  # bytes: a task is sent as what it reads, not as every sample it makes
 
 
 def test_fewer_images_than_a_batch_are_refused():

@@ -33,13 +33,13 @@ def make_step(experiment, ready=None) -> TrainStep:
     return TrainStep(experiment, model, model, ready.teacher, classes, worklist.steps_per_epoch, 0, CPU)
 
 
-def local_batches(experiment, ready=None, splits=("val", "test"), world_size: int = 1):
-    """All batches of a run, in the order of its work list, made in this process; for one rank or, in turn, for several."""
+def local_batches(experiment, ready=None, splits=("val", "test"), world_size: int = 1, start: int = 0):
+    """All batches of a run from a step on, in the order of its work list, made in this process; for one rank or, in turn, for several."""
     ready = ready or run.check(experiment)
     worklist = trial.make_worklist(experiment, ready.manifest, ready.data, splits)
     recipe = trial.make_recipe(experiment, "cpu")
     local = experiment.train.batch_size // world_size
-    for task in worklist.tasks_between(0, worklist.steps):
+    for task in worklist.tasks_between(start, worklist.steps):
         for samples in make_samples(task, recipe, experiment.train.batch_size, world_size):
             for k in range(len(samples.ids) // local):
                 yield samples.slice(k * local, (k + 1) * local, samples.first_step + k)

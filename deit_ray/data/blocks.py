@@ -5,6 +5,7 @@ A block is an Arrow table of one row, so that Ray Data hands it on whole: the sa
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -57,27 +58,26 @@ def make_samples(task: Task, recipe: Recipe, batch_size: int, world_size: int) -
     """The task's samples, block by block: for each stretch of steps, one block for each rank in turn."""
     jpegs, labels, ids = _read(task)
     local = batch_size // world_size
-    steps = len(task.rows) // batch_size
-    decoded_row, decoded = None, None
-    for first in range(0, steps, task.block_steps):
-        stretch = range(first, min(first + task.block_steps, steps))
+    task_rows, task_views = task.samples()
+    decoded_row, decoded, buffer = None, None, np.empty(crop.BUFFER, np.uint8)
+    for first in range(0, task.steps, task.block_steps):
+        stretch = range(first, min(first + task.block_steps, task.steps))
         # a rank's samples of a batch are neighbours, so that the views of an image stay together
         places = [
             np.concatenate([np.arange(s * batch_size + rank * local, s * batch_size + (rank + 1) * local) for s in stretch])
             for rank in range(world_size)
         ]
         for place in places:
-            rows, views = task.rows[place], task.views[place]
-            images = np.zeros((len(place), recipe.geometry.size, recipe.geometry.size, 3), np.uint8)
-            valid = rows != MASKED
-            draws = crop.draw(recipe.geometry, task.epoch, ids[rows], views) if task.split == "train" else None
+            rows, views = task_rows[place], task_views[place]
+            images = np.empty((len(place), recipe.geometry.size, recipe.geometry.size, 3), np.uint8)
+            known = rows != MASKED
+            valid = known.copy()
+            draws = crop.draw(recipe.geometry, task.epoch, ids[rows], views).tolist() if task.split == "train" else None
             for i, row in enumerate(rows):
-                if row == MASKED:
-                    continue
                 if row != decoded_row:
-                    decoded_row, decoded = row, crop.decode(jpegs[row])
+                    decoded_row, decoded = row, None if row == MASKED else crop.decode(jpegs[row], buffer)
                 if decoded is None:
-                    valid[i] = False
+                    valid[i], images[i] = False, 0
                 elif task.split == "train":
                     crop.crop_view(decoded, recipe.geometry, draws[i], images[i])
                 else:
@@ -86,7 +86,6 @@ def make_samples(task: Task, recipe: Recipe, batch_size: int, world_size: int) -
             if task.split == "train" and recipe.photometric:
                 crops = images.copy() if recipe.keep_crops else None
                 kernel_cv2.augment_images(images, recipe.photometric.stages(task.epoch, ids[rows], views, *images.shape[1:3]))
-            known = rows != MASKED
             yield Samples(
                 images,
                 np.where(known, labels[rows], 0),
@@ -104,10 +103,20 @@ def _read(task: Task) -> tuple[list, np.ndarray, np.ndarray]:
     reader, jpegs, labels, ids = ShardReader(), [], [], []
     for file, group, start, rows, first_id in task.sources:
         table = reader.read(file, group).slice(start, rows)
-        jpegs += [value.as_buffer() for value in table["image"]]
+        jpegs += _rows(table["image"])
         labels.append(table["label"].to_numpy())
         ids.append(np.arange(first_id, first_id + rows))
     return jpegs, np.concatenate(labels).astype(np.int64), np.concatenate(ids)
+
+
+def _rows(column: pa.ChunkedArray) -> list[np.ndarray]:
+    """The bytes of each row, not copied."""
+    rows = []
+    for chunk in column.chunks:
+        ends = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1].tolist()
+        data = np.frombuffer(chunk.buffers()[2], np.uint8)
+        rows += [data[begin:end] for begin, end in pairwise(ends)]
+    return rows
 
 
 def pack(samples: Samples) -> pa.Table:

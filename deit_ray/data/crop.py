@@ -8,10 +8,15 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import simplejpeg
 
 from deit_ray import rng
 
+BUFFER = 4 << 20  # bytes that hold the pixels of most photographs
 ATTEMPTS = 10  # as in torchvision's RandomResizedCrop
+MILD = 1.1  # times that bicubic alone shrinks an axis as well as area averaging does; so do 15% of the crops of short side 256 to 224
+WIDEST = 2.5  # times that three taps and bicubic can shrink an axis; more is averaged to twice the size first,
+AVERAGED = 1.8  # which, having been smoothed, goes on as if it shrank by less than 2
 
 cv2.setNumThreads(1)  # a task uses the one CPU it was given
 
@@ -28,10 +33,21 @@ class Geometry:
     seed: int
 
 
-def decode(jpeg: bytes) -> np.ndarray | None:
-    """RGB pixels, uint8 [height, width, 3], or None where the bytes are no image."""
+def decode(image: np.ndarray | bytes, buffer: np.ndarray | None = None) -> np.ndarray | None:
+    """RGB pixels, uint8 [height, width, 3], or None where the bytes are no image, or only a part of one.
+
+    simplejpeg decodes a sound JPEG to OpenCV's pixels in nine tenths of its time. About anything else OpenCV decides, as in
+    `data prepare`: it forgives what does not touch the pixels.
+
+    Args:
+        buffer: uint8, where pixels may be put that fit into it, since fresh memory costs time.
+    """
     try:
-        return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+        return simplejpeg.decode_jpeg(image, "RGB", buffer=buffer)
+    except ValueError:
+        pass
+    try:
+        return cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error:
         return None
 
@@ -41,8 +57,8 @@ def draw(geometry: Geometry, epoch: int, ids: np.ndarray, views: np.ndarray) -> 
     return rng.uniform(geometry.seed, "crop", epoch, ids[:, None], views[:, None], np.arange(2 * ATTEMPTS + 3))
 
 
-def crop_view(image: np.ndarray, geometry: Geometry, draws: np.ndarray, out: np.ndarray) -> None:
-    """Cuts one random crop into `out`, uint8 [size, size, 3]. `draws` is one row of `draw`."""
+def crop_view(image: np.ndarray, geometry: Geometry, draws: list[float], out: np.ndarray) -> None:
+    """Cuts one random crop into `out`, uint8 [size, size, 3]. `draws` is one row of `draw`; Python's floats are quicker here."""
     top, left, height, width = crop_box(image.shape[0], image.shape[1], geometry.scale, geometry.ratio, draws)
     resize(image[top : top + height, left : left + width], out)
     if draws[-1] < geometry.flip:
@@ -79,12 +95,24 @@ def crop_centre(image: np.ndarray, geometry: Geometry, out: np.ndarray) -> None:
 
 
 def resize(image: np.ndarray, out: np.ndarray) -> None:
-    """Resizes into `out`: area averaging where an axis shrinks, bicubic where it grows."""
-    (height, width), (new_height, new_width) = image.shape[:2], out.shape[:2]
-    if new_height <= height and new_width <= width:
-        cv2.resize(image, (new_width, new_height), dst=out, interpolation=cv2.INTER_AREA)
-    elif new_height >= height and new_width >= width:
-        cv2.resize(image, (new_width, new_height), dst=out, interpolation=cv2.INTER_CUBIC)
-    else:
-        shrunk = cv2.resize(image, (min(width, new_width), min(height, new_height)), interpolation=cv2.INTER_AREA)
-        cv2.resize(shrunk, (new_width, new_height), dst=out, interpolation=cv2.INTER_CUBIC)
+    """Resizes into `out`, close to PIL's antialiased bicubic, in a quarter of its time.
+
+    OpenCV's bicubic looks at four pixels, however many there are to one of the result. So where an axis shrinks by more than a
+    tenth, a filter of three taps comes first; its strength was fitted to PIL's result on photographs. INTER_AREA is further from
+    PIL's and slower.
+    """
+    size, shrink = out.shape[:2], [old / new for old, new in zip(image.shape[:2], out.shape[:2], strict=False)]
+    if max(shrink) > WIDEST:
+        halfway = [2 * new if s > WIDEST else old for s, new, old in zip(shrink, size, image.shape, strict=False)]
+        image = cv2.resize(image, halfway[::-1], interpolation=cv2.INTER_AREA)
+        shrink = [AVERAGED if s > WIDEST else s for s in shrink]
+    if max(shrink) > MILD:
+        rows, columns = (smoothing(s) for s in shrink)
+        image = cv2.sepFilter2D(image, -1, columns, rows, borderType=cv2.BORDER_REPLICATE)
+    cv2.resize(image, size[::-1], dst=out, interpolation=cv2.INTER_CUBIC)
+
+
+def smoothing(shrink: float) -> np.ndarray:
+    """The filter for an axis that becomes this many times shorter, before bicubic interpolation."""
+    side = 0.02 + 0.22 * (shrink - 1) if shrink > 1 else 0.0
+    return np.array([side, 1 - 2 * side, side])  # three taps always: OpenCV is slow with one

@@ -213,8 +213,10 @@ class ShardReader:
                 self._file, self._path = pq.ParquetFile(filesystem.open_input_file(inside)), path
             return self._file.read_row_group(group, columns=["image", "label"], use_threads=False)
         except (OSError, pa.ArrowException) as error:
+            folder = path.rpartition("/")[0]
             raise UnavailableError(
-                f"data.uri: shard {path}, row group {group}, is missing or damaged ({error}); bring it back or prepare the data again"
+                f"data.uri: shard {path}, row group {group}, is missing or damaged ({error}); `deit-ray data check {folder}` says what is "
+                "wrong and which command makes it again"
             ) from None
 
 

@@ -21,10 +21,10 @@ from deit_ray.data.blocks import Recipe, Samples, make_samples, pack, unpack
 from deit_ray.data.worklist import Task, WorkList
 
 QUEUED_BLOCKS = 2  # that a rank holds beyond the one it works on
-EARLY_TASKS = 2  # the next window starts when this many tasks of the present one are left
+EARLY_TASKS = 4  # the next window starts when this many tasks of the present one are left
 
 
-def make_datasets(run: str, worklist: WorkList, recipe: Recipe, start: int, cpus: float):
+def make_datasets(run: str, worklist: WorkList, recipe: Recipe, start: int, cpus: float, store_bytes: float | None = None):
     """What `TorchTrainer` needs to stream a run from step `start` on.
 
     Args:
@@ -33,6 +33,8 @@ def make_datasets(run: str, worklist: WorkList, recipe: Recipe, start: int, cpus
         recipe: of the samples.
         start: the earliest step that can be asked for; a later one is asked for by `Stream`.
         cpus: of all the stream's tasks together.
+        store_bytes: of the object store, that the blocks of a window may take, made and not yet given to a rank; by default Ray's
+            own limit. A block more for each task and QUEUED_BLOCKS + 2 for each rank may stand beside them.
 
     Returns:
         (datasets, data_config, cursor) for `TorchTrainer(datasets=..., dataset_config=...)` and for `Stream`.
@@ -40,7 +42,8 @@ def make_datasets(run: str, worklist: WorkList, recipe: Recipe, start: int, cpus
     names = ["window0"] if worklist.window_from(start)[0] >= worklist.steps else ["window0", "window1"]
     cursor = Cursor(run)
     datasets = {name: DatasetFactory(WindowSource(worklist, recipe, cursor, name), cpus) for name in names}
-    options = ExecutionOptions(preserve_order=True, resource_limits=ExecutionResources.for_limits(cpu=max(cpus, 1.0)))
+    limits = ExecutionResources.for_limits(cpu=max(cpus, 1.0), object_store_memory=store_bytes)
+    options = ExecutionOptions(preserve_order=True, resource_limits=limits)
     return datasets, ray.train.DataConfig(execution_options=options), cursor
 
 
@@ -130,12 +133,13 @@ class Stream:
 
     Attributes:
         wait_s: seconds spent waiting in `next` so far.
+        bad: (split, image id) of the images among them that could not be decoded.
     """
 
     def __init__(self, worklist: WorkList, datasets, cursor: Cursor, rank: int, start: int):
         self.worklist, self.cursor, self.rank = worklist, cursor, rank
         self.datasets, self.start = datasets, start
-        self.wait_s = 0.0
+        self.wait_s, self.bad = 0.0, set()
         self._batches = self._iterate(self._begin(0, start))
 
     def __iter__(self) -> "Stream":
@@ -145,11 +149,13 @@ class Stream:
         begin = time.perf_counter()
         samples = next(self._batches)
         self.wait_s += time.perf_counter() - begin
+        if not samples.valid.all():
+            self.bad.update((samples.split, i) for i in samples.ids[~samples.valid].tolist() if i >= 0)  # the others are padding
         return samples
 
     def _iterate(self, begun: tuple[queue.Queue, int, int]) -> Iterator[Samples]:
         local = self.worklist.batch_size // self.worklist.world_size
-        early = EARLY_TASKS * self.worklist.pool_steps
+        early = EARLY_TASKS * self.worklist.task_steps
         window = 0
         blocks, stop, count = begun
         while count:

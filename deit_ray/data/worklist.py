@@ -7,7 +7,8 @@ consecutive steps. Block i of the run goes to rank i mod world size, so the orde
 An epoch: row groups are permuted by (seed, epoch) and laid end to end; this sequence of images is cut into pools
 of about POOL images, each shuffled within itself, so that the images of one row group are spread over many
 batches; every image then stands `views` times in a row (repeated augmentation, as in the reference's RASampler, where
-the views are on different ranks). The first floor(images / batch) x batch samples are the epoch.
+the views are on different ranks). The first floor(images / batch) x batch samples are the epoch. A task makes about as many
+samples as a pool has images: with several views a pool is the work of as many tasks, since what a task has made waits for its turn.
 An evaluation follows its epoch in the same list: images in the order of their ids, padded with masked rows.
 """
 
@@ -20,34 +21,52 @@ import numpy as np
 from deit_ray import rng
 from deit_ray.data.shards import RowGroups
 
-POOL = 4096  # images that are shuffled among themselves
+POOL = 5120  # images that are shuffled among themselves: 80 row groups, of which any batch of 342 images meets more than 64
 BLOCK_BYTES = 8 << 20  # a block holds as many steps as fit: few, full blocks
-WINDOW = 2000  # tasks in one Ray Data execution at most
+WINDOW = 256  # tasks in one Ray Data execution: each costs a millisecond before the first one starts
 EVALUATIONS = ("val", "test")
 MASKED = -1
 
 
 @dataclass(frozen=True)
 class Task:
-    """What one Ray Data task reads and makes.
+    """What one Ray Data task reads and makes. It travels through Ray for every task, so samples are drawn where it runs.
 
     Attributes:
         split: train, val or test.
         epoch: of the crops; evaluations carry the epoch they follow.
         first_step: the global step of the first block's first batch; for evaluations a count from 0.
+        steps: batches that it makes.
+        batch_size: global.
         sources: (file, row group, first row, rows, first image id) of each row group it reads.
-        rows: for each sample, the row within the concatenated sources, or MASKED; [steps x batch].
-        views: for each sample, which view of its image; same shape.
+        images: rows of all sources together.
+        pool: which of the epoch's; None for evaluations, which are not shuffled.
+        skip: samples of the pool that come before the first one.
+        repeats: samples made of each image.
+        seed: the experiment's.
         block_steps: steps in a block.
     """
 
     split: str
     epoch: int
     first_step: int
+    steps: int
+    batch_size: int
     sources: list[tuple[str, int, int, int, int]]
-    rows: np.ndarray
-    views: np.ndarray
+    images: int
+    pool: int | None
+    skip: int
+    repeats: int
+    seed: int
     block_steps: int
+
+    def samples(self) -> tuple[np.ndarray, np.ndarray]:
+        """(row within the concatenated sources, or MASKED; which view of that image) of each sample; int64 [steps x batch]."""
+        places = np.arange(self.skip, self.skip + self.steps * self.batch_size)
+        if self.pool is None:
+            return np.where(places < self.images, places, MASKED), np.zeros(len(places), np.int64)
+        shuffled = rng.permutation(self.seed, "rows", self.images, self.epoch, self.pool)
+        return shuffled[places // self.repeats], places % self.repeats
 
 
 class WorkList:
@@ -90,6 +109,8 @@ class WorkList:
         unit = batch_size // math.gcd(batch_size, views)  # images whose views fill whole steps
         self.pool = max(1, POOL // unit) * unit
         self.pool_steps = self.pool * views // batch_size
+        self.pools = max(1, train.images // self.pool)  # the last one takes the rest too
+        self.task_steps = math.ceil(self.pool_steps / views)
 
     def evaluations_after(self, epoch: int) -> list[str]:
         """Which splits are evaluated after this epoch, counted from 0; -1 stands for the end of a run of no epochs."""
@@ -116,10 +137,8 @@ class WorkList:
         tasks, batches = 0, 0
         while step < self.steps and tasks < self.window:
             epoch, inside = divmod(step, self.steps_per_epoch)
-            pools_left = math.ceil(self.steps_per_epoch / self.pool_steps) - inside // self.pool_steps
-            pools = min(pools_left, self.window - tasks)
-            stop = min(self.steps_per_epoch, (inside // self.pool_steps + pools) * self.pool_steps)
-            tasks, batches, step = tasks + pools, batches + stop - inside, step + stop - inside
+            stop = self._task_end(inside)
+            tasks, batches, step = tasks + 1, batches + stop - inside, step + stop - inside
             if stop == self.steps_per_epoch:
                 for split in self.evaluations_after(epoch):
                     batches += self.evaluation_steps(split)
@@ -139,6 +158,16 @@ class WorkList:
             if stop - begin >= self.steps_per_epoch:
                 yield from self._evaluation_tasks(epoch)
 
+    def _task_end(self, inside: int) -> int:
+        """The step of an epoch at which the task that makes this step ends."""
+        pool = self._pool_of(inside)
+        begin = pool * self.pool_steps
+        end = begin + ((inside - begin) // self.task_steps + 1) * self.task_steps
+        return min(end, self.steps_per_epoch if pool == self.pools - 1 else begin + self.pool_steps)
+
+    def _pool_of(self, inside: int) -> int:
+        return min(inside // self.pool_steps, self.pools - 1)
+
     @property
     def _evaluation_task_steps(self) -> int:
         return max(1, POOL // self.batch_size)
@@ -150,36 +179,33 @@ class WorkList:
     def _epoch_tasks(self, epoch: int, start: int, stop: int) -> Iterator[Task]:
         order = rng.permutation(self.seed, "row groups", len(self.train), epoch)
         ends = np.cumsum(self.train.rows[order])  # of each row group in the epoch's sequence of images
-        for pool in range(start // self.pool_steps, math.ceil(stop / self.pool_steps)):
-            low, high = pool * self.pool, min((pool + 1) * self.pool, self.train.images)
+        while start < stop:
+            pool, end = self._pool_of(start), min(self._task_end(start), stop)
+            low, high = pool * self.pool, self.train.images if pool == self.pools - 1 else (pool + 1) * self.pool
             sources = self._sources(self.train, order, ends, low, high)
-            first = max(start, pool * self.pool_steps)
-            last = min(stop, (pool + 1) * self.pool_steps)
-            shuffled = rng.permutation(self.seed, "rows", high - low, epoch, pool)
-            samples = np.arange(first * self.batch_size, last * self.batch_size) - low * self.views
-            rows, views = shuffled[samples // self.views], samples % self.views
-            yield Task("train", epoch, epoch * self.steps_per_epoch + first, sources, rows, views, self.block_steps)
+            yield self._task("train", epoch, epoch * self.steps_per_epoch + start, end - start, sources, high - low, pool,
+                             start * self.batch_size - low * self.views)  # fmt: skip
+            start = end
 
     def _split_tasks(self, split: str, epoch: int) -> Iterator[Task]:
-        groups = self.evaluations[split]
+        groups, steps = self.evaluations[split], self._evaluation_task_steps
         order, ends = np.arange(len(groups)), np.cumsum(groups.rows)
-        steps = self._evaluation_task_steps
         for first in range(0, self.evaluation_steps(split), steps):
             low, high = first * self.batch_size, min((first + steps) * self.batch_size, groups.images)
-            padded = math.ceil((high - low) / self.batch_size) * self.batch_size
-            rows = np.where(np.arange(padded) < high - low, np.arange(padded), MASKED)
             sources = self._sources(groups, order, ends, low, high)
-            yield Task(split, epoch, first, sources, rows, np.zeros(padded, np.int64), self.block_steps)
+            yield self._task(split, epoch, first, math.ceil((high - low) / self.batch_size), sources, high - low, None, 0)
+
+    def _task(self, split: str, epoch: int, first_step: int, steps: int, sources: list, images: int, pool: int | None, skip: int) -> Task:
+        repeats = self.views if split == "train" else 1
+        return Task(split, epoch, first_step, steps, self.batch_size, sources, images, pool, skip, repeats, self.seed, self.block_steps)
 
     @staticmethod
     def _sources(groups: RowGroups, order: np.ndarray, ends: np.ndarray, low: int, high: int) -> list:
         """The row groups, or parts of them, that hold places [low, high) of the sequence."""
-        sources = []
-        for place in range(np.searchsorted(ends, low, "right"), np.searchsorted(ends, high, "left") + 1):
-            g = order[place]
-            begin = ends[place] - groups.rows[g]
-            skip = max(0, low - begin)
-            rows = min(high, ends[place]) - begin - skip
-            sources.append((groups.files[groups.file[g]], int(groups.group[g]), int(groups.start[g] + skip),
-                            int(rows), int(groups.first_id[g] + skip)))  # fmt: skip
-        return sources
+        places = slice(np.searchsorted(ends, low, "right"), np.searchsorted(ends, high, "left") + 1)
+        g, ends = order[places], ends[places]
+        begins = ends - groups.rows[g]
+        skips = np.maximum(0, low - begins)
+        rows = np.minimum(high, ends) - begins - skips
+        columns = (groups.group[g], groups.start[g] + skips, rows, groups.first_id[g] + skips)
+        return list(zip([groups.files[f] for f in groups.file[g]], *(column.tolist() for column in columns), strict=True))
