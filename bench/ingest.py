@@ -1,0 +1,391 @@
+"""Samples at the speed of the decoder: our stream, through Ray Data to torch batches, beside the loaders that people use.
+
+All from the very same JPEG bytes, of short side 256 (`prepared`) or as they came (`original`), by as many processes as this machine has
+cores, besides the one that takes the batches. Each contender runs in processes of its own, one after the other, all of them
+once in every round; its quickest round counts, and the CPU time and memory of that one.
+
+- ours_3views, ours_1view: crop and flip in the stream; photometric work is left to the device, so the same column stands beside
+  timm's full transform (where that is work we leave to the device) and beside crop and flip only (where it is equal work).
+- timm_full: timm's loader with DeiT's transform, of which erasing and normalisation are left to the device; timm_crop: without
+  RandAugment. The others crop and flip only. bench/ingest_peers.py has them, bench/peers.txt installs them; those missing are left out.
+- raw_decode: cv2.imdecode at full size and nothing else.
+
+Figures, and what each shall reach:
+
+    prepared_3views_vs_timm        4.5   ours_3views over timm_full, photometric work left to the device on our side alone
+    prepared_3views_vs_timm_crop   2.5   over timm_crop: equal work
+    original_1view_vs_timm_crop    1.4   the same from original JPEGs, one view
+    vs_best_peer                   1.2   ours_3views over the fastest of the other peers that crop and flip only
+    ray_cpu_ratio                  1.3   at most: CPU time a sample through Ray (tasks, raylet, object store, consumer) over the bare function
+    share_of_decode                0.75  the bare function, prepared, 1 view, of cv2.imdecode at full size; by CPU time, in one process
+    startup_s                      2.5   at most: from a worker's first request to its first batch, on a Ray without warm processes
+    startup_growth                 1.1   at most: the same with 300 epochs of ImageNet's manifest over 1 epoch; medians of runs in turns
+    window_share                   0.99  throughput over many windows over that inside one, at the default length, with tasks of 64 tiny images;
+                                         gap_max is the longest wait at a border over the median wait
+    two_trials_share               0.90  two trials at once, each with half of the CPUs, together, over one alone with all
+
+    python bench/ingest.py [--images FOLDER] [--only FIGURE] [--rounds N] [--windows N]
+
+Without --images it makes its own, from scikit-image's photographs. About 15 minutes on 2 CPU cores, most of it the contenders'.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import ingest_peers as peers
+import numpy as np
+import pyarrow.parquet as pq
+from ingest_ours import Way, local_ray, measure
+from measure import PeakMemory, cpu_seconds
+from record import record
+
+from deit_ray.data import crop
+from deit_ray.data.blocks import make_samples
+from deit_ray.data.prepare import SHORT_SIDE, prepare
+from deit_ray.data.shards import ROW_GROUP
+
+CORES = len(os.sched_getaffinity(0))
+SHORT_SIDES = {"prepared": SHORT_SIDE, "original": 0}
+MADE, MADE_BYTES = 1000, (80_000, 120_000)
+COPIES = 8  # that a peer's listing holds of each image, so that an epoch lasts longer than its start
+WARM_S, MEASURE_S = 3.0, 8.0  # of peers
+PAIRS = 3  # of runs for startup_growth
+IMAGENET_EPOCHS = 300
+TINY = 32  # pixels
+TRIAL_ROUNDS = 2
+
+TARGETS = {
+    "prepared_3views_vs_timm": 4.5, "prepared_3views_vs_timm_crop": 2.5, "original_1view_vs_timm_crop": 1.4, "vs_best_peer": 1.2,
+    "ray_cpu_ratio": -1.3, "share_of_decode": 0.75, "startup_s": -2.5, "startup_growth": -1.1, "window_share": 0.99,
+    "two_trials_share": 0.9,
+}  # fmt: skip # negative: at most
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=Path, help="folder of JPEGs, or of class folders of them")
+    parser.add_argument("--only", action="append", choices=sorted([*TARGETS, "table"]), help="these alone")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--windows", type=int, default=30, help="for window_share")
+    parser.add_argument("--cache", type=Path, help="keeps what is made of the images there")
+    parser.add_argument("--contender", nargs=2, metavar=("NAME", "FORM"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.contender:
+        print(json.dumps(contend(*arguments.contender, arguments.cache)))
+        return
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        cache = (arguments.cache or Path(folder)).resolve()
+        made = lay_out(arguments.images, cache)
+        wanted = set(arguments.only or ["table", *TARGETS])
+        figures = {"images": made["images"], "image_bytes": made["bytes"], "made": made["made"], "processes": CORES}
+        figures |= compare(cache, wanted, arguments.rounds)
+        for names, run in (({"startup_s", "startup_growth"}, startups), ({"two_trials_share"}, two_trials)):
+            figures |= run(cache) if names & wanted else {}
+        if "window_share" in wanted:
+            figures |= windows(cache, arguments.windows)
+    for name, target in TARGETS.items():
+        if name in figures:
+            holds = figures[name] <= -target if target < 0 else figures[name] >= target
+            print(f"{name:30} {figures[name]:8.3f}  {'at most' if target < 0 else 'at least'} {abs(target)}{'' if holds else '  MISSED'}")
+    record("ingest", {name: round(value, 5) if isinstance(value, float) else value for name, value in figures.items()})
+
+
+# The images
+
+
+def lay_out(images: Path | None, cache: Path) -> dict:
+    """Prepares the images in both forms, and lays the bytes of the shards out as files for the peers."""
+    where = cache / "images.json"
+    if where.exists():
+        return json.loads(where.read_text())
+    source = cache / "source"
+    if images:
+        contents = [path.read_bytes() for path in sorted(images.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")]
+    else:
+        contents = list(make_images())
+    print(f"{len(contents)} images {f'of {images}' if images else 'made of scikit-image photographs'}, "
+          f"{np.mean([len(c) for c in contents]) / 1000:.0f} KB on average", flush=True)  # fmt: skip
+    for number, content in enumerate(contents):
+        for split in ("train", "test") if number < 2 else ("train",):  # a data set has some test images
+            folder = source / split / f"class-{number % 2}"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{number:05d}.jpg").write_bytes(content)
+    for form, short_side in SHORT_SIDES.items():
+        prepare(str(source), str(shards_of(cache, form)), short_side, max_bad=0.01)
+        table = pq.read_table(shards_of(cache, form) / "train-00000.parquet", columns=["image", "label"])
+        for number, (jpeg, label) in enumerate(zip(table["image"], table["label"], strict=True)):
+            unique, folder = cache / form / "unique" / f"{number:05d}.jpg", cache / form / "images" / f"class-{label}"
+            for parent in (unique.parent, folder):
+                parent.mkdir(parents=True, exist_ok=True)
+            unique.write_bytes(jpeg.as_py())
+            for copy in range(COPIES):
+                (folder / f"{number:05d}-{copy}.jpg").symlink_to(unique)
+    made = {"images": len(contents), "bytes": float(np.mean([len(c) for c in contents])), "made": images is None}
+    where.write_text(json.dumps(made))
+    return made
+
+
+def shards_of(cache: Path, form: str) -> Path:
+    return cache / form / "shards"
+
+
+def make_images() -> Iterator[bytes]:
+    """JPEGs of 500x375 with 4:2:0 chroma and 80 to 120 KB: parts of photographs, with as much noise as that takes."""
+    from skimage import data
+
+    pictures, rng = [data.astronaut(), data.chelsea(), data.coffee(), data.rocket()], np.random.default_rng(0)
+    options = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
+    made = 0
+    while made < MADE:
+        picture = pictures[made % len(pictures)]
+        width = int(rng.integers(300, min(picture.shape[1], picture.shape[0] * 4 // 3)))
+        height = width * 3 // 4
+        top, left = (int(rng.integers(0, whole - part + 1)) for whole, part in zip(picture.shape, (height, width), strict=False))
+        part = cv2.resize(picture[top : top + height, left : left + width, ::-1], (500, 375), interpolation=cv2.INTER_CUBIC)
+        for deviation in range(0, 40, 3):
+            noisy = np.clip(part + rng.normal(0, deviation, part.shape), 0, 255).astype(np.uint8)
+            jpeg = cv2.imencode(".jpg", noisy, options)[1].tobytes()
+            if MADE_BYTES[0] <= len(jpeg) <= MADE_BYTES[1]:
+                made += 1
+                yield jpeg
+                break
+
+
+# Contenders, each in a process of its own
+
+
+def compare(cache: Path, wanted: set[str], rounds: int) -> dict:
+    """Runs the contenders that the wanted figures need, prints the table, and works the figures out."""
+    needs = {
+        "prepared_3views_vs_timm": [("ours_3views", "prepared"), ("timm_full", "prepared")],
+        "prepared_3views_vs_timm_crop": [("ours_3views", "prepared"), ("timm_crop", "prepared")],
+        "original_1view_vs_timm_crop": [("ours_1view", "original"), ("timm_crop", "original")],
+        "vs_best_peer": [("ours_3views", "prepared"), *((name, "prepared") for name in peers.CROP_ONLY if name != "timm_crop")],
+        "ray_cpu_ratio": [("ours_3views", "prepared"), ("bare_3views", "prepared")],
+        "share_of_decode": [("bare_1view", "prepared")],
+        "table": [("raw_decode", "prepared"), ("raw_decode", "original"), ("ours_1view", "prepared"), ("timm_full", "original")],
+    }
+    contenders = list(dict.fromkeys(contender for name, needed in needs.items() if name in wanted for contender in needed))
+    missing = sorted({name for name, _ in contenders if not peers.installed(name)})
+    contenders = [(name, form) for name, form in contenders if name not in missing]
+    if missing:
+        print(f"left out, not installed: {', '.join(missing)}; see bench/peers.txt")
+    found: dict = {}
+    for turn in range(rounds):
+        for contender in contenders:
+            result = start(*contender, cache)
+            print(f"round {turn + 1}: {' '.join(contender)}: {json.dumps(result)}", flush=True)
+            if contender not in found or result["samples_per_s"] > found[contender]["samples_per_s"]:
+                found[contender] = result
+    show(found)
+    ratios = {
+        "prepared_3views_vs_timm": lambda: speed(found, "ours_3views") / speed(found, "timm_full"),
+        "prepared_3views_vs_timm_crop": lambda: speed(found, "ours_3views") / speed(found, "timm_crop"),
+        "original_1view_vs_timm_crop": lambda: speed(found, "ours_1view", "original") / speed(found, "timm_crop", "original"),
+        "vs_best_peer": lambda: speed(found, "ours_3views") / speed(found, best_peer(found)),
+        "ray_cpu_ratio": lambda: cpu(found, "ours_3views") / cpu(found, "bare_3views"),
+        "share_of_decode": lambda: found["bare_1view", "prepared"]["share_of_decode"],
+    }  # fmt: skip
+    figures = {name: ratio() for name, ratio in ratios.items() if name in wanted}
+    if "vs_best_peer" in wanted:
+        figures["best_peer"] = best_peer(found)
+    for (name, form), result in found.items():
+        figures |= {f"{name}_{form}_{key}": value for key, value in result.items()}
+    return figures | {"left_out": ", ".join(missing)}
+
+
+def speed(found: dict, name: str, form: str = "prepared") -> float:
+    return found[name, form]["samples_per_s"]
+
+
+def cpu(found: dict, name: str) -> float:
+    return found[name, "prepared"]["cpu_s_per_sample"]
+
+
+def best_peer(found: dict) -> str:
+    return max((name for name, form in found if form == "prepared" and name in peers.CROP_ONLY and name != "timm_crop"),
+               key=lambda name: speed(found, name))  # fmt: skip
+
+
+def show(found: dict) -> None:
+    """The table."""
+    if not found:
+        return
+
+    def over(result: dict, name: str, form: str) -> str:
+        return f"{result['samples_per_s'] / speed(found, name, form):11.2f}" if (name, form) in found else f"{'':11}"
+
+    print(f"\n{'':16} {'form':9} {'samples/s':>10} {'x timm full':>11} {'x timm crop':>11} {'of decode':>11} {'peak MB':>8} "
+          f"{'CPU ms/sample':>13} {'seconds':>8}")  # fmt: skip
+    for (name, form), result in sorted(found.items(), key=lambda item: (item[0][1], -item[1]["samples_per_s"])):
+        ratios = " ".join(over(result, other, form) for other in ("timm_full", "timm_crop", "raw_decode"))
+        print(f"{name:16} {form:9} {result['samples_per_s']:10.0f} {ratios} {result['peak_mb']:8.0f} "
+              f"{1000 * result['cpu_s_per_sample']:13.3f} {result['seconds']:8.1f}")  # fmt: skip
+    print("ours: photometric work left to the device; bare_*: one process\n", flush=True)
+
+
+def start(name: str, form: str, cache: Path) -> dict:
+    """Runs a contender in a process of its own."""
+    command = [sys.executable, __file__, "--contender", name, form, "--cache", str(cache)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{name} {form} failed:\n{done.stderr[-5000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def contend(name: str, form: str, cache: Path) -> dict:
+    """What a contender takes."""
+    views = 3 if name.endswith("_3views") else 1
+    with PeakMemory() as memory:
+        if name.startswith("ours_"):
+            with local_ray(CORES):
+                (found,) = measure([Way(str(shards_of(cache, form)), CORES, views)])
+            found = {key: found[key] for key in ("samples_per_s", "cpu_s_per_sample", "seconds")}
+        elif name.startswith("bare_"):
+            found = bare(Way(str(shards_of(cache, form)), CORES, views))
+        elif name == "raw_decode":
+            found = raw_decode(cache / form / "unique")
+        else:
+            found = take(peers.LOADERS[name](peers.Place(cache / form, CORES)))
+    return found | {"peak_mb": memory.peak / 1e6}
+
+
+def take(batches: Iterator) -> dict:
+    """Takes batches as fast as they come, for some seconds, after some others."""
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < WARM_S:  # the first batch, which may compile or start processes, and more
+        next(batches)
+    for _ in range(CORES * peers.READ_AHEAD):  # what has been made while nobody asked
+        next(batches)
+    begin, cpu_before, samples = time.perf_counter(), cpu_seconds(), 0
+    while (seconds := time.perf_counter() - begin) < MEASURE_S:
+        for _ in range(CORES):  # processes give batches in turn
+            samples += len(next(batches))
+    return {"samples_per_s": samples / seconds, "cpu_s_per_sample": (cpu_seconds() - cpu_before) / samples, "seconds": seconds}
+
+
+def bare(way: Way) -> dict:
+    """The stream's function without Ray in this process, and beside it, in turns, what decodes the images of its tasks and no more."""
+    worklist, recipe = way.worklist(), way.recipe()
+    tasks = worklist.tasks_between(0, worklist.steps)
+    own_s, decode_s, samples, begin = [], [], [], time.perf_counter()
+    for _ in range(3):
+        task = next(tasks)
+        own_s.append(cpu_time(lambda task=task: [None for _ in make_samples(task, recipe, way.batch, 1)]))
+        samples.append(len(task.rows))
+        jpegs = [jpeg for path, group, first, rows, _ in task.sources
+                 for jpeg in pq.ParquetFile(path).read_row_group(group, columns=["image"])["image"].to_pylist()[first : first + rows]]  # fmt: skip
+        used = [jpegs[row] for row in np.unique(task.rows)]
+        decode_s.append(cpu_time(lambda used=used: [crop.decode(jpeg) for jpeg in used]) / len(used))
+    per_sample, per_image = min(s / n for s, n in zip(own_s, samples, strict=True)), min(decode_s)
+    return {
+        "samples_per_s": 1 / per_sample,
+        "cpu_s_per_sample": per_sample,
+        "seconds": time.perf_counter() - begin,
+        "share_of_decode": per_image / per_sample,
+    }
+
+
+def cpu_time(run: Callable) -> float:
+    begin = time.process_time()
+    run()
+    return time.process_time() - begin
+
+
+def raw_decode(folder: Path) -> dict:
+    """Full decodes by as many processes at once."""
+    with multiprocessing.get_context("spawn").Pool(CORES) as pool:
+        found = pool.map(decode_for_a_while, [str(folder)] * CORES, chunksize=1)
+    images, cpu_s, seconds = (sum(values) for values in zip(*found, strict=True))
+    return {"samples_per_s": sum(n / s for n, _, s in found), "cpu_s_per_sample": cpu_s / images, "seconds": seconds / CORES}
+
+
+def decode_for_a_while(folder: str) -> tuple[int, float, float]:
+    """(images, CPU seconds, seconds) of cv2.imdecode alone."""
+    cv2.setNumThreads(1)
+    jpegs = [np.frombuffer(path.read_bytes(), np.uint8) for path in sorted(Path(folder).iterdir())]
+    images, begin, cpu_before = 0, time.perf_counter(), time.process_time()
+    while time.perf_counter() - begin < MEASURE_S:
+        for jpeg in jpegs[:100]:
+            cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB)
+        images, jpegs = images + len(jpegs[:100]), jpegs[100:] + jpegs[:100]
+    return images, time.process_time() - cpu_before, time.perf_counter() - begin
+
+
+# The stream alone
+
+
+def startups(cache: Path) -> dict:
+    """How long the first batch takes: on a Ray that has no warm processes, and with ImageNet's list for 1 and for 300 epochs."""
+    short = Way(str(shards_of(cache, "prepared")), CORES, first_only=True)
+    long = Way(str(shards_of(cache, "prepared")), CORES, epochs=IMAGENET_EPOCHS, first_only=True)
+    with local_ray(CORES):
+        times_s = [measure([way])[0]["startup_s"] for way in (short, *(short, long) * PAIRS)]
+    one, many = (statistics.median(times_s[first::2]) for first in (1, 2))
+    print(f"first batch: {' '.join(f'{s:.2f}' for s in times_s)} s (cold, then 1 and {IMAGENET_EPOCHS} epochs in turns)", flush=True)
+    return {"startup_s": times_s[0], "startup_warm_s": one, "startup_300_epochs_s": many, "startup_growth": many / one}
+
+
+def windows(cache: Path, count: int) -> dict:
+    """Windows of the default length, of tasks so small that their borders show most: an epoch of 64 tiny images is one."""
+    tiny = cache / "tiny"
+    if not tiny.exists():
+        folder = cache / "tiny-source"
+        for number in range(ROW_GROUP + 2):
+            split = "train" if number < ROW_GROUP else "test"
+            (folder / split / "class-0").mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(number).integers(0, 256, (TINY, TINY, 3), dtype=np.uint8)
+            cv2.imwrite(str(folder / split / "class-0" / f"{number}.jpg"), pixels)
+        prepare(str(folder), str(tiny))
+        shutil.rmtree(folder)
+    way = Way(str(tiny), CORES, views=1, size=TINY, batch=ROW_GROUP, images=ROW_GROUP, epochs=1, rounds=0)
+    length = way.worklist().window  # tasks; each an epoch, and a step
+    with local_ray(CORES):
+        (found,) = measure([Way(**{**vars(way), "epochs": count * length})])
+    times = np.array(found["times"])
+    waits, step = np.diff(times), np.arange(2, len(times) + 1)  # of the steps from the third on
+    border = step % length == 0
+    inside = waits[step < length]  # of the first window, without its start
+    first = len(inside) // 10
+    share = (1 / waits.mean()) / (1 / inside[first:].mean())
+    memory = np.array(found["memory_bytes"])
+    print(f"{count} windows of {length} tasks in {found['seconds']:.0f} s; waits at borders: {np.sort(waits[border])[-5:].round(3)} s, "
+          f"median wait {np.median(waits) * 1000:.1f} ms", flush=True)  # fmt: skip
+    return {
+        "windows": count,
+        "window_tasks": length,
+        "window_share": float(share),
+        "gap_max": float(waits[border].max() / np.median(waits)),
+        "gap_max_s": float(waits[border].max()),
+        "window_memory_growth": float(memory[-1] / memory[len(memory) // count]),
+    }
+
+
+def two_trials(cache: Path) -> dict:
+    """Samples/s of two trials at once, over one alone, with the same CPUs for their streams."""
+    shards, half = str(shards_of(cache, "prepared")), max(1, CORES // 2)
+    with local_ray(2 * half, consumers=2):
+        (alone,) = measure([Way(shards, 2 * half, rounds=TRIAL_ROUNDS)])
+        pair = measure([Way(shards, half, rounds=2 * TRIAL_ROUNDS)] * 2)
+    # while both take batches
+    begin, end = max(found["begin"] for found in pair), min(found["times"][-1] for found in pair)
+    batches = sum(sum(begin < t <= end for t in found["times"]) for found in pair)
+    together = batches * Way(shards, half).batch / (end - begin)
+    print(f"one trial {alone['samples_per_s']:.0f} samples/s, two together {together:.0f}", flush=True)
+    return {"one_trial_per_s": alone["samples_per_s"], "two_trials_per_s": together,
+            "two_trials_share": together / alone["samples_per_s"]}  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
