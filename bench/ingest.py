@@ -16,12 +16,12 @@ Figures, and what each shall reach:
     prepared_3views_vs_timm_crop   2.5   over timm_crop: equal work
     original_1view_vs_timm_crop    1.4   the same from original JPEGs, one view
     vs_best_peer                   1.2   ours_3views over the fastest of the other peers that crop and flip only
-    ray_cpu_ratio                  1.3   at most: CPU time a sample through Ray (tasks, raylet, object store, consumer) over the bare function
+    ray_cpu_ratio                  1.3   at most: CPU time a sample through Ray (tasks, raylet, store, consumer) over the bare function
     share_of_decode                0.75  the bare function, prepared, 1 view, of cv2.imdecode at full size; by CPU time, in one process
     startup_s                      2.5   at most: from a worker's first request to its first batch, on a Ray without warm processes
     startup_growth                 1.1   at most: the same with 300 epochs of ImageNet's manifest over 1 epoch; medians of runs in turns
-    window_share                   0.99  throughput over many windows over that inside one, at the default length, with tasks of 64 tiny images;
-                                         gap_max is the longest wait at a border over the median wait
+    window_share                   0.99  throughput over many windows over that inside one, at the default length, with tasks of 64
+                                         tiny images; gap_max is the longest wait at a border over the median wait
     two_trials_share               0.90  two trials at once, each with half of the CPUs, together, over one alone with all
 
     python bench/ingest.py [--images FOLDER] [--only FIGURE] [--rounds N] [--windows N]
@@ -46,19 +46,16 @@ import cv2
 import ingest_peers as peers
 import numpy as np
 import pyarrow.parquet as pq
+from ingest_images import lay_out, shards_of
 from ingest_ours import Way, local_ray, measure
 from measure import PeakMemory, cpu_seconds
 from record import record
 
-from deit_ray.data import crop
 from deit_ray.data.blocks import make_samples
-from deit_ray.data.prepare import SHORT_SIDE, prepare
+from deit_ray.data.prepare import prepare
 from deit_ray.data.shards import ROW_GROUP
 
 CORES = len(os.sched_getaffinity(0))
-SHORT_SIDES = {"prepared": SHORT_SIDE, "original": 0}
-MADE, MADE_BYTES = 1000, (80_000, 120_000)
-COPIES = 8  # that a peer's listing holds of each image, so that an epoch lasts longer than its start
 WARM_S, MEASURE_S = 3.0, 8.0  # of peers
 PAIRS = 3  # of runs for startup_growth
 IMAGENET_EPOCHS = 300
@@ -99,67 +96,6 @@ def main() -> None:
             holds = figures[name] <= -target if target < 0 else figures[name] >= target
             print(f"{name:30} {figures[name]:8.3f}  {'at most' if target < 0 else 'at least'} {abs(target)}{'' if holds else '  MISSED'}")
     record("ingest", {name: round(value, 5) if isinstance(value, float) else value for name, value in figures.items()})
-
-
-# The images
-
-
-def lay_out(images: Path | None, cache: Path) -> dict:
-    """Prepares the images in both forms, and lays the bytes of the shards out as files for the peers."""
-    where = cache / "images.json"
-    if where.exists():
-        return json.loads(where.read_text())
-    source = cache / "source"
-    if images:
-        contents = [path.read_bytes() for path in sorted(images.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")]
-    else:
-        contents = list(make_images())
-    print(f"{len(contents)} images {f'of {images}' if images else 'made of scikit-image photographs'}, "
-          f"{np.mean([len(c) for c in contents]) / 1000:.0f} KB on average", flush=True)  # fmt: skip
-    for number, content in enumerate(contents):
-        for split in ("train", "test") if number < 2 else ("train",):  # a data set has some test images
-            folder = source / split / f"class-{number % 2}"
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{number:05d}.jpg").write_bytes(content)
-    for form, short_side in SHORT_SIDES.items():
-        prepare(str(source), str(shards_of(cache, form)), short_side, max_bad=0.01)
-        table = pq.read_table(shards_of(cache, form) / "train-00000.parquet", columns=["image", "label"])
-        for number, (jpeg, label) in enumerate(zip(table["image"], table["label"], strict=True)):
-            unique, folder = cache / form / "unique" / f"{number:05d}.jpg", cache / form / "images" / f"class-{label}"
-            for parent in (unique.parent, folder):
-                parent.mkdir(parents=True, exist_ok=True)
-            unique.write_bytes(jpeg.as_py())
-            for copy in range(COPIES):
-                (folder / f"{number:05d}-{copy}.jpg").symlink_to(unique)
-    made = {"images": len(contents), "bytes": float(np.mean([len(c) for c in contents])), "made": images is None}
-    where.write_text(json.dumps(made))
-    return made
-
-
-def shards_of(cache: Path, form: str) -> Path:
-    return cache / form / "shards"
-
-
-def make_images() -> Iterator[bytes]:
-    """JPEGs of 500x375 with 4:2:0 chroma and 80 to 120 KB: parts of photographs, with as much noise as that takes."""
-    from skimage import data
-
-    pictures, rng = [data.astronaut(), data.chelsea(), data.coffee(), data.rocket()], np.random.default_rng(0)
-    options = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
-    made = 0
-    while made < MADE:
-        picture = pictures[made % len(pictures)]
-        width = int(rng.integers(300, min(picture.shape[1], picture.shape[0] * 4 // 3)))
-        height = width * 3 // 4
-        top, left = (int(rng.integers(0, whole - part + 1)) for whole, part in zip(picture.shape, (height, width), strict=False))
-        part = cv2.resize(picture[top : top + height, left : left + width, ::-1], (500, 375), interpolation=cv2.INTER_CUBIC)
-        for deviation in range(0, 40, 3):
-            noisy = np.clip(part + rng.normal(0, deviation, part.shape), 0, 255).astype(np.uint8)
-            jpeg = cv2.imencode(".jpg", noisy, options)[1].tobytes()
-            if MADE_BYTES[0] <= len(jpeg) <= MADE_BYTES[1]:
-                made += 1
-                yield jpeg
-                break
 
 
 # Contenders, each in a process of its own
@@ -284,10 +220,10 @@ def bare(way: Way) -> dict:
         task = next(tasks)
         own_s.append(cpu_time(lambda task=task: [None for _ in make_samples(task, recipe, way.batch, 1)]))
         samples.append(len(task.rows))
-        jpegs = [jpeg for path, group, first, rows, _ in task.sources
-                 for jpeg in pq.ParquetFile(path).read_row_group(group, columns=["image"])["image"].to_pylist()[first : first + rows]]  # fmt: skip
-        used = [jpegs[row] for row in np.unique(task.rows)]
-        decode_s.append(cpu_time(lambda used=used: [crop.decode(jpeg) for jpeg in used]) / len(used))
+        tables = ((pq.ParquetFile(path).read_row_group(group), first, rows) for path, group, first, rows, _ in task.sources)
+        jpegs = [jpeg for table, first, rows in tables for jpeg in table["image"].to_pylist()[first : first + rows]]
+        used = [np.frombuffer(jpegs[row], np.uint8) for row in np.unique(task.rows)]
+        decode_s.append(cpu_time(lambda used=used: [cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB) for jpeg in used]) / len(used))
     per_sample, per_image = min(s / n for s, n in zip(own_s, samples, strict=True)), min(decode_s)
     return {
         "samples_per_s": 1 / per_sample,

@@ -162,7 +162,6 @@ class Files(Dataset):
 def spdl(place: Place) -> Iterator[torch.Tensor]:
     """Its DataLoader with threads. Its own decoders need FFmpeg's libraries, which PyPI does not bring, so PIL decodes."""
     from spdl.dataloader import DataLoader as SpdlLoader
-    from spdl.source import LocalDirectory  # noqa: F401
 
     transform, paths = transform_pil(), [path for path, _ in place.files()]
 
