@@ -27,7 +27,7 @@ from timm.data import create_transform
 
 from deit_ray.config import Teacher
 from deit_ray.data import crop
-from deit_ray.data.prepare import SHORT_SIDE
+from deit_ray.data.prepare import SHORT_SIDE, prepare
 from deit_ray.models.student import save_model
 from deit_ray.models.teacher import TeacherWeights, build_teacher, read_teacher
 from deit_ray.predict import evaluate
