@@ -60,7 +60,6 @@ WARM_S, MEASURE_S = 3.0, 8.0  # of peers
 PAIRS = 3  # of runs for startup_growth
 IMAGENET_EPOCHS = 300
 TINY = 32  # pixels
-TRIAL_SAMPLES = 30_000
 
 TARGETS = {
     "prepared_3views_vs_timm": 4.5, "prepared_3views_vs_timm_crop": 2.5, "original_1view_vs_timm_crop": 1.4, "vs_best_peer": 1.2,
@@ -74,23 +73,26 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of JPEGs, or of class folders of them")
     parser.add_argument("--only", action="append", choices=sorted([*TARGETS, "table"]), help="these alone")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--samples", type=int, default=24_000, help="of ours, to be measured at least")
     parser.add_argument("--windows", type=int, default=30, help="for window_share")
     parser.add_argument("--cache", type=Path, help="keeps what is made of the images there")
     parser.add_argument("--contender", nargs=2, metavar=("NAME", "FORM"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contender:
-        print(json.dumps(contend(*arguments.contender, arguments.cache)))
+        print(json.dumps(contend(*arguments.contender, arguments.cache, arguments.samples)))
         return
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         cache = (arguments.cache or Path(folder)).resolve()
         made = lay_out(arguments.images, cache)
         wanted = set(arguments.only or ["table", *TARGETS])
         figures = {"images": made["images"], "image_bytes": made["bytes"], "made": made["made"], "processes": CORES}
-        figures |= compare(cache, wanted, arguments.rounds)
-        for names, run in (({"startup_s", "startup_growth"}, startups), ({"two_trials_share"}, two_trials)):
-            figures |= run(cache) if names & wanted else {}
+        figures |= compare(cache, wanted, arguments.rounds, arguments.samples)
+        if wanted & {"startup_s", "startup_growth"}:
+            figures |= startups(cache)
         if "window_share" in wanted:
             figures |= windows(cache, arguments.windows)
+        if "two_trials_share" in wanted:
+            figures |= two_trials(cache, arguments.samples)
     for name, target in TARGETS.items():
         if name in figures:
             holds = figures[name] <= -target if target < 0 else figures[name] >= target
@@ -101,7 +103,7 @@ def main() -> None:
 # Contenders, each in a process of its own
 
 
-def compare(cache: Path, wanted: set[str], rounds: int) -> dict:
+def compare(cache: Path, wanted: set[str], rounds: int, samples: int) -> dict:
     """Runs the contenders that the wanted figures need, prints the table, and works the figures out."""
     needs = {
         "prepared_3views_vs_timm": [("ours_3views", "prepared"), ("timm_full", "prepared")],
@@ -120,7 +122,7 @@ def compare(cache: Path, wanted: set[str], rounds: int) -> dict:
     found: dict = {}
     for turn in range(rounds):
         for contender in contenders:
-            result = start(*contender, cache)
+            result = start(*contender, cache, samples)
             print(f"round {turn + 1}: {' '.join(contender)}: {json.dumps(result)}", flush=True)
             if contender not in found or result["samples_per_s"] > found[contender]["samples_per_s"]:
                 found[contender] = result
@@ -171,22 +173,22 @@ def show(found: dict) -> None:
     print("ours: photometric work left to the device; bare_*: one process\n", flush=True)
 
 
-def start(name: str, form: str, cache: Path) -> dict:
+def start(name: str, form: str, cache: Path, samples: int) -> dict:
     """Runs a contender in a process of its own."""
-    command = [sys.executable, __file__, "--contender", name, form, "--cache", str(cache)]
+    command = [sys.executable, __file__, "--contender", name, form, "--cache", str(cache), "--samples", str(samples)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{name} {form} failed:\n{done.stderr[-5000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def contend(name: str, form: str, cache: Path) -> dict:
+def contend(name: str, form: str, cache: Path, samples: int) -> dict:
     """What a contender takes."""
     views = 3 if name.endswith("_3views") else 1
     with PeakMemory() as memory:
         if name.startswith("ours_"):
             with local_ray(CORES):
-                (found,) = measure([Way(str(shards_of(cache, form)), CORES, views)])
+                (found,) = measure([Way(str(shards_of(cache, form)), CORES, views, samples=samples)])
             found = {key: found[key] for key in ("samples_per_s", "cpu_s_per_sample", "seconds")}
         elif name.startswith("bare_"):
             found = bare(Way(str(shards_of(cache, form)), CORES, views))
@@ -308,12 +310,12 @@ def windows(cache: Path, count: int) -> dict:
     }
 
 
-def two_trials(cache: Path) -> dict:
+def two_trials(cache: Path, samples: int) -> dict:
     """Samples/s of two trials at once, over one alone, with the same CPUs for their streams."""
     shards, half = str(shards_of(cache, "prepared")), max(1, CORES // 2)
     with local_ray(2 * half, consumers=2):
-        (alone,) = measure([Way(shards, 2 * half, samples=TRIAL_SAMPLES)])
-        pair = measure([Way(shards, half, samples=TRIAL_SAMPLES)] * 2)
+        (alone,) = measure([Way(shards, 2 * half, samples=samples)])
+        pair = measure([Way(shards, half, samples=samples)] * 2)
     # while both take batches
     begin, end = max(found["begin"] for found in pair), min(found["times"][-1] for found in pair)
     batches = sum(sum(begin < t <= end for t in found["times"]) for found in pair)
