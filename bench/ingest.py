@@ -176,27 +176,28 @@ def show(found: dict) -> None:
 def start(name: str, form: str, cache: Path, samples: int) -> dict:
     """Runs a contender in a process of its own."""
     command = [sys.executable, __file__, "--contender", name, form, "--cache", str(cache), "--samples", str(samples)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{name} {form} failed:\n{done.stderr[-5000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
+        PeakMemory(process.pid, every_s=1.0) as memory,  # from here, that it may not count as the contender's CPU time
+    ):
+        output, errors = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"{name} {form} failed:\n{errors[-5000:]}")
+    return json.loads(output.strip().splitlines()[-1]) | {"peak_mb": memory.peak / 1e6}
 
 
 def contend(name: str, form: str, cache: Path, samples: int) -> dict:
     """What a contender takes."""
     views = 3 if name.endswith("_3views") else 1
-    with PeakMemory() as memory:
-        if name.startswith("ours_"):
-            with local_ray(CORES):
-                (found,) = measure([Way(str(shards_of(cache, form)), CORES, views, samples=samples)])
-            found = {key: found[key] for key in ("samples_per_s", "cpu_s_per_sample", "seconds")}
-        elif name.startswith("bare_"):
-            found = bare(Way(str(shards_of(cache, form)), CORES, views))
-        elif name == "raw_decode":
-            found = raw_decode(cache / form / "unique")
-        else:
-            found = take(peers.LOADERS[name](peers.Place(cache / form, CORES)))
-    return found | {"peak_mb": memory.peak / 1e6}
+    if name.startswith("ours_"):
+        with local_ray(CORES):
+            (found,) = measure([Way(str(shards_of(cache, form)), CORES, views, samples=samples)])
+        return {key: found[key] for key in ("samples_per_s", "cpu_s_per_sample", "seconds")}
+    if name.startswith("bare_"):
+        return bare(Way(str(shards_of(cache, form)), CORES, views))
+    if name == "raw_decode":
+        return raw_decode(cache / form / "unique")
+    return take(peers.LOADERS[name](peers.Place(cache / form, CORES)))
 
 
 def take(batches: Iterator) -> dict:

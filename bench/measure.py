@@ -5,14 +5,20 @@ import os
 import threading
 from pathlib import Path
 
-SAMPLE_S = 0.1
-
 
 class PeakMemory:
-    """The most memory that this process and all that it started, Ray's daemons too, held at once, while it is entered."""
+    """The most memory that a process and all that it started, Ray's daemons too, held at once, while it is entered.
+
+    Args:
+        root: the process; by default this one.
+        every_s: between looks, each of which takes milliseconds a process.
+    """
+
+    def __init__(self, root: int | None = None, every_s: float = 0.1):
+        self.root, self.every_s = root, every_s
 
     def __enter__(self) -> "PeakMemory":
-        self.peak, self.stop = memory_bytes(), threading.Event()
+        self.peak, self.stop = memory_bytes(self.root), threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
         return self
@@ -22,8 +28,8 @@ class PeakMemory:
         self.thread.join()
 
     def _watch(self) -> None:
-        while not self.stop.wait(SAMPLE_S):
-            self.peak = max(self.peak, memory_bytes())
+        while not self.stop.wait(self.every_s):
+            self.peak = max(self.peak, memory_bytes(self.root))
 
 
 def memory_bytes(root: int | None = None) -> int:
