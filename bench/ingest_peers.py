@@ -194,14 +194,18 @@ def litdata(place: Place) -> Iterator[torch.Tensor]:
     chunks, files = place.folder / "litdata", place.files()
     if not chunks.exists():
         ld.optimize(read_pil, files, str(chunks), num_workers=1, chunk_bytes="64MB")
-    transform = transform_tensor()
-
-    class Images(ld.StreamingDataset):
-        def __getitem__(self, index):
-            return transform(super().__getitem__(index)["image"])
-
-    dataset = Images(str(chunks), shuffle=True, drop_last=True)
+    dataset = ld.StreamingDataset(str(chunks), shuffle=True, drop_last=True, transform=CropImage())
     return endless(ld.StreamingDataLoader(dataset, batch_size=BATCH, num_workers=place.workers, persistent_workers=True))
+
+
+class CropImage:
+    """litdata's item -> uint8 [3, size, size]."""
+
+    def __init__(self):
+        self.transform = transform_tensor()
+
+    def __call__(self, item: dict) -> torch.Tensor:
+        return self.transform(item["image"])
 
 
 def read_pil(item: tuple[str, int]) -> dict:
@@ -228,7 +232,6 @@ class LoadArray:
     def __call__(self, item: tuple[str, int]):
         from PIL import Image
 
-        torch.set_num_threads(1)
         with Image.open(item[0]) as image:
             return self.transform(image.convert("RGB")).numpy()
 
