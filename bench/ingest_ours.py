@@ -158,7 +158,7 @@ class Consume:
         begin, cpu, times, memory = time.time(), cpu_seconds(self.root), [], []
         for number, _ in zip(range(wanted), batches, strict=False):
             times.append(time.time())
-            if not rounds and number % 500 == 0:
+            if not rounds and number % 500 == 250:  # at no window's border
                 memory.append(memory_bytes(self.root))
         seconds, samples = times[-1] - begin, len(times) * way.batch
         return {
