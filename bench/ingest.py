@@ -284,9 +284,10 @@ def windows(cache: Path, count: int) -> dict:
         folder = cache / "tiny-source"
         for number in range(ROW_GROUP + 2):
             split = "train" if number < ROW_GROUP else "test"
-            (folder / split / "class-0").mkdir(parents=True, exist_ok=True)
+            place = folder / split / f"class-{number % 2}"
+            place.mkdir(parents=True, exist_ok=True)
             pixels = np.random.default_rng(number).integers(0, 256, (TINY, TINY, 3), dtype=np.uint8)
-            cv2.imwrite(str(folder / split / "class-0" / f"{number}.jpg"), pixels)
+            cv2.imwrite(str(place / f"{number}.jpg"), pixels)
         prepare(str(folder), str(tiny))
         shutil.rmtree(folder)
     way = Way(str(tiny), CORES, views=1, size=TINY, batch=ROW_GROUP, images=ROW_GROUP, epochs=1, samples=0)
