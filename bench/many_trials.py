@@ -37,8 +37,8 @@ WINDOW = 100  # trials, at most
 EPOCHS, STEPS_PER_EPOCH, LOG_EVERY = 3, 20, 10
 TRAIN = ("train/loss", "train/loss_label", "train/loss_teacher", "train/lr")
 EVALUATION = ("val/loss", "val/top1", "val/top1_cls", "val/top1_dist", "val/top1_ema", "val/top5", "val/images", "epoch",
-              "perf/images_per_s", "perf/data_wait_frac", "perf/spilled_bytes", "data/bad_images", "data/bad_images_total",
-              "cost/cpu_hours")  # fmt: skip
+              "perf/images_per_s", "perf/data_wait_frac", "perf/step_frac", "perf/evaluation_frac", "perf/checkpoint_frac",
+              "perf/other_frac", "perf/spilled_bytes", "data/bad_images", "data/bad_images_total", "cost/cpu_hours")  # fmt: skip
 MODEL_BYTES = 1 << 10
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # `trial.SNAPSHOT`; a trial's process that imports trial.py starts later
 

@@ -13,12 +13,10 @@ wants a data set that is larger than what it may hold. Prints
 """
 
 import argparse
-import contextlib
 import multiprocessing
 import os
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -26,13 +24,13 @@ import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from bench.measure import PeakMemory, memory_bytes
 from bench.record import record
 from deit_ray import cluster
 from deit_ray.data.prepare import QUALITY, SHORT_SIDE, prepare
 
 SHARD = 512  # images: small shards make 100 of them from some minutes' work
 CLASSES = 10
-SAMPLE_S = 0.1
 WARM_UP = 64  # images: before the clock
 
 
@@ -112,42 +110,6 @@ def _bare(paths: list[str]) -> float:
             pixels = cv2.resize(pixels, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
         cv2.imencode(".jpg", pixels, options)
     return len(contents) / (time.perf_counter() - begin)
-
-
-class PeakMemory:
-    """The most memory that this process and all that Ray started held at once, while it is entered."""
-
-    def __enter__(self) -> "PeakMemory":
-        self.peak, self.stop = memory_bytes(), threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-        self.thread.start()
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.stop.set()
-        self.thread.join()
-
-    def _watch(self) -> None:
-        while not self.stop.wait(SAMPLE_S):
-            self.peak = max(self.peak, memory_bytes())
-
-
-def memory_bytes() -> int:
-    """The proportional set size of this process and all its descendants, Ray's among them."""
-    parents, total = {}, 0
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
-                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-    for pid in parents:
-        ancestor = pid
-        while ancestor not in (0, os.getpid()):
-            ancestor = parents.get(ancestor, 0)
-        if ancestor:
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-                total += sum(int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss:"))
-    return total
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=N
                   help="Search for the best way to train a distilled vision transformer, on a laptop or a Ray cluster.")  # fmt: skip
 data_app = typer.Typer(no_args_is_help=True, help="Images in, shards out.")
 app.add_typer(data_app, name="data")
+bench_app = typer.Typer(no_args_is_help=True, help="What limits a run.")
+app.add_typer(bench_app, name="bench")
 
 Experiment = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="an experiment file")]
 Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="replace a value of the file")]
@@ -100,6 +102,22 @@ def data_show(
     from deit_ray.show import show
 
     Console().say(show(uri, out, experiment, _overrides(set), samples, strengths))
+
+
+@bench_app.command("data")
+def bench_data(
+    experiment: Experiment,
+    set: Set = [],  # noqa: B006
+    seconds: Annotated[float, typer.Option(min=0.1, help="for each of its three measurements, about")] = 10.0,
+    address: Address = None,
+    verbose: Verbose = False,
+):
+    """Say whether the stream or the step limits a run, and how many CPUs would feed it; nothing is kept."""
+    loaded = _load(experiment, set)
+    from deit_ray.bench_data import bench_data
+
+    console = Console()
+    console.say(f"{loaded.name}: {bench_data(loaded, address, console, verbose, seconds).sentence()}")
 
 
 @app.command()

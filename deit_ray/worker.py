@@ -15,6 +15,7 @@ import torch.distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from deit_ray.checkpoint import Progress, load_checkpoint, save_checkpoint
+from deit_ray.clock import Clock
 from deit_ray.cluster import store_stats
 from deit_ray.config import Experiment
 from deit_ray.data.damage import BAD_IMAGES, Bad, describe_bad, note_bad
@@ -69,7 +70,7 @@ def train_worker(job: TrainJob) -> None:
         raise RuntimeError(f"the stream starts at step {stream.start}, but the checkpoint is of step {progress.step}")
     journal = JournalWriter(f"{job.folder}/journal") if rank == 0 else None
     cost = Cost(journal, device, world_size, experiment.train.cpus_per_worker)
-    clock = Clock(stream)
+    clock = Clock(stream, device)
 
     for epoch in range(progress.step // max(1, worklist.steps_per_epoch), experiment.train.epochs):
         begin, end = epoch * worklist.steps_per_epoch, (epoch + 1) * worklist.steps_per_epoch
@@ -78,10 +79,12 @@ def train_worker(job: TrainJob) -> None:
             samples = next(stream)
             if samples.split != "train" or samples.first_step != step:
                 raise RuntimeError(f"the stream gave {samples.split} step {samples.first_step}, not train step {step}")
-            scalars = train_step(Batch.of(samples, device), step)
+            with clock.step():
+                scalars = train_step(Batch.of(samples, device), step)
             clock.count(experiment.train.batch_size, int((~samples.valid).sum()))
             if (step + 1) % experiment.train.log_every == 0 or step + 1 == end:
                 scalars = {f"train/{name}": value.item() for name, value in scalars.items()}
+                clock.settle()
                 if not math.isfinite(scalars["train/loss"]):
                     raise NonFiniteLoss(f"the loss is {scalars['train/loss']} at step {step + 1} (epoch {epoch + 1})")
                 if rank == 0:
@@ -91,13 +94,13 @@ def train_worker(job: TrainJob) -> None:
         if not splits:
             continue
         show_phase("evaluation")
-        metrics = clock.read() | cost.read()
+        clock.enter("evaluation")
+        metrics = {"data/bad_images": sum_over_workers(clock.bad)} | cost.read()
         for split in splits:
             metrics |= evaluate(
                 split, model, train_step.ema and train_step.ema.module, stream,
                 worklist.evaluation_steps(split), train_step.normalise, train_step.autocast,
             )  # fmt: skip
-        metrics["epoch"] = epoch + 1
         bad = gather_bad(stream.bad)
         if rank == 0:
             named = note_bad(job.folder, worklist, bad)
@@ -110,6 +113,8 @@ def train_worker(job: TrainJob) -> None:
                 f"({experiment.data.max_bad:g}) allows; see what is wrong with: deit-ray data check {experiment.data.uri}"
             )
         show_phase("checkpoint")
+        clock.enter("checkpoint")
+        metrics |= clock.read() | {"epoch": epoch + 1}
         with tempfile.TemporaryDirectory() as folder:
             if rank == 0:
                 journal.add(metrics, end)
@@ -121,7 +126,7 @@ def train_worker(job: TrainJob) -> None:
                 checkpoint=ray.train.Checkpoint.from_directory(folder) if rank == 0 else None,
                 checkpoint_dir_name=checkpoint_name(end),
             )
-        clock.restart()
+        clock.enter("training")
 
 
 def make_train_step(job: TrainJob, rank: int, world_size: int, device: torch.device) -> TrainStep:
@@ -187,30 +192,6 @@ class TooManyBadImages(HopelessError):
 
 class NonFiniteLoss(HopelessError):
     """The loss became NaN or infinite: the trial fails, since no scheduler would stop it."""
-
-
-class Clock:
-    """Training speed since the last evaluation."""
-
-    def __init__(self, stream: Stream):
-        self.stream = stream
-        self.restart()
-
-    def restart(self) -> None:
-        self.begin, self.images, self.bad = time.perf_counter(), 0, 0
-        self.waited_before = self.stream.wait_s
-
-    def count(self, images: int, bad: int) -> None:
-        self.images += images
-        self.bad += bad
-
-    def read(self) -> dict[str, float]:
-        elapsed = max(time.perf_counter() - self.begin, 1e-9)
-        return {
-            "perf/images_per_s": self.images / elapsed,
-            "perf/data_wait_frac": (self.stream.wait_s - self.waited_before) / elapsed,
-            "data/bad_images": sum_over_workers(self.bad),
-        }
 
 
 class Cost:

@@ -101,6 +101,8 @@ def test_the_same_experiment_gives_the_same_numbers_at_every_step(ray_cluster, e
     assert second.name == "digits_student-2"
     assert len(measured(first.folder)) > 3 * 20
     assert measured(first.folder) == measured(second.folder)
+    spent = [sum(v for (name, s), v in journal(first.folder).items() if name.endswith("_frac") and s == step) for step in (20, 40, 60)]
+    assert spent == pytest.approx([1, 1, 1], abs=1e-9)  # at each evaluation, all of a worker's time has a name
 
 
 class KilledOnce:
