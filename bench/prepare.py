@@ -6,7 +6,7 @@ IMAGES is a folder of JPEGs, or of class folders of them; they stand several tim
 wants a data set that is larger than what it may hold. Prints
 
 - images_per_s: of a whole preparation over this machine's cores, from after Ray's start to the manifest;
-- bare_images_per_s: the same images decoded, resized and encoded by as many processes, and nothing else;
+- bare_images_per_s: the same images decoded, resized and encoded with the same functions by as many processes, and nothing else;
 - share_of_bare: of the two, at least 0.8;
 - peak_growth: the peak memory (proportional set size of all processes, Ray's own included) for 100 shards over that for
   10, at most 1.2; peak_growth_without_ray: the same without what Ray takes before anything is done.
@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.measure import PeakMemory, memory_bytes
 from bench.record import record
 from deit_ray import cluster
+from deit_ray.data.crop import resize
 from deit_ray.data.prepare import QUALITY, SHORT_SIDE, prepare
 
 SHARD = 512  # images: small shards make 100 of them from some minutes' work
@@ -107,7 +108,9 @@ def _bare(paths: list[str]) -> float:
         height, width = pixels.shape[:2]
         scale = SHORT_SIDE / min(height, width)
         if scale < 1:
-            pixels = cv2.resize(pixels, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
+            smaller = np.empty((round(height * scale), round(width * scale), 3), np.uint8)
+            resize(pixels, smaller)
+            pixels = smaller
         cv2.imencode(".jpg", pixels, options)
     return len(contents) / (time.perf_counter() - begin)
 
