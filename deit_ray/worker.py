@@ -101,17 +101,8 @@ def train_worker(job: TrainJob) -> None:
                 split, model, train_step.ema and train_step.ema.module, stream,
                 worklist.evaluation_steps(split), train_step.normalise, train_step.autocast,
             )  # fmt: skip
-        bad = gather_bad(stream.bad)
-        if rank == 0:
-            named = note_bad(job.folder, worklist, bad)
-            metrics["data/bad_images_total"] = len(named)
-            metrics["perf/spilled_bytes"] = store_stats(ray.get_runtime_context().gcs_address).spilled_bytes_total
-        if metrics["data/bad_images"] > experiment.data.max_bad * clock.images:
-            which = f", such as {describe_bad(named)}, listed in {BAD_IMAGES}" if rank == 0 else ""
-            raise TooManyBadImages(
-                f"{metrics['data/bad_images']:.0f} of {clock.images} images could not be decoded{which}; more than data.max_bad "
-                f"({experiment.data.max_bad:g}) allows; see what is wrong with: deit-ray data check {experiment.data.uri}"
-            )
+        metrics |= account_for_bad(job, rank, gather_bad(stream.bad), metrics["data/bad_images"], clock.images)
+        metrics["perf/spilled_bytes"] = store_stats(ray.get_runtime_context().gcs_address).spilled_bytes_total
         show_phase("checkpoint")
         clock.enter("checkpoint")
         metrics |= clock.read() | {"epoch": epoch + 1}
@@ -205,6 +196,25 @@ class Cost:
 
     def read(self) -> dict[str, float]:
         return {self.name: self.before + (time.perf_counter() - self.begin) * self.rate / 3600}
+
+
+def account_for_bad(job: TrainJob, rank: int, bad: Bad, samples: float, images: int) -> dict[str, float]:
+    """Names, by rank 0, the images of the run that could not be decoded; returns how many.
+
+    Args:
+        samples: that were masked for it, of so many `images` since the last evaluation.
+
+    Raises:
+        TooManyBadImages: more than `data.max_bad` allows.
+    """
+    data, named = job.experiment.data, note_bad(job.folder, job.worklist, bad) if rank == 0 else []
+    if samples > data.max_bad * images:
+        which = f", such as {describe_bad(named)}, listed in {BAD_IMAGES}" if named else ""
+        raise TooManyBadImages(
+            f"{samples:.0f} of {images} images could not be decoded{which}; more than data.max_bad ({data.max_bad:g}) allows; "
+            f"see what is wrong with: deit-ray data check {data.uri}"
+        )
+    return {"data/bad_images_total": len(named)}
 
 
 def gather_bad(bad: Bad) -> Bad:
