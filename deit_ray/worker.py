@@ -102,7 +102,8 @@ def train_worker(job: TrainJob) -> None:
                 worklist.evaluation_steps(split), train_step.normalise, train_step.autocast,
             )  # fmt: skip
         metrics |= account_for_bad(job, rank, gather_bad(stream.bad), metrics["data/bad_images"], clock.images)
-        metrics["perf/spilled_bytes"] = store_stats(ray.get_runtime_context().gcs_address).spilled_bytes_total
+        if rank == 0:
+            metrics["perf/spilled_bytes"] = store_stats(ray.get_runtime_context().gcs_address).spilled_bytes_total
         show_phase("checkpoint")
         clock.enter("checkpoint")
         metrics |= clock.read() | {"epoch": epoch + 1}
