@@ -22,7 +22,7 @@ def record(bench: str, figures: dict) -> None:
     line = {"bench": bench, "figures": figures}
     print(json.dumps(line))
     circumstances = {
-        "command": shlex.join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
+        "command": shlex.join(["python", os.path.relpath(sys.argv[0], ROOT), *map(_anywhere, sys.argv[1:])]),
         "machine": describe_machine(),
         "commit": describe_commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -30,6 +30,11 @@ def record(bench: str, figures: dict) -> None:
     RESULTS.mkdir(exist_ok=True)
     with open(RESULTS / f"{bench}.jsonl", "a") as file:
         file.write(json.dumps(line | circumstances) + "\n")
+
+
+def _anywhere(argument: str) -> str:
+    """A path of this machine by its last part, which is all that says anything elsewhere."""
+    return os.path.basename(argument.rstrip("/")) if os.path.isabs(argument) else argument
 
 
 def describe_machine() -> dict:

@@ -27,6 +27,7 @@ def test_the_sentence_names_the_limit_and_the_cpus_that_would_feed_the_step():
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_a_stream_of_large_images_is_found_to_starve_a_small_student(ray_cluster, experiment, tmp_path):
     # noise of 900 x 900 pixels takes tens of milliseconds to decode, of whose 16 x 16 crops a small student takes thousands a second
     uri = str(tmp_path / "noise")

@@ -62,6 +62,7 @@ def test_a_run_that_goes_on_equals_one_that_never_stopped(ray_cluster, experimen
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_a_trial_that_was_stopped_early_goes_on_as_if_it_had_not_been(ray_cluster, experiment):
     keys = PLAIN | {"train.epochs": 3, "search.space": {"optim.lr": {"choice": [0.001]}}, "search.grace_epochs": 1, "name": "stopped"}
     study = Study.create(experiment("digits_student", keys))

@@ -94,6 +94,7 @@ def test_images_that_cannot_be_decoded_are_named_and_too_many_of_them_end_the_tr
         run.train(experiment("digits_student", keys | {"data.max_bad": 0.001}))
 
 
+@pytest.mark.slow
 def test_the_same_experiment_gives_the_same_numbers_at_every_step(ray_cluster, experiment, teacher_file):
     exp = experiment("digits_student", SHORT | {"distillation.teacher": {"weights": teacher_file}, "train.log_every": 1})
     first, second = (run.train(exp) for _ in range(2))
