@@ -3,19 +3,16 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from deit_ray import cluster, storage
+from deit_ray import storage
 from deit_ray.data import shards
 from deit_ray.data.crop import decode
-from deit_ray.data.prepare import HERE
 from deit_ray.data.progress import Stage, silent
-from deit_ray.data.shuffle import group_rows
-from deit_ray.data.tasks import run_tasks
+from deit_ray.data.tasks import run_tasks, workers
 
 
 @dataclass(frozen=True)
@@ -61,11 +58,9 @@ def check(
     """
     uri, manifest = storage.absolute(uri), shards.read_manifest(uri)
     found = [(split, shard) for split, of_split in manifest.splits.items() for shard in of_split]
-    parallel = address is not None or sum(shard.rows for _, shard in found) > HERE
     problems, damaged, images, counts = {}, set(), 0, {split: Counter() for split in manifest.splits}
-    with cluster.connected(address, verbose, warn) if parallel else nullcontext():
-        if parallel:
-            cluster.check_reachable("URI", uri)
+    rows = sum(shard.rows for _, shard in found)
+    with workers(rows, {"URI": uri}, address, warn, verbose) as parallel:
         arguments = ((uri, shard, len(manifest.classes)) for _, shard in found)
         with progress("checking shards", len(found)) as step:
             for number, (decoded, labels, wrong) in run_tasks(check_shard, arguments, parallel):
@@ -99,7 +94,7 @@ def check_shard(uri: str, shard: shards.Shard, classes: int) -> tuple[int, dict[
     decoded, labels = 0, Counter()
     try:
         file = pq.ParquetFile(pa.BufferReader(content))
-        if group_rows(file) != shard.row_groups:
+        if shards.group_rows(file) != shard.row_groups:
             wrong.append(f"holds {file.metadata.num_rows} images in {file.num_row_groups} row groups, the manifest says "
                          f"{shard.rows} in {len(shard.row_groups)}")  # fmt: skip
         for group in range(file.num_row_groups):

@@ -19,11 +19,11 @@ import numpy as np
 import pyarrow.parquet as pq
 
 import deit_ray
-from deit_ray import cluster, rng, storage
+from deit_ray import rng, storage
 from deit_ray.data import shards, shuffle, sources
 from deit_ray.data.listing import Source
 from deit_ray.data.progress import Stage, silent
-from deit_ray.data.tasks import run_tasks
+from deit_ray.data.tasks import run_tasks, workers
 from deit_ray.errors import UserError
 
 SHORT_SIDE = 256  # pixels
@@ -32,7 +32,6 @@ MAX_BAD = 0.001
 ORDER_SEED = 0
 PARTS, PLAN = ".parts", "plan.json"  # the folder of what is only needed until all shards are there
 UNREADABLE = "unreadable.csv"
-HERE = 5000  # so few images are prepared in this process: a Ray takes longer to start
 NAMED = 20  # duplicates that the manifest names
 
 
@@ -112,11 +111,9 @@ def prepare(
     out = storage.absolute(out)
     opened = sources.open_source(source, format, labels)
     plan = Plan(opened, shuffle.Settings(short_side, quality, exif, shard_images))
-    parallel = address is not None or sum(map(len, opened.splits.values())) > HERE
-    with cluster.connected(address, verbose, warn) if parallel else contextlib.nullcontext():
-        if parallel:
-            cluster.check_reachable("--out", out)
-            cluster.check_reachable("SOURCE", source) if source != sources.DIGITS else None
+    images = sum(map(len, opened.splits.values()))
+    places = {"--out": out} | ({"SOURCE": source} if source != sources.DIGITS else {})
+    with workers(images, places, address, warn, verbose) as parallel:
         return _Preparation(plan, out, max_bad, parallel, progress).run(source, command)
 
 

@@ -24,6 +24,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 ROW_GROUP = 64  # images
 SHARD = 4096  # images
+DIGEST = 16  # bytes of the hash in the column `source`
 SCHEMA = pa.schema([("image", pa.binary()), ("label", pa.int32()), ("name", pa.string()), ("source", pa.binary())])
 
 
@@ -115,7 +116,22 @@ def write_shard(uri: str, file: str, rows: Iterable[tuple], metadata: dict | Non
                 counts[label] = counts.get(label, 0) + 1
     content = sink.getvalue()
     storage.write_bytes(storage.join(uri, file), content)
-    return Shard(file, groups, len(content), hashlib.sha256(content).hexdigest()), counts
+    return describe(file, groups, content), counts
+
+
+def describe(file: str, row_groups: list[int], content) -> Shard:
+    """The shard whose file holds this."""
+    return Shard(file, row_groups, len(content), hashlib.sha256(content).hexdigest())
+
+
+def group_rows(file: pq.ParquetFile) -> list[int]:
+    """The rows of each row group."""
+    return [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+
+
+def digest_of(content) -> bytes:
+    """The hash of what an image was made from, by which duplicates are found."""
+    return hashlib.sha256(content).digest()[:DIGEST]
 
 
 def shard_file(split: str, number: int) -> str:
@@ -129,7 +145,7 @@ def write_split(uri: str, split: str, rows: Iterable[tuple[bytes, int, str]]) ->
         The shards, and the number of images of each label.
     """
     shards, totals = [], Counter()
-    rows = ((jpeg, label, name, hashlib.sha256(jpeg).digest()[:16]) for jpeg, label, name in rows)
+    rows = ((jpeg, label, name, digest_of(jpeg)) for jpeg, label, name in rows)
     while chunk := list(islice(rows, SHARD)):
         shard, counts = write_shard(uri, shard_file(split, len(shards)), chunk)
         shards.append(shard)

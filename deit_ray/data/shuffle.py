@@ -23,7 +23,6 @@ PART = 1024  # images: what a task holds in memory, encoded
 PART_SCHEMA = pa.schema([("place", pa.int64()), ("image", pa.binary()), ("label", pa.int32()), ("name", pa.string()),
                          ("source", pa.binary()), ("reason", pa.string())])  # fmt: skip
 KEY, BAD = b"deit_ray.prepared", b"deit_ray.unreadable"  # of a shard's metadata
-DIGEST = 16  # bytes of an image's hash
 
 
 @dataclass(frozen=True)
@@ -90,11 +89,7 @@ def _encode(content, settings: Settings) -> tuple[bytes | None, str | None, byte
     except Unreadable as unreadable:
         return None, str(unreadable), None
     source = content if isinstance(content, bytes) else np.ascontiguousarray(content)
-    return jpeg, None, digest_of(source)
-
-
-def digest_of(content) -> bytes:
-    return hashlib.sha256(content).digest()[:DIGEST]
+    return jpeg, None, shards.digest_of(source)
 
 
 @dataclass(frozen=True)
@@ -111,6 +106,10 @@ class Report:
     counts: dict[int, int]
     digests: bytes
     bad: list[tuple[str, str]]
+
+    def sources(self) -> Iterator[bytes]:
+        """The hash of each image's source."""
+        return (self.digests[i : i + shards.DIGEST] for i in range(0, len(self.digests), shards.DIGEST))
 
 
 def write_shard(out: str, file: str, index: int, parts: list[str], key: str) -> Report:
@@ -154,24 +153,15 @@ def describe_shard(out: str, file: str, key: str, expected: shards.Shard | None)
         table = opened.read(columns=["label", "source"])
     except (OSError, pa.ArrowException):
         return None
-    found = shards.Shard(file, group_rows(opened), len(content), hashlib.sha256(content).hexdigest())
+    found = shards.describe(file, shards.group_rows(opened), content)
     labels, counts = np.unique(table["label"].to_numpy(), return_counts=True)
     digests = b"".join(table["source"].to_pylist())
     return Report(found, dict(zip(labels.tolist(), counts.tolist(), strict=True)), digests, [tuple(b) for b in json.loads(metadata[BAD])])
 
 
-def group_rows(file: pq.ParquetFile) -> list[int]:
-    """The rows of each row group."""
-    return [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
-
-
 def duplicates(reports: dict[str, list[Report]]) -> Iterator[tuple[int, int]]:
     """(shard, row) of each test image whose source is, byte for byte, also a training image's."""
-    test = {report.digests[i : i + DIGEST] for report in reports.get("test", ()) for i in range(0, len(report.digests), DIGEST)}
-    found = set()
-    for report in reports.get("train", ()):
-        found |= {d for i in range(0, len(report.digests), DIGEST) if (d := report.digests[i : i + DIGEST]) in test}
+    test = {source for report in reports.get("test", ()) for source in report.sources()}
+    found = {source for report in reports.get("train", ()) for source in report.sources() if source in test}
     for number, report in enumerate(reports.get("test", ())):
-        for i in range(0, len(report.digests), DIGEST):
-            if report.digests[i : i + DIGEST] in found:
-                yield number, i // DIGEST
+        yield from ((number, row) for row, source in enumerate(report.sources()) if source in found)

@@ -1,10 +1,34 @@
 """Tasks of the `data` commands: over the cluster's CPUs with Ray, or, where they are few, in this process."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 
 import ray
 
+from deit_ray import cluster
+
+HERE = 5000  # so few images are worked on in this process: a Ray takes longer to start
 AHEAD = 2  # tasks that wait for each CPU: their arguments are in memory
+
+
+@contextlib.contextmanager
+def workers(images: int, places: dict[str, str], address: str | None, warn: Callable[[str], None], verbose: bool) -> Iterator[bool]:
+    """Whether tasks run over Ray, which is there meanwhile: where a cluster is named, or there are many images.
+
+    Args:
+        places: URIs that tasks read or write, by what the user calls them.
+        address, warn, verbose: see `cluster.connected`.
+
+    Raises:
+        UserError: other nodes cannot reach one of the places.
+    """
+    if address is None and images <= HERE:
+        yield False
+        return
+    with cluster.connected(address, verbose, warn):
+        for name, uri in places.items():
+            cluster.check_reachable(name, uri)
+        yield True
 
 
 def run_tasks(function: Callable, arguments: Iterable[tuple], parallel: bool) -> Iterator[tuple[int, object]]:
