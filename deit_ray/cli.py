@@ -1,107 +1,21 @@
 """The command line: it parses, calls the package, and prints."""
 
 import os
-import shlex
 import sys
 from typing import Annotated, Literal
 
 import typer
 
+from deit_ray import cli_data
 from deit_ray.console import Console
 from deit_ray.errors import Interrupted, UserError
+from deit_ray.options import Address, Experiment, OnHead, Results, Set, Verbose, load, overrides_of
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
                   help="Search for the best way to train a distilled vision transformer, on a laptop or a Ray cluster.")  # fmt: skip
-data_app = typer.Typer(no_args_is_help=True, help="Images in, shards out.")
-app.add_typer(data_app, name="data")
+app.add_typer(cli_data.app, name="data")
 bench_app = typer.Typer(no_args_is_help=True, help="What limits a run.")
 app.add_typer(bench_app, name="bench")
-
-Experiment = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="an experiment file")]
-Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="replace a value of the file")]
-Address = Annotated[str | None, typer.Option(help="of a Ray cluster; by default RAY_ADDRESS, or a Ray of its own")]
-OnHead = Annotated[str | None, typer.Option(help="of a Ray cluster, on whose head it looks for the study; by default here")]
-Results = Annotated[str, typer.Option(help="folder of the results")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="show Ray's output and tracebacks")]
-
-
-@data_app.command("prepare")
-def data_prepare(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="a folder, a file or a URI with images (docs/data.md), or: digits")],
-    out: Annotated[str, typer.Option(help="folder to write: a path, or file://, s3://, gs://")],
-    short_side: Annotated[int, typer.Option(min=0, help="longer short sides are scaled down to this; 0 keeps the original bytes")] = 256,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="of the JPEGs")] = 92,
-    format: Annotated[str | None, typer.Option(help="of SOURCE, where looking does not tell: ilsvrc2012, folders, parquet, "
-                                               "webdataset or arrays")] = None,
-    labels: Annotated[str | None, typer.Option(help="labels of ILSVRC2012's validation images: lines of: name synset")] = None,
-    exif: Annotated[bool, typer.Option("--exif", help="apply the rotation that EXIF asks for; by default not, as in timm")] = False,
-    max_bad: Annotated[str, typer.Option(metavar="PART", help="stop when more of the images are unreadable, such as 0.1%")] = "0.1%",
-    address: Address = None,
-    verbose: Verbose = False,
-):  # fmt: skip
-    """Prepare a data set: images become shards that training streams. Run again, it does what is missing or damaged."""
-    from deit_ray.data.prepare import prepare
-    from deit_ray.data.progress import shown_on
-
-    console = Console()
-    command = "deit-ray " + shlex.join(sys.argv[1:])
-    prepared = prepare(
-        source, out, short_side, quality, command, format=format, labels=labels, exif=exif, max_bad=_part("--max-bad", max_bad),
-        address=address, progress=shown_on(console), warn=console.warn, verbose=verbose,
-    )  # fmt: skip
-    manifest = prepared.manifest
-    images = ", ".join(f"{manifest.rows(split)} {split}" for split in manifest.splits)
-    console.say(f"{out}: {images} images of {len(manifest.classes)} classes")
-    for label, name in list(enumerate(manifest.classes))[:20]:
-        console.say(f"  {name}: " + ", ".join(f"{c[label]} {split}" for split, c in manifest.class_counts.items()))
-    if len(manifest.classes) > 20:
-        console.say(f"  and {len(manifest.classes) - 20} classes more")
-    shards = sum(map(len, manifest.splits.values()))
-    console.say(f"  {prepared.written} of {shards} shards written" + ("" if prepared.written else ": all were there, and whole"))
-    for note in prepared.notes:
-        console.warn(note)
-    for split, names in prepared.unreadable.items():
-        if names:
-            console.warn(f"{len(names)} images for {split} cannot be read and were left out, such as {names[0]}; see {out}/unreadable.csv")
-    if twice := manifest.duplicates.get("count"):
-        console.warn(f"{twice} test images are training images too, byte for byte, such as {manifest.duplicates['such as'][0]}")
-
-
-@data_app.command("check")
-def data_check(
-    uri: Annotated[str, typer.Argument(metavar="URI", help="a prepared data set")],
-    address: Address = None,
-    verbose: Verbose = False,
-):
-    """Check checksums, counts, labels and every image of a prepared data set; the exit status is 1 if something is wrong."""
-    from deit_ray.data.check import check
-    from deit_ray.data.progress import shown_on
-
-    console = Console()
-    checked = check(uri, address=address, progress=shown_on(console), warn=console.warn, verbose=verbose)
-    for problem in checked.problems[:20]:
-        console.say(f"  {problem}", "red")
-    if len(checked.problems) > 20:
-        console.say(f"  and {len(checked.problems) - 20} more", "red")
-    console.say(f"{uri}: " + checked.verdict(), "bold red" if checked.problems else "bold green")
-    raise typer.Exit(1 if checked.problems else 0)
-
-
-@data_app.command("show")
-def data_show(
-    uri: Annotated[str, typer.Argument(metavar="URI", help="a prepared data set")],
-    out: Annotated[str, typer.Option(help="picture to write, .png or .jpg")] = "samples.png",
-    experiment: Annotated[str | None, typer.Option(help="whose student's views are shown; by default an experiment's defaults")] = None,
-    set: Set = [],  # noqa: B006
-    samples: Annotated[int, typer.Option(min=1, max=64, help="images to show")] = 8,
-    strengths: Annotated[
-        bool, typer.Option("--strengths", help="instead: what the policy does at augment.strength 0, 0.5, 1, 1.5, 2")
-    ] = False,
-):
-    """Write a contact sheet: images as they are stored and as the student sees them in training, with labels."""
-    from deit_ray.show import show
-
-    Console().say(show(uri, out, experiment, _overrides(set), samples, strengths))
 
 
 @bench_app.command("data")
@@ -113,7 +27,7 @@ def bench_data(
     verbose: Verbose = False,
 ):
     """Say whether the stream or the step limits a run, and how many CPUs would feed it; nothing is kept."""
-    loaded = _load(experiment, set)
+    loaded = load(experiment, set)
     from deit_ray.bench_data import bench_data
 
     console = Console()
@@ -149,7 +63,7 @@ def train(
 
         run = continue_run(go_on, epochs, schedule or "stretch", results, address, console, verbose)
     else:
-        loaded = _load(experiment, set)
+        loaded = load(experiment, set)
         from deit_ray.run import train
 
         run = train(loaded, address, console, verbose)
@@ -162,7 +76,7 @@ def train(
 @app.command()
 def plan(experiment: Experiment, set: Set = [], address: Address = None):  # noqa: B006
     """Say what a study or run would take; nothing is started."""
-    loaded = _load(experiment, set)
+    loaded = load(experiment, set)
     from deit_ray.plan import plan, show_plan
 
     Console().out.print(show_plan(plan(loaded, address)))
@@ -193,7 +107,7 @@ def tune(
     from deit_ray.resume import dry_run as show
     from deit_ray.search import tune
 
-    amend = _overrides(set)
+    amend = overrides_of(set)
     if resume and trials:
         from deit_ray.study import Study
 
@@ -205,7 +119,7 @@ def tune(
         if resume:
             tune(None, address, resume, console, verbose, results, amend)
         else:
-            tune(_load(experiment, set), address, None, console, verbose)
+            tune(load(experiment, set), address, None, console, verbose)
     finally:
         console.close()
 
@@ -382,29 +296,6 @@ def main() -> None:
         message = error.format_message() if hasattr(error, "format_message") else f"{type(error).__name__}: {error}"
         console.err.print(f"error: {message}\n(--verbose shows where)", style="red", markup=False)
         sys.exit(getattr(error, "exit_code", 1))
-
-
-def _load(path: str, overrides: list[str]):
-    from deit_ray.load import load_experiment
-
-    return load_experiment(path, _overrides(overrides))
-
-
-def _overrides(texts: list[str]) -> dict:
-    from deit_ray.load import parse_override
-
-    return dict(parse_override(text) for text in texts)
-
-
-def _part(option: str, text: str) -> float:
-    """0.001 of 0.1% or 0.001."""
-    try:
-        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise UserError(f"{option} {text}: must be a part of the images, such as 0.1% or 0.001")
-    return value
 
 
 def _metrics(metrics: dict[str, float]) -> str:
