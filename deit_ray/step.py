@@ -1,5 +1,6 @@
 """One optimizer step: augment, student, teacher, loss, update. Needs torch and timm, not Ray."""
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +39,7 @@ class Batch:
 
     @classmethod
     def of(cls, samples, device: torch.device) -> "Batch":
-        """From the stream's `Samples`; the copy to a GPU does not block."""
+        """From the stream's `Samples`. The copy to a GPU does not block; on a CPU nothing is copied, and the tensors are only read."""
         images, labels, valid, crops = (
             None if array is None else _to_device(array, device)
             for array in (samples.images, samples.labels, samples.valid.astype(np.float32), samples.crops)
@@ -47,7 +48,8 @@ class Batch:
 
 
 def _to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    tensor = torch.from_numpy(array.copy())
+    with warnings.catch_warnings(action="ignore"):  # of an array that cannot be written: it lies in Ray's object store
+        tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 

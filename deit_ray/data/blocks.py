@@ -134,9 +134,16 @@ def unpack(block: pa.Table) -> Samples:
     """The inverse of `pack`; arrays are read-only views of the block."""
     size = block["size"][0].as_py()
     types = {"images": np.uint8, "labels": np.int64, "ids": np.int64, "views": np.int64, "valid": np.bool_, "crops": np.uint8}
-    arrays = {name: np.frombuffer(block[name][0].as_buffer(), dtype) for name, dtype in types.items() if name in block.column_names}
+    arrays = {name: np.frombuffer(_bytes(block[name]), dtype) for name, dtype in types.items() if name in block.column_names}
     arrays |= {name: arrays[name].reshape(-1, size, size, 3) for name in ("images", "crops") if name in arrays}
     return Samples(**arrays, **{name: block[name][0].as_py() for name in ("split", "epoch", "first_step")})
+
+
+def _bytes(column: pa.ChunkedArray) -> pa.Buffer:
+    """Those of a column's only row; asking Arrow for the row would copy them."""
+    (chunk,) = column.chunks
+    begin, end = np.frombuffer(chunk.buffers()[1], np.int64)[chunk.offset : chunk.offset + 2].tolist()
+    return chunk.buffers()[2].slice(begin, end - begin)
 
 
 def _binary(array: np.ndarray) -> pa.Array:
