@@ -22,7 +22,7 @@ from deit_ray import rng
 from deit_ray.data.shards import RowGroups
 
 POOL = 5120  # images that are shuffled among themselves: 80 row groups, of which any batch of 342 images meets more than 64
-BLOCK_BYTES = 8 << 20  # a block holds as many steps as fit: few, full blocks
+BLOCK_BYTES = 96 << 20  # a block holds as many steps as fit: few, full blocks
 WINDOW = 256  # tasks in one Ray Data execution: each costs a millisecond before the first one starts
 EVALUATIONS = ("val", "test")
 MASKED = -1
