@@ -90,13 +90,12 @@ def make_worklist(
         epochs: instead of the experiment's; 0 for a run that only evaluates.
     """
     data, train = experiment.data, experiment.train
-    arrays = 2 if experiment.distillation.teacher_sees_crops else 1
     groups = {split: shards.row_groups(uri, manifest, split, data.holdout) for split in splits}
     groups = {split: found for split, found in groups.items() if found.images}
     images = shards.row_groups(uri, manifest, "train", data.holdout) if epochs != 0 else shards.NO_ROW_GROUPS
     try:
         return WorkList(
-            images, groups, train.batch_size, train.workers, data.views, arrays * 3 * data.image_size**2,
+            images, groups, train.batch_size, train.workers, data.views,
             train.epochs if epochs is None else epochs, train.eval_every, experiment.seed,
         )  # fmt: skip
     except ValueError as error:

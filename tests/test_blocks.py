@@ -1,15 +1,19 @@
 """Samples: the same pixels for any number of workers; damage costs the image it hits."""
 
+import time
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from deit_ray import trial
+from deit_ray import storage, trial
 from deit_ray.data import shards
-from deit_ray.data.blocks import Samples, make_samples, pack, unpack
+from deit_ray.data.blocks import Recipe, Samples, make_samples, pack, unpack
+from deit_ray.data.crop import Geometry
 from deit_ray.data.damage import note_bad, read_bad
 from deit_ray.data.shards import read_manifest
+from deit_ray.data.worklist import Task
 from tests.training import local_batches
 
 
@@ -102,8 +106,26 @@ def test_a_missing_shard_is_named(tmp_path, experiment):
     shutil.copytree(exp.data.uri, tmp_path / "copy")
     (tmp_path / "copy" / "train-00000.parquet").unlink()
     broken = exp.with_overrides({"data.uri": str(tmp_path / "copy")})
-    with pytest.raises(UserError, match=r"train-00000.parquet, row group \d+, is missing or damaged .*deit-ray data check .*copy"):
+    with pytest.raises(UserError, match=r"train-00000.parquet, row groups? [\d, ]+, is missing or damaged .*deit-ray data check .*copy"):
         next(local_batches(broken))
+
+
+def test_many_shards_are_read_at_once(tmp_path, monkeypatch):
+    files, open_uri = [f"train-{i:05d}.parquet" for i in range(48)], storage.open_uri
+    for i, file in enumerate(files):
+        shards.write_shard(str(tmp_path), file, [(pq_image(i), i, "", b"")])
+
+    def open_late(uri: str):
+        time.sleep(0.1)  # as an object store answers
+        return open_uri(uri)
+
+    monkeypatch.setattr(storage, "open_uri", open_late)
+    task = Task("val", 0, 0, 1, 48, [(str(tmp_path / file), 0, 0, 1, i) for i, file in enumerate(files)], 48, None, 0, 1, 0)
+    begin = time.monotonic()
+    (samples,) = make_samples(task, Recipe(Geometry(16, (0.08, 1.0), (0.75, 1.33), 0.5, 0.875, 0), None), 48, 1)
+    assert time.monotonic() - begin < 48 * 0.1 / 3
+    assert samples.labels.tolist() == samples.ids.tolist() == list(range(48))
+    assert np.abs(samples.images.mean((1, 2, 3)) - np.arange(48)).max() < 2  # pq_image(i) is grey i
 
 
 def test_row_groups_are_small_and_in_the_order_written(digits):

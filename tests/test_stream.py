@@ -52,7 +52,6 @@ def stream_through_ray(experiment, start: int, folder, read=read_stream, store_b
     worklist = trial.make_worklist(experiment, manifest, experiment.data.uri, ("val",))
     if read is read_stream:
         worklist.window = 1  # task: an epoch's, so that the two datasets take turns
-        worklist.block_steps = 7  # so that a task makes several blocks
     datasets, data_config, cursor = stream.make_datasets("test", worklist, trial.make_recipe(experiment, "cpu"), start, 1.0, store_bytes)
     log = Log.remote()
     TorchTrainer(
@@ -80,9 +79,10 @@ def expected(experiment, start: int) -> dict[int, list]:
     return found
 
 
-def test_each_rank_gets_its_samples_in_order_over_windows_and_after_a_seek(ray_cluster, experiment, tmp_path):
+def test_each_rank_gets_its_samples_in_order_over_windows_and_after_a_seek(ray_cluster, experiment, tmp_path, monkeypatch):
     keys = {"distillation.kind": "none", "train.workers": 2, "train.epochs": 5, "data.views": 3}
     exp = experiment("digits_student", keys)
+    monkeypatch.setattr(stream, "BLOCK_BYTES", 7 * exp.train.batch_size // 2 * 3 * exp.data.image_size**2)  # 7 of a task's steps
     start = 27  # in the middle of the second epoch
     got = stream_through_ray(exp, start, tmp_path)
     want = expected(exp, start)
@@ -97,7 +97,7 @@ def test_each_rank_gets_its_samples_in_order_over_windows_and_after_a_seek(ray_c
 def test_a_consumer_that_sleeps_does_not_fill_the_object_store(ray_cluster, experiment, tmp_path):
     keys = {"distillation.kind": "none", "train.epochs": 300, "data.image_size": 224, "augment.policy": "none", "augment.color_jitter": 0.0}
     exp = experiment("digits_student", keys)
-    block, limit = exp.train.batch_size * 3 * 224**2, 60 << 20  # a step, since it is more than BLOCK_BYTES
+    block, limit = exp.train.batch_size * 3 * 224**2, 60 << 20  # a step, since it is more than a sixteenth of the limit
     held = stream_through_ray(exp, 0, tmp_path, hold_stream, limit)[0][0]
     # what make_datasets declares: the limit, a block for the one task, and QUEUED_BLOCKS + 2 for the one rank
     assert block < held <= limit + (1 + stream.QUEUED_BLOCKS + 2) * block

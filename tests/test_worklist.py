@@ -21,7 +21,7 @@ def make(images=1000, holdout=100, batch=64, world=1, views=1, epochs=3, eval_ev
     evaluations = {"val": everything.between(images, images + holdout)} if holdout else {}
     if test:
         evaluations["test"] = groups(test)
-    return WorkList(everything.between(0, images), evaluations, batch, world, views, 768, epochs, eval_every, seed)
+    return WorkList(everything.between(0, images), evaluations, batch, world, views, epochs, eval_every, seed)
 
 
 def samples(tasks) -> list[tuple]:

@@ -5,6 +5,7 @@ A block is an Arrow table of one row, so that Ray Data hands it on whole: the sa
 
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,9 +15,10 @@ import pyarrow as pa
 from deit_ray.augment import kernel_cv2
 from deit_ray.augment.policy import Photometric
 from deit_ray.data import crop
-from deit_ray.data.shards import ShardReader
+from deit_ray.data.shards import read_row_groups
 from deit_ray.data.worklist import MASKED, Task
 
+READERS = 16  # shards read at once: on an object store each takes many round trips, and a pool has about 70 of them
 HELD_BY_NOBODY = 3  # references: of the list, of the loop that looks, and of the call that counts
 
 
@@ -56,15 +58,20 @@ class Recipe:
     photometric: Photometric | None  # None where the device does it
     keep_crops: bool = False  # beside the images, where the stream changes these
 
+    @property
+    def sample_bytes(self) -> int:
+        """Of one sample in a block."""
+        return (2 if self.keep_crops and self.photometric else 1) * 3 * self.geometry.size**2
 
-def make_samples(task: Task, recipe: Recipe, batch_size: int, world_size: int) -> Iterator[Samples]:
-    """The task's samples, block by block: for each stretch of steps, one block for each rank in turn."""
+
+def make_samples(task: Task, recipe: Recipe, batch_size: int, world_size: int, block_steps: int = 1) -> Iterator[Samples]:
+    """The task's samples, block by block: for each stretch of `block_steps` steps, one block for each rank in turn."""
     jpegs, labels, ids = _read(task)
     local = batch_size // world_size
     task_rows, task_views = task.samples()
     decoded_row, decoded, buffer, memory = None, None, np.empty(crop.BUFFER, np.uint8), Memory()
-    for first in range(0, task.steps, task.block_steps):
-        stretch = range(first, min(first + task.block_steps, task.steps))
+    for first in range(0, task.steps, block_steps):
+        stretch = range(first, min(first + block_steps, task.steps))
         # a rank's samples of a batch are neighbours, so that the views of an image stay together
         places = [
             np.concatenate([np.arange(s * batch_size + rank * local, s * batch_size + (rank + 1) * local) for s in stretch])
@@ -119,9 +126,18 @@ class Memory:
 
 
 def _read(task: Task) -> tuple[list, np.ndarray, np.ndarray]:
-    reader, jpegs, labels, ids = ShardReader(), [], [], []
-    for file, group, start, rows, first_id in task.sources:
-        table = reader.read(file, group).slice(start, rows)
+    """(the bytes, label and id of each image of the task's sources)."""
+    places: dict[str, list[int]] = {}  # of each shard's row groups among the sources
+    for place, (file, *_) in enumerate(task.sources):
+        places.setdefault(file, []).append(place)
+    tables: dict[int, pa.Table] = {}
+    with ThreadPoolExecutor(READERS) as pool:
+        read = pool.map(lambda file: read_row_groups(file, [task.sources[place][1] for place in places[file]]), places)
+        for file, found in zip(places, read, strict=True):
+            tables |= dict(zip(places[file], found, strict=True))
+    jpegs, labels, ids = [], [], []
+    for place, (_, _, start, rows, first_id) in enumerate(task.sources):
+        table = tables[place].slice(start, rows)
         jpegs += _rows(table["image"])
         labels.append(table["label"].to_numpy())
         ids.append(np.arange(first_id, first_id + rows))

@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -211,29 +211,25 @@ def row_groups(uri: str, manifest: Manifest, split: str, holdout: float) -> RowG
     return everything.between(0, kept) if split == "train" else everything.between(kept, images)
 
 
-class ShardReader:
-    """Reads row groups; keeps the shard file of the last read open."""
+def read_row_groups(path: str, groups: list[int]) -> list[pa.Table]:
+    """The table of each of these row groups of a shard, with the columns `image` and `label`.
 
-    def __init__(self):
-        self._path, self._file = None, None
-
-    def read(self, path: str, group: int) -> pa.Table:
-        """The table of one row group, with the columns `image` and `label`.
-
-        Raises:
-            UnavailableError: the shard is missing or damaged.
-        """
-        try:
-            if path != self._path:
-                filesystem, inside = storage.open_uri(path)
-                self._file, self._path = pq.ParquetFile(filesystem.open_input_file(inside)), path
-            return self._file.read_row_group(group, columns=["image", "label"], use_threads=False)
-        except (OSError, pa.ArrowException) as error:
-            folder = path.rpartition("/")[0]
-            raise UnavailableError(
-                f"data.uri: shard {path}, row group {group}, is missing or damaged ({error}); `deit-ray data check {folder}` says what is "
-                "wrong and which command makes it again"
-            ) from None
+    Raises:
+        UnavailableError: the shard is missing or damaged.
+    """
+    try:
+        filesystem, inside = storage.open_uri(path)
+        with pq.ParquetFile(filesystem.open_input_file(inside), pre_buffer=True) as file:  # neighbours are one request
+            table = file.read_row_groups(groups, columns=["image", "label"], use_threads=False)
+            ends = np.cumsum([file.metadata.row_group(g).num_rows for g in groups]).tolist()
+    except (OSError, pa.ArrowException) as error:
+        folder = path.rpartition("/")[0]
+        names = f"row group{'s' * (len(groups) > 1)} {', '.join(map(str, sorted(groups)))}"
+        raise UnavailableError(
+            f"data.uri: shard {path}, {names}, is missing or damaged ({error}); `deit-ray data check {folder}` says what is "
+            "wrong and which command makes it again"
+        ) from None
+    return [table.slice(begin, end - begin) for begin, end in pairwise([0, *ends])]
 
 
 NO_ROW_GROUPS = RowGroups((), *(np.zeros(0, np.int64) for _ in range(5)))

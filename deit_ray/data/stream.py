@@ -18,8 +18,10 @@ from ray.data.block import BlockMetadata
 from ray.experimental import internal_kv
 
 from deit_ray.data.blocks import Recipe, Samples, make_samples, pack, unpack
-from deit_ray.data.worklist import Task, WorkList
+from deit_ray.data.worklist import WorkList
 
+BLOCK_BYTES = 96 << 20  # a block holds as many steps as fit, since each costs Ray 10 ms of CPU time and more
+BLOCKS_HELD = 16  # at least, by the share of the object store that a window is given
 QUEUED_BLOCKS = 2  # that a rank holds beyond the one it works on
 EARLY_TASKS = 4  # the next window starts when this many tasks of the present one are left
 
@@ -41,7 +43,9 @@ def make_datasets(run: str, worklist: WorkList, recipe: Recipe, start: int, cpus
     """
     names = ["window0"] if worklist.window_from(start)[0] >= worklist.steps else ["window0", "window1"]
     cursor = Cursor(run)
-    datasets = {name: DatasetFactory(WindowSource(worklist, recipe, cursor, name), cpus) for name in names}
+    block_bytes = min(BLOCK_BYTES, store_bytes / BLOCKS_HELD) if store_bytes else BLOCK_BYTES
+    block_steps = max(1, int(block_bytes // (worklist.batch_size // worklist.world_size * recipe.sample_bytes)))
+    datasets = {name: DatasetFactory(WindowSource(worklist, recipe, block_steps, cursor, name), cpus) for name in names}
     limits = ExecutionResources.for_limits(cpu=max(cpus, 1.0), object_store_memory=store_bytes)
     options = ExecutionOptions(preserve_order=True, resource_limits=limits)
     return datasets, ray.train.DataConfig(execution_options=options), cursor
@@ -75,9 +79,9 @@ def kv_prefix(run: str) -> str:
 class WindowSource(Datasource):
     """A Ray Data source whose read tasks are the work list's tasks between two steps."""
 
-    def __init__(self, worklist: WorkList, recipe: Recipe, cursor: Cursor, name: str):
+    def __init__(self, worklist: WorkList, recipe: Recipe, block_steps: int, cursor: Cursor, name: str):
         super().__init__()
-        self.worklist, self.recipe, self.cursor, self.name = worklist, recipe, cursor, name
+        self.worklist, self.recipe, self.block_steps, self.cursor, self.name = worklist, recipe, block_steps, cursor, name
 
     def get_name(self) -> str:
         return "Stream"
@@ -91,14 +95,14 @@ class WindowSource(Datasource):
         metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
         batch, world = self.worklist.batch_size, self.worklist.world_size
         tasks = self.worklist.tasks_between(start, stop) if stop > start or not self.worklist.epochs else ()
-        return [ReadTask(RunTask(task, self.recipe, batch, world), metadata) for task in tasks]
+        return [ReadTask(RunTask(task, self.recipe, batch, world, self.block_steps), metadata) for task in tasks]
 
 
 class RunTask:
     """A read task's function; a class, since it pickles smaller than a closure."""
 
-    def __init__(self, task: Task, recipe: Recipe, batch_size: int, world_size: int):
-        self.arguments = (task, recipe, batch_size, world_size)
+    def __init__(self, *arguments):
+        self.arguments = arguments  # of `make_samples`
 
     def __call__(self):
         for samples in make_samples(*self.arguments):
@@ -185,8 +189,8 @@ class Stream:
         blocks = queue.Queue(QUEUED_BLOCKS)
 
         def pump():
-            try:
-                for block in self.datasets(name).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+            try:  # with prefetch_batches Ray would keep the first block until there is another one; the queue is our own
+                for block in self.datasets(name).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                     blocks.put(unpack(block))
             except BaseException as error:  # raised again where the batch is awaited
                 blocks.put(error)

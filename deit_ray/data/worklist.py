@@ -22,7 +22,6 @@ from deit_ray import rng
 from deit_ray.data.shards import RowGroups
 
 POOL = 5120  # images that are shuffled among themselves: 80 row groups, of which any batch of 342 images meets more than 64
-BLOCK_BYTES = 96 << 20  # a block holds as many steps as fit: few, full blocks
 WINDOW = 256  # tasks in one Ray Data execution: each costs a millisecond before the first one starts
 EVALUATIONS = ("val", "test")
 MASKED = -1
@@ -44,7 +43,6 @@ class Task:
         skip: samples of the pool that come before the first one.
         repeats: samples made of each image.
         seed: the experiment's.
-        block_steps: steps in a block.
     """
 
     split: str
@@ -58,7 +56,6 @@ class Task:
     skip: int
     repeats: int
     seed: int
-    block_steps: int
 
     def samples(self) -> tuple[np.ndarray, np.ndarray]:
         """(row within the concatenated sources, or MASKED; which view of that image) of each sample; int64 [steps x batch]."""
@@ -78,7 +75,6 @@ class WorkList:
         batch_size: global.
         world_size: ranks; divides batch_size.
         views: crops of an image in one epoch.
-        sample_bytes: of one decoded sample, to size blocks.
         epochs, eval_every: `val` is evaluated after each eval_every-th epoch and the last, `test` after the last.
         seed: the experiment's.
 
@@ -93,7 +89,6 @@ class WorkList:
         batch_size: int,
         world_size: int,
         views: int,
-        sample_bytes: int,
         epochs: int,
         eval_every: int,
         seed: int,
@@ -105,7 +100,6 @@ class WorkList:
         if epochs and not self.steps_per_epoch:
             raise ValueError(f"{train.images} training images are fewer than one batch of {batch_size}")
         self.window = WINDOW
-        self.block_steps = max(1, BLOCK_BYTES // (batch_size // world_size * sample_bytes))
         unit = batch_size // math.gcd(batch_size, views)  # images whose views fill whole steps
         self.pool = max(1, POOL // unit) * unit
         self.pool_steps = self.pool * views // batch_size
@@ -197,7 +191,7 @@ class WorkList:
 
     def _task(self, split: str, epoch: int, first_step: int, steps: int, sources: list, images: int, pool: int | None, skip: int) -> Task:
         repeats = self.views if split == "train" else 1
-        return Task(split, epoch, first_step, steps, self.batch_size, sources, images, pool, skip, repeats, self.seed, self.block_steps)
+        return Task(split, epoch, first_step, steps, self.batch_size, sources, images, pool, skip, repeats, self.seed)
 
     @staticmethod
     def _sources(groups: RowGroups, order: np.ndarray, ends: np.ndarray, low: int, high: int) -> list:
