@@ -18,8 +18,9 @@ Figures, and what each shall reach:
     vs_best_peer                   1.2   ours_3views over the fastest of the other peers that crop and flip only
     ray_cpu_ratio                  1.3   at most: CPU time a sample through Ray (tasks, raylet, store, consumer) over the bare function
     share_of_decode                0.75  the bare function, prepared, 1 view, of cv2.imdecode at full size; by CPU time, in one process
-    startup_s                      2.5   at most: from a worker's first request to its first batch, on a Ray without warm processes
-    startup_growth                 1.1   at most: the same with 300 epochs of ImageNet's manifest over 1 epoch; medians of runs in turns
+    startup_s                      2.5   at most: from a worker's first request to its first batch, as the first run of a fresh Ray;
+                                         startup_warm_s is that of later runs
+    startup_growth                 1.1   at most: a later run with 300 epochs of ImageNet's manifest over one with 1 epoch; medians
     window_share                   0.99  throughput over many windows over that inside one, at the default length, with tasks of 64
                                          tiny images; gap_max is the longest wait at a border over the median wait
     two_trials_share               0.90  two trials at once, each with half of the CPUs, together, over one alone with all
@@ -57,7 +58,7 @@ from deit_ray.data.shards import ROW_GROUP
 
 CORES = len(os.sched_getaffinity(0))
 WARM_S, MEASURE_S = 3.0, 8.0  # of peers
-PAIRS = 3  # of runs for startup_growth
+PAIRS = 3  # of runs for startup_growth, and fresh Rays for startup_s
 IMAGENET_EPOCHS = 300
 BARE_TASKS = 3
 TINY = 32  # pixels
@@ -271,11 +272,16 @@ def startups(cache: Path) -> dict:
     """How long the first batch takes: on a Ray that has no warm processes, and with ImageNet's list for 1 and for 300 epochs."""
     short = Way(str(shards_of(cache, "prepared")), CORES, first_only=True)
     long = Way(str(shards_of(cache, "prepared")), CORES, epochs=IMAGENET_EPOCHS, first_only=True)
-    with local_ray(CORES):
-        times_s = [measure([way])[0]["startup_s"] for way in (short, *(short, long) * PAIRS)]
-    one, many = (statistics.median(times_s[first::2]) for first in (1, 2))
-    print(f"first batch: {' '.join(f'{s:.2f}' for s in times_s)} s (cold, then 1 and {IMAGENET_EPOCHS} epochs in turns)", flush=True)
-    return {"startup_s": times_s[0], "startup_warm_s": one, "startup_300_epochs_s": many, "startup_growth": many / one}
+    cold_s, warm_s = [], []
+    for pair in range(PAIRS):
+        with local_ray(CORES):
+            cold_s.append(measure([short])[0]["startup_s"])
+            for way in (short, long) * (PAIRS if pair == 0 else 0):
+                warm_s.append(measure([way])[0]["startup_s"])
+    cold, one, many = (statistics.median(times_s) for times_s in (cold_s, warm_s[::2], warm_s[1::2]))
+    print(f"first batch: cold {' '.join(f'{s:.2f}' for s in cold_s)} s, warm, with 1 and {IMAGENET_EPOCHS} epochs in turns, "
+          f"{' '.join(f'{s:.2f}' for s in warm_s)} s", flush=True)  # fmt: skip
+    return {"startup_s": cold, "startup_warm_s": one, "startup_300_epochs_s": many, "startup_growth": many / one}
 
 
 def windows(cache: Path, count: int) -> dict:

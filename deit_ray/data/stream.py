@@ -95,7 +95,11 @@ class WindowSource(Datasource):
         metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
         batch, world = self.worklist.batch_size, self.worklist.world_size
         tasks = self.worklist.tasks_between(start, stop) if stop > start or not self.worklist.epochs else ()
-        return [ReadTask(RunTask(task, self.recipe, batch, world, self.block_steps), metadata) for task in tasks]
+        return [
+            # the first one gives each step away as soon as it is made
+            ReadTask(RunTask(task, self.recipe, batch, world, self.block_steps if place else 1), metadata)
+            for place, task in enumerate(tasks)
+        ]
 
 
 class RunTask:
