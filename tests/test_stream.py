@@ -1,5 +1,6 @@
 """The stream through a real Ray: the work list's samples, on the right ranks, over windows, and after a seek."""
 
+import itertools
 import time
 from functools import partial
 
@@ -101,3 +102,39 @@ def test_a_consumer_that_sleeps_does_not_fill_the_object_store(ray_cluster, expe
     held = stream_through_ray(exp, 0, tmp_path, hold_stream, limit)[0][0]
     # what make_datasets declares: the limit, a block for the one task, and QUEUED_BLOCKS + 2 for the one rank
     assert block < held <= limit + (1 + stream.QUEUED_BLOCKS + 2) * block
+
+
+class LocalDataset:
+    """Plays a window's tasks in this process, and ends slowly, as a dataset whose end crosses the network."""
+
+    def __init__(self, source, blocks=None):
+        self.source, self.blocks, self.playing = source, blocks, False
+
+    def iter_batches(self, **_):
+        assert not self.playing, "a second iteration before the end of the first"
+        self.playing = True
+        yield from itertools.islice((block for task in self.source.get_read_tasks(1) for block in task()), self.blocks)
+        time.sleep(0.3)
+        self.playing = False
+
+
+class LocalCursor(dict):
+    run, set, get = "test", dict.__setitem__, dict.__getitem__
+
+
+def local_stream(experiment, blocks=None) -> stream.Stream:
+    worklist = trial.make_worklist(experiment, read_manifest(experiment.data.uri), experiment.data.uri, ())
+    worklist.window, cursor, recipe = 1, LocalCursor(), trial.make_recipe(experiment, "cpu")
+    datasets = {name: LocalDataset(stream.WindowSource(worklist, recipe, 8, cursor, name), blocks) for name in ("window0", "window1")}
+    return stream.Stream(worklist, datasets.get, cursor, 0, 0)
+
+
+def test_a_dataset_plays_its_next_window_after_the_end_of_its_last_one(experiment):
+    exp = experiment("digits_student", {"distillation.kind": "none", "train.epochs": 6, "optim.warmup_epochs": 0})
+    assert [samples.first_step for samples in local_stream(exp)] == list(range(6 * 20))
+
+
+def test_a_window_that_ends_too_early_is_an_error_and_no_waiting_for_ever(experiment):
+    exp = experiment("digits_student", {"distillation.kind": "none", "train.epochs": 1, "optim.warmup_epochs": 0})
+    with pytest.raises(RuntimeError, match="ended 4 batches before the end"):
+        list(local_stream(exp, blocks=16))  # of 20, since a window's first task makes one of each step

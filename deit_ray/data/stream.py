@@ -148,6 +148,7 @@ class Stream:
         self.worklist, self.cursor, self.rank = worklist, cursor, rank
         self.datasets, self.start = datasets, start
         self.wait_s, self.bad = 0.0, set()
+        self._pumps: dict[str, threading.Thread] = {}  # the latest of each dataset
         self._batches = self._iterate(self._begin(0, start))
 
     def __iter__(self) -> "Stream":
@@ -190,14 +191,24 @@ class Stream:
         name = f"window{window % 2}"
         if self.rank == 0:
             self.cursor.set(name, (step, stop))
-        blocks = queue.Queue(QUEUED_BLOCKS)
+        blocks, before = queue.Queue(QUEUED_BLOCKS), self._pumps.get(name)
 
         def pump():
-            try:  # with prefetch_batches Ray would keep the first block until there is another one; the queue is our own
+            try:
+                if before:
+                    before.join()  # a dataset's next execution would be ended by the end of its last one
+                left = count
+                # with prefetch_batches Ray would keep the first block until there is another one; the queue is our own
                 for block in self.datasets(name).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                    blocks.put(unpack(block))
+                    samples = unpack(block)
+                    left -= len(samples.ids) * self.worklist.world_size // self.worklist.batch_size
+                    blocks.put(samples)
+                    del block, samples  # before waiting for the next one: they pin shared memory
+                if left:
+                    raise RuntimeError(f"the stream ended {left} batches before the end of the window of the steps {step} to {stop}")
             except BaseException as error:  # raised again where the batch is awaited
                 blocks.put(error)
 
-        threading.Thread(target=pump, name=f"stream {name}", daemon=True).start()
+        self._pumps[name] = threading.Thread(target=pump, name=f"stream {name}", daemon=True)
+        self._pumps[name].start()
         return blocks, stop, count
