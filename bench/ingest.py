@@ -21,8 +21,8 @@ Figures, and what each shall reach:
     startup_s                      2.5   at most: from a worker's first request to its first batch, as the first run of a fresh Ray;
                                          startup_warm_s is that of later runs
     startup_growth                 1.1   at most: a later run with 300 epochs of ImageNet's manifest over one with 1 epoch; medians
-    window_share                   0.99  throughput over many windows over that inside the median one, at the default length, with tasks of 64
-                                         tiny images; gap_max is the longest wait at a border over the median wait
+    window_share                   0.99  throughput over many windows over that inside the median one, at the default length, with tasks
+                                         of 64 tiny images; gap_max is the longest wait at a border over the median wait
     two_trials_share               0.90  two trials at once, each with half of the CPUs, together, over one alone with all
 
     python bench/ingest.py [--images FOLDER] [--only FIGURE] [--rounds N] [--windows N]
