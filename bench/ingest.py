@@ -272,12 +272,13 @@ def startups(cache: Path) -> dict:
     """How long the first batch takes: on a Ray that has no warm processes, and with ImageNet's list for 1 and for 300 epochs."""
     short = Way(str(shards_of(cache, "prepared")), CORES, first_only=True)
     long = Way(str(shards_of(cache, "prepared")), CORES, epochs=IMAGENET_EPOCHS, first_only=True)
-    cold_s, warm_s = [], []
-    for pair in range(PAIRS):
+
+    def first_batches(*ways: Way) -> list[float]:
         with local_ray(CORES):
-            cold_s.append(measure([short])[0]["startup_s"])
-            for way in (short, long) * (PAIRS if pair == 0 else 0):
-                warm_s.append(measure([way])[0]["startup_s"])
+            return [measure([way])[0]["startup_s"] for way in ways]
+
+    cold, *warm_s = first_batches(short, *(short, long) * PAIRS)
+    cold_s = [cold, *(first_batches(short)[0] for _ in range(PAIRS - 1))]
     cold, one, many = (statistics.median(times_s) for times_s in (cold_s, warm_s[::2], warm_s[1::2]))
     print(f"first batch: cold {' '.join(f'{s:.2f}' for s in cold_s)} s, warm, with 1 and {IMAGENET_EPOCHS} epochs in turns, "
           f"{' '.join(f'{s:.2f}' for s in warm_s)} s", flush=True)  # fmt: skip

@@ -10,7 +10,9 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 
+import pyarrow as pa
 import ray
 import ray.train
 from ray.data import Datasource, ExecutionOptions, ExecutionResources, ReadTask
@@ -97,20 +99,14 @@ class WindowSource(Datasource):
         tasks = self.worklist.tasks_between(start, stop) if stop > start or not self.worklist.epochs else ()
         return [
             # the first one gives each step away as soon as it is made
-            ReadTask(RunTask(task, self.recipe, batch, world, self.block_steps if place else 1), metadata)
+            ReadTask(partial(make_blocks, task, self.recipe, batch, world, self.block_steps if place else 1), metadata)
             for place, task in enumerate(tasks)
         ]
 
 
-class RunTask:
-    """A read task's function; a class, since it pickles smaller than a closure."""
-
-    def __init__(self, *arguments):
-        self.arguments = arguments  # of `make_samples`
-
-    def __call__(self):
-        for samples in make_samples(*self.arguments):
-            yield pack(samples)
+def make_blocks(*arguments) -> Iterator[pa.Table]:
+    """What one task gives away: the samples of `make_samples`, packed."""
+    return map(pack, make_samples(*arguments))
 
 
 class DatasetFactory:
@@ -173,6 +169,8 @@ class Stream:
                 block = blocks.get()
                 if isinstance(block, BaseException):
                     raise block
+                if block is None:
+                    raise RuntimeError(f"the stream ended {count} batches before the end of the window that goes to step {stop}")
                 steps = len(block.ids) // local
                 for s in range(steps):
                     yield block.slice(s * local, (s + 1) * local, block.first_step + s)
@@ -197,15 +195,11 @@ class Stream:
             try:
                 if before:
                     before.join()  # a dataset's next execution would be ended by the end of its last one
-                left = count
                 # with prefetch_batches Ray would keep the first block until there is another one; the queue is our own
                 for block in self.datasets(name).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                    samples = unpack(block)
-                    left -= len(samples.ids) * self.worklist.world_size // self.worklist.batch_size
-                    blocks.put(samples)
-                    del block, samples  # before waiting for the next one: they pin shared memory
-                if left:
-                    raise RuntimeError(f"the stream ended {left} batches before the end of the window of the steps {step} to {stop}")
+                    blocks.put(unpack(block))
+                    del block  # before waiting for the next one: it pins shared memory
+                blocks.put(None)
             except BaseException as error:  # raised again where the batch is awaited
                 blocks.put(error)
 
