@@ -21,8 +21,8 @@ Figures, and what each shall reach:
     startup_s                      2.5   at most: from a worker's first request to its first batch, as the first run of a fresh Ray;
                                          startup_warm_s is that of later runs
     startup_growth                 1.1   at most: a later run with 300 epochs of ImageNet's manifest over one with 1 epoch; medians
-    window_share                   0.99  throughput over many windows over that inside the median one, at the default length, with tasks
-                                         of 64 tiny images; gap_max is the longest wait at a border over the median wait
+    window_share                   0.99  throughput over many windows over that inside one that is a run of its own (median of runs
+                                         before and after), at the default length, with tasks of 64 tiny images; gap_max is the longest wait at a border over the median wait
     two_trials_share               0.90  two trials at once, each with half of the CPUs, together, over one alone with all
 
     python bench/ingest.py [--images FOLDER] [--only FIGURE] [--rounds N] [--windows N]
@@ -58,7 +58,7 @@ from deit_ray.data.shards import ROW_GROUP
 
 CORES = len(os.sched_getaffinity(0))
 WARM_S, MEASURE_S = 3.0, 8.0  # of peers
-PAIRS = 3  # of runs for startup_growth, and fresh Rays for startup_s
+PAIRS = 3  # of runs for startup_growth and around window_share's, and fresh Rays for startup_s
 IMAGENET_EPOCHS = 300
 BARE_TASKS = 3
 TINY = 32  # pixels
@@ -300,15 +300,15 @@ def windows(cache: Path, count: int) -> dict:
         shutil.rmtree(folder)
     way = Way(str(tiny), CORES, views=1, size=TINY, batch=ROW_GROUP, images=ROW_GROUP, epochs=1, samples=0)
     length = way.worklist().window  # tasks; each an epoch, and a step
+    one, many = (Way(**{**vars(way), "epochs": n * length}) for n in (1, count))
     with local_ray(CORES):
-        (found,) = measure([Way(**{**vars(way), "epochs": count * length})])
+        alone = [np.diff(measure([one])[0]["times"])[length // 10 :].mean() for _ in range(PAIRS)]  # without its start
+        (found,) = measure([many])
+        alone += [np.diff(measure([one])[0]["times"])[length // 10 :].mean() for _ in range(PAIRS)]
     times = np.array(found["times"])
     waits, step = np.diff(times), np.arange(2, len(times) + 1)  # of the steps from the third on
     border = step % length == 0
-    # the first window starts slowly, so it is in neither: all the others, over the inside of the median one of them
-    later = step >= length
-    inside = np.median([waits[later & ~border & (step // length == number)].mean() for number in range(1, count)])
-    share = inside / waits[later].mean()
+    share = np.median(alone) / waits[step >= length].mean()  # nor is the start of the first of many in it
     memory = np.array(found["memory_bytes"])
     print(f"{count} windows of {length} tasks in {found['seconds']:.0f} s; waits at borders: {np.sort(waits[border])[-5:].round(3)} s, "
           f"median wait {np.median(waits) * 1000:.1f} ms", flush=True)  # fmt: skip
