@@ -22,7 +22,8 @@ Figures, and what each shall reach:
                                          startup_warm_s is that of later runs
     startup_growth                 1.1   at most: a later run with 300 epochs of ImageNet's manifest over one with 1 epoch; medians
     window_share                   0.99  throughput over many windows over that inside one that is a run of its own (median of runs
-                                         before and after), at the default length, with tasks of 64 tiny images; gap_max is the longest wait at a border over the median wait
+                                         before and after), at the default length, with tasks of 64 tiny images; gap_max is
+                                         the longest wait at a border over the median wait
     two_trials_share               0.90  two trials at once, each with half of the CPUs, together, over one alone with all
 
     python bench/ingest.py [--images FOLDER] [--only FIGURE] [--rounds N] [--windows N]
