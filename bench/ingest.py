@@ -16,8 +16,9 @@ Figures, and what each shall reach:
     prepared_3views_vs_timm_crop   2.5   over timm_crop: equal work
     original_1view_vs_timm_crop    1.4   the same from original JPEGs, one view
     vs_best_peer                   1.2   ours_3views over the fastest of the other peers that crop and flip only
-    ray_cpu_ratio                  1.3   at most: CPU time a sample through Ray (tasks, raylet, store, consumer) over the bare function
-    share_of_decode                0.75  the bare function, prepared, 1 view, of cv2.imdecode at full size; by CPU time, in one process
+    ray_cpu_ratio                  1.3   at most: CPU time a sample through Ray (tasks, raylet, store, consumer) over that of the bare
+                                         function, on the same tasks in as many processes
+    share_of_decode                0.75  the bare function, prepared, 1 view, of cv2.imdecode at full size; by CPU time, in turns
     startup_s                      2.5   at most: from a worker's first request to its first batch, as the first run of a fresh Ray;
                                          startup_warm_s is that of later runs
     startup_growth                 1.1   at most: a later run with 300 epochs of ImageNet's manifest over one with 1 epoch; medians
@@ -32,6 +33,7 @@ Without --images it makes its own, from scikit-image's photographs. About 15 min
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -41,7 +43,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import cv2
@@ -61,7 +63,6 @@ CORES = len(os.sched_getaffinity(0))
 WARM_S, MEASURE_S = 3.0, 8.0  # of peers
 PAIRS = 3  # of runs for startup_growth and around window_share's, and fresh Rays for startup_s
 IMAGENET_EPOCHS = 300
-BARE_TASKS = 3
 TINY = 32  # pixels
 
 TARGETS = {
@@ -76,7 +77,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of JPEGs, or of class folders of them")
     parser.add_argument("--only", action="append", choices=sorted([*TARGETS, "table"]), help="these alone")
     parser.add_argument("--rounds", type=int, default=1, help="of all contenders; the quickest of each counts")
-    parser.add_argument("--samples", type=int, default=24_000, help="of ours, to be measured at least")
+    parser.add_argument("--samples", type=int, default=60_000, help="of ours, to be measured at least")
     parser.add_argument("--windows", type=int, default=30, help="for window_share")
     parser.add_argument("--cache", type=Path, help="keeps what is made of the images there")
     parser.add_argument("--contender", nargs=2, metavar=("NAME", "FORM"), help=argparse.SUPPRESS)
@@ -173,7 +174,7 @@ def show(found: dict) -> None:
         ratios = " ".join(over(result, other, form) for other in ("timm_full", "timm_crop", "raw_decode"))
         print(f"{name:16} {form:9} {result['samples_per_s']:10.0f} {ratios} {result['peak_mb']:8.0f} "
               f"{1000 * result['cpu_s_per_sample']:13.3f} {result['seconds']:8.1f}")  # fmt: skip
-    print("ours: photometric work left to the device; bare_*: one process\n", flush=True)
+    print("ours: photometric work left to the device\n", flush=True)
 
 
 def start(name: str, form: str, cache: Path, samples: int) -> dict:
@@ -197,7 +198,7 @@ def contend(name: str, form: str, cache: Path, samples: int) -> dict:
             (found,) = measure([Way(str(shards_of(cache, form)), CORES, views, samples=samples)])
         return {key: found[key] for key in ("samples_per_s", "cpu_s_per_sample", "seconds")}
     if name.startswith("bare_"):
-        return bare(Way(str(shards_of(cache, form)), CORES, views))
+        return bare(Way(str(shards_of(cache, form)), CORES, views, samples=samples))
     if name == "raw_decode":
         return raw_decode(cache / form / "unique")
     return take(peers.LOADERS[name](peers.Place(cache / form, CORES)))
@@ -218,32 +219,50 @@ def take(batches: Iterator) -> dict:
 
 
 def bare(way: Way) -> dict:
-    """The stream's function without Ray in this process, and beside it, in turns, what decodes the images of its tasks and no more."""
-    worklist, recipe = way.worklist(), way.recipe()
-    stored = pq.read_table(f"{way.data}/train-00000.parquet", columns=["image"])["image"]
-    jpegs = [np.frombuffer(jpeg.as_buffer(), np.uint8) for jpeg in stored]
-    tasks = worklist.tasks_between(0, worklist.steps)
-    per_sample, per_image, begin = [], [], time.perf_counter()
-    for _ in range(BARE_TASKS):
-        task, ids = next(tasks), []
-        spent = cpu_time(lambda task=task, ids=ids: ids.extend(s.ids for s in make_samples(task, recipe, way.batch, 1)))
-        ids = np.concatenate(ids)
-        per_sample.append(spent / len(ids))
-        used = [jpegs[i % len(jpegs)] for i in np.unique(ids)]  # the shard is listed again and again
-        per_image.append(cpu_time(lambda used=used: [cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB) for jpeg in used]) / len(used))
-    per_sample, per_image = min(per_sample), min(per_image)
+    """The stream's function without Ray: the tasks that the stream is measured by, in as many processes at once."""
+    with multiprocessing.get_context("spawn").Pool(CORES) as pool:
+        found = np.array(pool.starmap(bare_tasks, [(way, number) for number in range(CORES)], chunksize=1))
+    samples, cpu_s, seconds, images, decode_s = found.sum(axis=0).tolist()
     return {
-        "samples_per_s": 1 / per_sample,
-        "cpu_s_per_sample": per_sample,
-        "seconds": time.perf_counter() - begin,
-        "share_of_decode": per_image / per_sample,
+        "samples_per_s": float((found[:, 0] / found[:, 2]).sum()),
+        "cpu_s_per_sample": cpu_s / samples,
+        "seconds": seconds / CORES,
+        "share_of_decode": (decode_s / images) / (cpu_s / samples),
     }
 
 
-def cpu_time(run: Callable) -> float:
-    begin = time.process_time()
+def bare_tasks(way: Way, number: int) -> list[float]:
+    """Every CORES-th task from this one on, each in turns with what decodes its images and no more.
+
+    Returns:
+        [samples, CPU seconds, seconds, images, CPU seconds of decoding them], without the first task's.
+    """
+    worklist, recipe = way.worklist(), way.recipe()
+    stored = pq.read_table(f"{way.data}/train-00000.parquet", columns=["image"])["image"]
+    jpegs = [np.frombuffer(jpeg.as_buffer(), np.uint8) for jpeg in stored]
+    tasks = itertools.islice(worklist.tasks_between(0, worklist.steps), number, None, CORES)
+    measured = []
+    for task in itertools.islice(tasks, 1 + way.rounds(worklist)):
+        ids = []
+        made = spent(lambda task=task, ids=ids: ids.extend(s.ids for s in make_samples(task, recipe, way.batch, 1)))
+        ids = np.concatenate(ids)
+        used = [jpegs[i % len(jpegs)] for i in np.unique(ids)]  # the shard is listed again and again
+        decoded = spent(lambda used=used: decode(used))
+        measured.append([len(ids), *made, len(used), decoded[0]])
+    return np.sum(measured[1:], axis=0).tolist()
+
+
+def decode(jpegs: Iterable[np.ndarray]) -> None:
+    """At full size, and keeps nothing: memory that is held makes fresh memory necessary, which costs time."""
+    for jpeg in jpegs:
+        cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB)
+
+
+def spent(run: Callable) -> tuple[float, float]:
+    """(CPU seconds, seconds) of this process."""
+    begin, cpu_before = time.perf_counter(), time.process_time()
     run()
-    return time.process_time() - begin
+    return time.process_time() - cpu_before, time.perf_counter() - begin
 
 
 def raw_decode(folder: Path) -> dict:
@@ -260,8 +279,7 @@ def decode_for_a_while(folder: str) -> tuple[int, float, float]:
     jpegs = [np.frombuffer(path.read_bytes(), np.uint8) for path in sorted(Path(folder).iterdir())]
     images, begin, cpu_before = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - begin < MEASURE_S:
-        for jpeg in jpegs[:100]:
-            cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB)
+        decode(jpegs[:100])
         images, jpegs = images + len(jpegs[:100]), jpegs[100:] + jpegs[:100]
     return images, time.process_time() - cpu_before, time.perf_counter() - begin
 

@@ -50,7 +50,7 @@ class Way:
     batch: int = 256
     epochs: int = 1
     images: int = IMAGENET
-    samples: int = 24_000
+    samples: int = 60_000
     first_only: bool = False
 
     def experiment(self) -> Experiment:
@@ -65,6 +65,10 @@ class Way:
         experiment, manifest = self.experiment(), read_manifest(self.data)
         times = max(1, self.images // manifest.rows("train"))
         return trial.make_worklist(experiment, repeated(manifest, times), self.data, ())
+
+    def rounds(self, worklist: WorkList) -> int:
+        """Of tasks, one on each CPU, that make the samples."""
+        return math.ceil(self.samples / (self.cpus * worklist.task_steps * self.batch))
 
     def recipe(self):
         return trial.make_recipe(self.experiment(), "cpu")
@@ -150,8 +154,7 @@ class Consume:
 
     def take(self, way: Way, worklist: WorkList, batches: Iterator) -> dict:
         """Samples per second and CPU seconds per sample, of whole rounds of tasks: within one, batches come unevenly."""
-        turn = way.cpus * worklist.task_steps
-        rounds = math.ceil(way.samples / (turn * way.batch))
+        turn, rounds = way.cpus * worklist.task_steps, way.rounds(worklist)
         warm, wanted = (turn, rounds * turn) if rounds else (0, worklist.steps - 1)
         for _ in itertools.islice(batches, warm):
             pass

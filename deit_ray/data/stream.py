@@ -25,6 +25,7 @@ from deit_ray.data.worklist import WorkList
 BLOCK_BYTES = 96 << 20  # a block holds as many steps as fit, since each costs Ray 10 ms of CPU time and more
 BLOCKS_HELD = 16  # at least, by the share of the object store that a window is given
 QUEUED_BLOCKS = 2  # that a rank holds beyond the one it works on
+WINDOWS = ("window0", "window1")  # the datasets' names
 EARLY_TASKS = 4  # the next window starts when this many tasks of the present one are left
 
 
@@ -43,14 +44,14 @@ def make_datasets(run: str, worklist: WorkList, recipe: Recipe, start: int, cpus
     Returns:
         (datasets, data_config, cursor) for `TorchTrainer(datasets=..., dataset_config=...)` and for `Stream`.
     """
-    names = ["window0"] if worklist.window_from(start)[0] >= worklist.steps else ["window0", "window1"]
+    names = WINDOWS[:1] if worklist.window_from(start)[0] >= worklist.steps else WINDOWS
     cursor = Cursor(run)
     block_bytes = min(BLOCK_BYTES, store_bytes / BLOCKS_HELD) if store_bytes else BLOCK_BYTES
     block_steps = max(1, int(block_bytes // (worklist.batch_size // worklist.world_size * recipe.sample_bytes)))
-    datasets = {name: DatasetFactory(WindowSource(worklist, recipe, block_steps, cursor, name), cpus) for name in names}
     limits = ExecutionResources.for_limits(cpu=max(cpus, 1.0), object_store_memory=store_bytes)
     options = ExecutionOptions(preserve_order=True, resource_limits=limits)
-    return datasets, ray.train.DataConfig(execution_options=options), cursor
+    datasets = {name: SplitDataset(WindowSource(worklist, recipe, block_steps, cursor, name), cpus, options) for name in names}
+    return datasets, AlreadySplit(), cursor
 
 
 class Cursor:
@@ -109,20 +110,42 @@ def make_blocks(*arguments) -> Iterator[pa.Table]:
     return map(pack, make_samples(*arguments))
 
 
-class DatasetFactory:
-    """Makes the dataset where Ray Train wants it: in its controller, at every start of a worker group."""
+class SplitDataset:
+    """Makes a dataset, and one split of it for each rank, in Train's controller at every start of a worker group.
 
-    def __init__(self, source: WindowSource, cpus: float):
-        self.source, self.cpus = source, cpus
+    Ray Train alone would split at the first request of a worker, which then waits for processes to start and to import Ray
+    Data. Here they do that while the workers start.
+    """
 
-    def __call__(self):
-        tasks = max(1, int(self.cpus))  # at once: Ray Data alone would start as many as fit into the whole CPUs of its limit
-        dataset = ray.data.read_datasource(self.source, override_num_blocks=1, num_cpus=min(1.0, self.cpus), concurrency=tasks)
+    def __init__(self, source: WindowSource, cpus: float, options: ExecutionOptions):
+        self.source, self.cpus, self.options = source, cpus, options
+
+    def __call__(self) -> list[ray.data.DataIterator]:
+        cpus, tasks = min(1.0, self.cpus), max(1, int(self.cpus))
+        # tasks at once: Ray Data alone would start as many as fit into the whole CPUs of its limit
+        dataset = ray.data.read_datasource(self.source, override_num_blocks=1, num_cpus=cpus, concurrency=tasks)
         dataset.set_name(f"{self.source.name}-{self.source.cursor.run}")
         dataset.context.enable_progress_bars = False
         dataset.context.target_max_block_size = 1  # each yielded table, being one row, stays a block of its own
         dataset.context.execution_no_progress_timeout_s = -1  # a window that waits for its turn is no error
-        return dataset
+        dataset.context.execution_options = self.options
+        splits = dataset.streaming_split(self.source.worklist.world_size, equal=True)
+        if self.source.name == WINDOWS[0]:
+            for _ in range(tasks):
+                warm_up.options(num_cpus=cpus).remote()
+        return splits
+
+
+@ray.remote(scheduling_strategy="SPREAD", max_retries=0)  # as Ray Data's tasks
+def warm_up() -> None:
+    """Nothing but what a process imports before its first task: Ray gives the processes of ended tasks to the next ones."""
+
+
+class AlreadySplit(ray.train.DataConfig):
+    """Hands out the splits that `SplitDataset` made."""
+
+    def configure(self, datasets, world_size, worker_handles, worker_node_ids, **_) -> list[dict[str, ray.data.DataIterator]]:
+        return [{name: splits[rank] for name, splits in datasets.items()} for rank in range(world_size)]
 
 
 class Stream:
@@ -186,7 +209,7 @@ class Stream:
     def _begin(self, window: int, step: int) -> tuple[queue.Queue, int, int]:
         """Starts a window's execution; its blocks come through the queue."""
         stop, count = self.worklist.window_from(step)
-        name = f"window{window % 2}"
+        name = WINDOWS[window % len(WINDOWS)]
         if self.rank == 0:
             self.cursor.set(name, (step, stop))
         blocks, before = queue.Queue(QUEUED_BLOCKS), self._pumps.get(name)
