@@ -37,7 +37,7 @@ def test_a_trial_and_a_study_are_stopped_from_another_terminal_through_the_clust
     address, results = ["--address", ray.get_runtime_context().gcs_address], tmp_path / "results"
     with command("tune", search_file(**LONG), *address) as process:
         journals = [results / "short-1" / f"trial-{number:04d}" / "journal" for number in (0, 1)]
-        wait_for(lambda: all(journal.exists() for journal in journals), 120)
+        wait_for(lambda: all(journal.exists() for journal in journals), 200)
         assert "short-1: running" in output_of("status", "short", "--results", results, *address)
         began = time.monotonic()
         assert output_of("stop", "short", 0, "--results", results, *address) == "short-1: trial 0: cancelled\n"

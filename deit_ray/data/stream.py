@@ -50,8 +50,8 @@ def make_datasets(run: str, worklist: WorkList, recipe: Recipe, start: int, cpus
     block_steps = max(1, int(block_bytes // (worklist.batch_size // worklist.world_size * recipe.sample_bytes)))
     limits = ExecutionResources.for_limits(cpu=max(cpus, 1.0), object_store_memory=store_bytes)
     options = ExecutionOptions(preserve_order=True, resource_limits=limits)
-    datasets = {name: SplitDataset(WindowSource(worklist, recipe, block_steps, cursor, name), cpus, options) for name in names}
-    return datasets, AlreadySplit(), cursor
+    datasets = {name: DatasetFactory(WindowSource(worklist, recipe, block_steps, cursor, name), cpus, options) for name in names}
+    return datasets, Splits(), cursor
 
 
 class Cursor:
@@ -110,17 +110,17 @@ def make_blocks(*arguments) -> Iterator[pa.Table]:
     return map(pack, make_samples(*arguments))
 
 
-class SplitDataset:
-    """Makes a dataset, and one split of it for each rank, in Train's controller at every start of a worker group.
+class DatasetFactory:
+    """Makes the dataset where Ray Train wants it: in its controller, at every start of a worker group.
 
-    Ray Train alone would split at the first request of a worker, which then waits for processes to start and to import Ray
-    Data. Here they do that while the workers start.
+    The first window's is split for the ranks at once, so that Ray Data's coordinator and the tasks' processes start and import
+    what they need while the workers do. Ray Train alone would begin that at a worker's first request.
     """
 
     def __init__(self, source: WindowSource, cpus: float, options: ExecutionOptions):
         self.source, self.cpus, self.options = source, cpus, options
 
-    def __call__(self) -> list[ray.data.DataIterator]:
+    def __call__(self) -> ray.data.Dataset | list[ray.data.DataIterator]:
         cpus, tasks = min(1.0, self.cpus), max(1, int(self.cpus))
         # tasks at once: Ray Data alone would start as many as fit into the whole CPUs of its limit
         dataset = ray.data.read_datasource(self.source, override_num_blocks=1, num_cpus=cpus, concurrency=tasks)
@@ -129,10 +129,11 @@ class SplitDataset:
         dataset.context.target_max_block_size = 1  # each yielded table, being one row, stays a block of its own
         dataset.context.execution_no_progress_timeout_s = -1  # a window that waits for its turn is no error
         dataset.context.execution_options = self.options
-        splits = dataset.streaming_split(self.source.worklist.world_size, equal=True)
-        if self.source.name == WINDOWS[0]:
-            for _ in range(tasks):
-                warm_up.options(num_cpus=cpus).remote()
+        if self.source.name != WINDOWS[0]:
+            return dataset
+        splits = split(dataset, self.source.worklist.world_size)
+        for _ in range(tasks):
+            warm_up.options(num_cpus=cpus).remote()
         return splits
 
 
@@ -141,11 +142,17 @@ def warm_up() -> None:
     """Nothing but what a process imports before its first task: Ray gives the processes of ended tasks to the next ones."""
 
 
-class AlreadySplit(ray.train.DataConfig):
-    """Hands out the splits that `SplitDataset` made."""
+def split(dataset: ray.data.Dataset, world_size: int) -> list[ray.data.DataIterator]:
+    """One for each rank; starts the coordinator's process."""
+    return dataset.streaming_split(world_size, equal=True)
+
+
+class Splits(ray.train.DataConfig):
+    """Hands out what `DatasetFactory` made, split at the first request where it is not yet."""
 
     def configure(self, datasets, world_size, worker_handles, worker_node_ids, **_) -> list[dict[str, ray.data.DataIterator]]:
-        return [{name: splits[rank] for name, splits in datasets.items()} for rank in range(world_size)]
+        found = {name: made if isinstance(made, list) else split(made, world_size) for name, made in datasets.items()}
+        return [{name: splits[rank] for name, splits in found.items()} for rank in range(world_size)]
 
 
 class Stream:
