@@ -37,7 +37,7 @@ def test_a_trial_and_a_study_are_stopped_from_another_terminal_through_the_clust
     address, results = ["--address", ray.get_runtime_context().gcs_address], tmp_path / "results"
     with command("tune", search_file(**LONG), *address) as process:
         journals = [results / "short-1" / f"trial-{number:04d}" / "journal" for number in (0, 1)]
-        wait_for(lambda: all(journal.exists() for journal in journals), 240)
+        wait_for(lambda: all(journal.exists() for journal in journals), 120)
         assert "short-1: running" in output_of("status", "short", "--results", results, *address)
         began = time.monotonic()
         assert output_of("stop", "short", 0, "--results", results, *address) == "short-1: trial 0: cancelled\n"
@@ -65,7 +65,7 @@ def test_a_disk_that_fills_up_stops_a_study_which_goes_on_once_there_is_room(ray
         keys = {"results.uri": str(disk), "tracking.uri": mlflow_uri, "search.trials": 1, "train.max_failures": 0, "train.epochs": 12}
         path = search_file(**LONG | keys)
         with command("tune", path, "--address", ray.get_runtime_context().gcs_address) as process:
-            wait_for(lambda: list(disk.glob("short-1/trial-0000/step-*")), 240)
+            wait_for(lambda: list(disk.glob("short-1/trial-0000/step-*")), 120)
             subprocess.run(["dd", "if=/dev/zero", f"of={disk}/big"], capture_output=True, check=False)
             output = process.communicate(timeout=90)[0]
         assert process.returncode == 1
@@ -119,7 +119,7 @@ def test_trials_that_fail_in_the_same_way_end_a_study_and_status_says_why(ray_cl
 def test_a_trial_whose_process_is_killed_goes_on_in_the_same_study(ray_cluster, search_file, tmp_path):
     path = search_file(**LONG | {"search.trials": 1, "train.epochs": 20})
     with command("tune", path, "--address", ray.get_runtime_context().gcs_address) as process:
-        wait_for((tmp_path / "results" / "short-1" / "trial-0000" / SNAPSHOT).exists, 240)  # the first checkpoint is whole
+        wait_for((tmp_path / "results" / "short-1" / "trial-0000" / SNAPSHOT).exists, 120)  # the first checkpoint is whole
         os.kill(process_of_trial(), signal.SIGKILL)
         output = process.communicate(timeout=120)[0]
     assert process.returncode == 0, output

@@ -79,7 +79,7 @@ def test_a_study_runs_is_tracked_and_gives_its_best(search_file, tmp_path):
 @pytest.mark.slow
 def test_ctrl_c_ends_a_study_cleanly_and_it_can_be_resumed(search_file, tmp_path):
     process = command("tune", search_file(**{"search.trials": 2, "train.epochs": 3}), start_new_session=True)
-    wait_for(lambda: (tmp_path / "results" / "short-1" / "trial-0001" / "journal").exists(), 240)
+    wait_for(lambda: (tmp_path / "results" / "short-1" / "trial-0001" / "journal").exists(), 120)
     time.sleep(2)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to Ray's processes too
     began = time.monotonic()
