@@ -43,7 +43,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -247,12 +248,12 @@ def bare_tasks(way: Way, number: int) -> list[float]:
         made = spent(lambda task=task, ids=ids: ids.extend(s.ids for s in make_samples(task, recipe, way.batch, 1)))
         ids = np.concatenate(ids)
         used = [jpegs[i % len(jpegs)] for i in np.unique(ids)]  # the shard is listed again and again
-        decoded = spent(lambda used=used: decode(used))
-        measured.append([len(ids), *made, len(used), decoded[0]])
+        decode_s, _ = spent(partial(decode, used))
+        measured.append([len(ids), *made, len(used), decode_s])
     return np.sum(measured[1:], axis=0).tolist()
 
 
-def decode(jpegs: Iterable[np.ndarray]) -> None:
+def decode(jpegs: list[np.ndarray]) -> None:
     """At full size, and keeps nothing: memory that is held makes fresh memory necessary, which costs time."""
     for jpeg in jpegs:
         cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB)
