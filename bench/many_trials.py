@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench.record import record  # noqa: E402
 from deit_ray import storage  # noqa: E402
+from deit_ray.folders import SNAPSHOT  # noqa: E402
 from deit_ray.journal import JournalWriter, checkpoint_name  # noqa: E402
 
 WINDOW = 100  # trials, at most
@@ -40,7 +41,6 @@ EVALUATION = ("val/loss", "val/top1", "val/top1_cls", "val/top1_dist", "val/top1
               "perf/images_per_s", "perf/data_wait_frac", "perf/step_frac", "perf/evaluation_frac", "perf/checkpoint_frac",
               "perf/other_frac", "perf/spilled_bytes", "data/bad_images", "data/bad_images_total", "cost/cpu_hours")  # fmt: skip
 MODEL_BYTES = 1 << 10
-SNAPSHOT = "checkpoint_manager_snapshot.json"  # `trial.SNAPSHOT`; a trial's process that imports trial.py starts later
 
 
 class Idle(ray.tune.Trainable):

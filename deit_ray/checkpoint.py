@@ -5,9 +5,10 @@ from pathlib import Path
 
 import torch
 
+from deit_ray.folders import EMA, MODEL
 from deit_ray.models.student import save_model, weights_of
 
-MODEL, EMA, STATE = "model.safetensors", "ema.safetensors", "state.pt"
+STATE = "state.pt"
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,3 @@ def load_checkpoint(folder: Path, train_step) -> Progress:
     ema = {"ema": weights_of(folder / EMA)} if train_step.ema else {}
     train_step.load_state_dict({"model": weights_of(folder / MODEL), **ema, **state})
     return Progress(step)
-
-
-def file_measured_by(metric: str) -> str:
-    """Which weights of a checkpoint a metric is of."""
-    return EMA if metric.endswith("_ema") else MODEL

@@ -17,10 +17,10 @@ from deit_ray.config import Experiment, flatten
 from deit_ray.console import Console
 from deit_ray.errors import UserError
 from deit_ray.failure import FAILURE
+from deit_ray.folders import JOURNAL, experiment_of, find_run, measured, name_of, new_folder, results_of
 from deit_ray.journal import iterate_points
 from deit_ray.load import load_experiment
 from deit_ray.origin import origin_of, read_origins
-from deit_ray.run import JOURNAL, experiment_of, find_run, measured, name_of, new_folder, results_of, steps_per_epoch, train_in
 from deit_ray.study import DATABASE, Study
 
 CLOCK = ("perf/", "cost/")  # metrics that depend on the clock
@@ -63,7 +63,7 @@ def compare(a: str, b: str, results: str = "results") -> Difference:
     """What differs between two runs.
 
     Args:
-        a, b: each a run, study or trial, see `run.find_run`, or an experiment file, of which the settings alone are known.
+        a, b: each a run, study or trial, see `folders.find_run`, or an experiment file, of which the settings alone are known.
 
     Raises:
         UserError: one of them does not exist.
@@ -152,11 +152,13 @@ def reproduce(
     A trial that was stopped early is trained as far as it came, under the schedule of the whole.
 
     Args:
-        name: see `run.find_run`.
+        name: see `folders.find_run`.
 
     Raises:
         UserError: there is no such run, it has measured nothing, or it did not begin at its beginning.
     """
+    from deit_ray.run import steps_per_epoch, train_in
+
     folder = find_run(name, results)
     if storage.exists(storage.join(folder, DATABASE)):
         raise UserError(f"{name}: is a study; name one of its trials, such as {posixpath.basename(folder)}/0")

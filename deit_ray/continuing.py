@@ -11,24 +11,22 @@ from deit_ray.config import Experiment
 from deit_ray.console import Console
 from deit_ray.data import shards
 from deit_ray.errors import UserError
-from deit_ray.journal import JournalWriter, checkpoint_name, iterate_points
-from deit_ray.load import dump_experiment
-from deit_ray.origin import check_same_inputs
-from deit_ray.run import (
+from deit_ray.folders import (
     EXPERIMENT,
     JOURNAL,
     RUN,
     SNAPSHOT,
-    TrainedRun,
     experiment_of,
     find_run,
     name_of,
     new_folder,
     results_of,
     saved_steps,
-    steps_per_epoch,
-    train_in,
 )
+from deit_ray.journal import JournalWriter, checkpoint_name, iterate_points
+from deit_ray.load import dump_experiment
+from deit_ray.origin import check_same_inputs
+from deit_ray.run import TrainedRun, steps_per_epoch, train_in
 from deit_ray.study import DATABASE, Study
 
 Schedule = Literal["stretch", "hold"]
@@ -49,7 +47,7 @@ def continue_run(
     ended, stays as it is: a new run begins where it stopped, with its checkpoints and its journal, and trains to `epochs`.
 
     Args:
-        name: see `run.find_run`.
+        name: see `folders.find_run`.
         epochs: of the whole, above what the run has; None for one that was interrupted.
         schedule: of the learning rate from here on. `stretch`: the cosine of a run of `epochs`, as if so many had been planned,
             so the rate, which had come down to min_lr, rises to that curve. `hold`: the schedule stays as it was, so the

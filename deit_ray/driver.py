@@ -22,9 +22,10 @@ from deit_ray.budget import exceeded
 from deit_ray.console import Console
 from deit_ray.errors import Interrupted, UnavailableError, UserError
 from deit_ray.failure import Failure, TrialFailed, describe_failure, read_failure
+from deit_ray.folders import keep_best_model, saved_steps
 from deit_ray.listener import Listener, Sweeps
 from deit_ray.resume import Reconciled, decide, late_results, reconcile
-from deit_ray.run import keep_best_model, saved_steps, share, warn_of_bad
+from deit_ray.run import share, warn_of_bad
 from deit_ray.schedule import StudyScheduler
 from deit_ray.searcher import StudySearcher
 from deit_ray.study import Study, naming_database

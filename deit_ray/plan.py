@@ -16,8 +16,9 @@ from rich.text import Text
 from deit_ray import cluster, report, storage
 from deit_ray.config import Distillation, Experiment, flatten
 from deit_ray.errors import UserError
+from deit_ray.folders import EXPERIMENT, JOURNAL, experiment_of, measured
 from deit_ray.origin import origin_of
-from deit_ray.run import EXPERIMENT, JOURNAL, Ready, check, check_fits, experiment_of, measured
+from deit_ray.run import Ready, check, check_fits
 from deit_ray.searcher import StudySearcher
 from deit_ray.trial import Needs, make_worklist
 

@@ -16,9 +16,10 @@ from deit_ray.console import Console
 from deit_ray.data import shards
 from deit_ray.data.crop import Geometry, crop_centre, decode
 from deit_ray.errors import UserError
+from deit_ray.folders import MODEL, runs_of
 from deit_ray.models import student
 from deit_ray.origin import check_same_inputs
-from deit_ray.run import MODEL, check_fits, run_trial, runs_of
+from deit_ray.run import check_fits, run_trial
 from deit_ray.step import Normalise
 from deit_ray.trial import make_trainer, make_worklist
 

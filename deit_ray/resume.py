@@ -9,8 +9,8 @@ from deit_ray import storage
 from deit_ray.budget import exceeded
 from deit_ray.console import Console
 from deit_ray.failure import read_failure
+from deit_ray.folders import JOURNAL, saved_steps
 from deit_ray.journal import iterate_points
-from deit_ray.run import JOURNAL, saved_steps
 from deit_ray.schedule import StudyScheduler
 from deit_ray.study import Study
 

@@ -1,10 +1,8 @@
-"""A training run on its own: checked, named, trained, tracked. Studies share the checks and the names."""
+"""A training run on its own: checked, trained, tracked. Studies share the checks."""
 
 import contextlib
 import json
-import math
 import posixpath
-import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,24 +14,19 @@ import ray.tune
 
 from deit_ray import cluster, storage
 from deit_ray.augment.policy import find_policy
-from deit_ray.checkpoint import MODEL, file_measured_by
 from deit_ray.config import Experiment
 from deit_ray.console import Console
 from deit_ray.data import shards
 from deit_ray.data.damage import BAD_IMAGES, describe_bad, read_bad
 from deit_ray.errors import Interrupted, UserError
 from deit_ray.failure import read_failure, reason_of
-from deit_ray.journal import checkpoint_name, iterate_points, step_of
-from deit_ray.load import dump_experiment, load_experiment
+from deit_ray.folders import JOURNAL, MODEL, RUN, keep_best_model, new_folder, runs_of, saved_steps
+from deit_ray.journal import iterate_points
 from deit_ray.lock import driving
 from deit_ray.models.student import create_student
 from deit_ray.models.teacher import TeacherWeights, read_teacher
 from deit_ray.origin import check_same_inputs, note_origin
-from deit_ray.trial import SNAPSHOT, Needs, Shared, Trial, make_trial, make_worklist, sweep
-
-EXPERIMENT = "experiment.yaml"
-RUN = "run.json"  # a run that has finished has it
-JOURNAL = "journal"
+from deit_ray.trial import Needs, Shared, Trial, make_trial, make_worklist, sweep
 
 
 @dataclass(frozen=True)
@@ -105,97 +98,6 @@ def pin_teacher(experiment: Experiment) -> Experiment:
     if not weights.startswith("run:"):
         return experiment
     return experiment.with_overrides({"distillation.teacher.weights": f"run:{_newest_with_model(weights, experiment.results.uri)}"})
-
-
-def runs_of(name: str, results: str) -> list[str]:
-    """The runs and studies of an experiment's name, oldest first: NAME-1, NAME-2 and so on, or NAME itself."""
-    pattern = re.compile(re.escape(name) + r"-(\d+)$")
-    names = storage.list_names(results)
-    numbered = sorted((int(found.group(1)), entry) for entry in names if (found := pattern.match(entry)))
-    return [entry for _, entry in numbered] + [entry for entry in names if entry == name]
-
-
-def find_run(name: str, results: str) -> str:
-    """The folder of what a person names.
-
-    Args:
-        name: a trial (`digits_search-1/7`, `digits_search/trial-0007`), a run or study (`digits_student-2`, or `digits_student` for
-            the newest), or the path of such a folder.
-        results: the folder to look in.
-
-    Raises:
-        UserError: there is none; it says what there is.
-    """
-    if "/" in name and storage.exists(storage.join(name, EXPERIMENT)):
-        return storage.absolute(name.rstrip("/"))
-    parent, _, last = name.rstrip("/").rpartition("/")
-    trial = re.fullmatch(r"(?:trial-)?(\d+)", last)
-    if parent and trial:
-        study = find_run(parent, results)
-        folder = storage.join(study, f"trial-{int(trial.group(1)):04d}")
-        if storage.exists(storage.join(folder, EXPERIMENT)):
-            return folder
-        raise UserError(f"{name}: no such trial; of {posixpath.basename(study)} there are: {', '.join(_trials_of(study)) or 'none'}")
-    runs = [] if "/" in name else [run for run in runs_of(name, results) if storage.exists(storage.join(results, run, EXPERIMENT))]
-    if runs:
-        return storage.join(storage.absolute(results), runs[-1])
-    if storage.exists(storage.join(name, EXPERIMENT)):
-        return storage.absolute(name)
-    known = [entry for entry in storage.list_names(results) if storage.exists(storage.join(results, entry, EXPERIMENT))]
-    raise UserError(f"{name}: no such run, study or trial in {results}; there are: {', '.join(known) or 'none'} (a trial is STUDY/7)")
-
-
-def _trials_of(study: str) -> list[str]:
-    return [name for name in storage.list_names(study) if name.startswith("trial-")]
-
-
-def name_of(folder: str) -> str:
-    """What people call a run's folder: digits_student-2, or digits_search-1/trial-0007 of a trial."""
-    parent, _, last = folder.rpartition("/")
-    return f"{posixpath.basename(parent)}/{last}" if last.startswith("trial-") else last
-
-
-def results_of(folder: str) -> str:
-    """The results folder that a run's, study's or trial's folder stands in."""
-    parent, _, last = folder.rpartition("/")
-    return parent.rpartition("/")[0] if last.startswith("trial-") else parent
-
-
-def experiment_of(folder: str) -> Experiment:
-    """The experiment of a run's, study's or trial's folder, its results being where the folder is now: folders are moved."""
-    uri = storage.join(folder, EXPERIMENT)
-    if storage.is_local(uri):
-        experiment = load_experiment(storage.local_path(uri))
-    else:
-        with tempfile.TemporaryDirectory(prefix="deit_ray-") as local:
-            path = Path(local) / EXPERIMENT
-            path.write_bytes(storage.read_bytes(uri))
-            experiment = load_experiment(path)
-    if storage.absolute(experiment.results.uri) == results_of(folder):
-        return experiment
-    return experiment.with_overrides({"results.uri": results_of(folder)})
-
-
-def new_folder(experiment: Experiment, comment: str = "") -> str:
-    """Makes a new folder NAME-N for a run in the results and writes the experiment into it, under a comment.
-
-    Raises:
-        UserError: the results cannot be written.
-    """
-    results = storage.absolute(experiment.results.uri)
-    taken = [int(run.rpartition("-")[2]) for run in runs_of(experiment.name, results) if run != experiment.name]
-    number = max(taken, default=0) + 1
-    while True:
-        folder = storage.join(results, f"{experiment.name}-{number}")
-        try:
-            if storage.is_local(folder):
-                Path(folder).mkdir(parents=True)
-            storage.write_bytes(storage.join(folder, EXPERIMENT), dump_experiment(experiment, comment).encode())
-            return folder
-        except FileExistsError:
-            number += 1
-        except OSError as error:
-            raise UserError(f"results.uri: {experiment.results.uri}: cannot be written: {error}") from None
 
 
 def share(ready: Ready) -> Shared:
@@ -338,47 +240,5 @@ def run_trial(make, folder: str, on_result) -> dict[str, float]:
             sweep(folder)
 
 
-def saved_steps(folder: str) -> list[int]:
-    """The steps of a run's checkpoints that are whole, by Ray Train's own list, the latest last."""
-    try:
-        known = json.loads(storage.read_bytes(storage.join(folder, SNAPSHOT)))
-    except FileNotFoundError:
-        return []
-    results = [*known["checkpoint_results"], *filter(None, [known["latest_checkpoint_result"]])]
-    return sorted({step_of(result["checkpoint_dir_name"]) for result in results})
-
-
 def steps_per_epoch(experiment: Experiment) -> int:
     return make_worklist(experiment, shards.read_manifest(experiment.data.uri), experiment.data.uri, ()).steps_per_epoch
-
-
-def measured(folder: str, name: str) -> dict[int, float]:
-    """A metric's values by step, from the run's journal."""
-    return {point.step: point.value for point in iterate_points(storage.join(folder, JOURNAL)) if point.name == name}
-
-
-def best_step(folder: str, metric: str) -> tuple[int, float] | None:
-    """The step and value of the best checkpoint that is kept; the latest of equals, and where nothing was measured."""
-    steps, values = saved_steps(folder), measured(folder, metric)
-    ranked = [(step, values[step]) for step in steps if math.isfinite(values.get(step, math.nan))]
-    if not ranked:
-        return (steps[-1], math.nan) if steps else None
-    return max(ranked, key=lambda item: (item[1], item[0]))
-
-
-def keep_best_model(folder: str, metric: str) -> float | None:
-    """Copies the model of the best checkpoint, the weights that the metric is of, to the run's own folder; returns its value."""
-    found = best_step(folder, metric)
-    if found is None:
-        return None
-    step, value = found
-    weights = storage.join(folder, checkpoint_name(step), file_measured_by(metric))
-    storage.write_bytes(storage.join(folder, MODEL), storage.read_bytes(weights))
-    return value
-
-
-def params_of(experiment: Experiment) -> dict[str, str]:
-    """What MLflow shows of an experiment whose values are not searched: the few that people compare by."""
-    keys = ("student.model", "distillation.kind", "distillation.weight", "augment.strength", "optim.lr", "train.epochs",
-            "train.batch_size", "train.workers", "train.threads", "seed")  # fmt: skip
-    return {key: str(experiment.get(key)) for key in keys}

@@ -12,8 +12,8 @@ from optuna.trial import TrialState
 from deit_ray import storage
 from deit_ray.errors import UserError
 from deit_ray.failure import Failure, read_failure, read_worker, tail_files
+from deit_ray.folders import JOURNAL, saved_steps
 from deit_ray.journal import checkpoint_name, iterate_points
-from deit_ray.run import JOURNAL, saved_steps
 from deit_ray.study import Study, list_studies
 
 STOPPED_WITHIN_S = 60.0

@@ -13,8 +13,8 @@ from deit_ray import lock, report, storage
 from deit_ray.budget import Spent
 from deit_ray.config import Experiment, flatten
 from deit_ray.errors import UnavailableError, UserError
+from deit_ray.folders import EXPERIMENT, MODEL, experiment_of, new_folder, runs_of
 from deit_ray.load import dump_experiment, load_experiment
-from deit_ray.run import EXPERIMENT, MODEL, experiment_of, new_folder, runs_of
 
 DATABASE = "study.db"
 REQUESTS = "stop"  # a folder: a file for each trial that is to be stopped, or one for the whole study

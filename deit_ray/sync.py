@@ -8,15 +8,14 @@ import optuna
 from optuna.trial import TrialState
 
 from deit_ray import report, storage
-from deit_ray.checkpoint import MODEL
 from deit_ray.config import Experiment
 from deit_ray.console import Console
 from deit_ray.data.damage import BAD_IMAGES
 from deit_ray.errors import UserError
 from deit_ray.failure import read_failure
+from deit_ray.folders import EXPERIMENT, MODEL, RUN, find_run
 from deit_ray.load import dump_experiment, load_experiment
 from deit_ray.lock import driving
-from deit_ray.run import EXPERIMENT, RUN, find_run, params_of
 from deit_ray.study import DATABASE, Study
 from deit_ray.tracked import RECORD, Run
 from deit_ray.tracking import Tracker
@@ -146,3 +145,10 @@ def start_single(tracker: Tracker, experiment: Experiment, folder: str) -> Run:
 def to_ms(moment) -> int | None:
     """Of one of Optuna's datetimes, which are local."""
     return None if moment is None else int(moment.timestamp() * 1000)
+
+
+def params_of(experiment: Experiment) -> dict[str, str]:
+    """What MLflow shows of an experiment whose values are not searched: the few that people compare by."""
+    keys = ("student.model", "distillation.kind", "distillation.weight", "augment.strength", "optim.lr", "train.epochs",
+            "train.batch_size", "train.workers", "train.threads", "seed")  # fmt: skip
+    return {key: str(experiment.get(key)) for key in keys}

@@ -33,13 +33,13 @@ from deit_ray.data.crop import Geometry
 from deit_ray.data.worklist import WorkList
 from deit_ray.errors import HopelessError, UnavailableError, UserError
 from deit_ray.failure import FAILURE, TrialFailed, describe_failure, keeping_traceback, root_cause, write_failure, write_worker
+from deit_ray.folders import SNAPSHOT
 from deit_ray.journal import step_of
 from deit_ray.phase import show_phase
 
 STREAM_END_S = 5.0
 STREAM_STORE = 0.4  # of the object store, for the streams of all trials; two windows of one overlap for a moment only
 CANCEL_POLL_S = 1.0
-SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's name for it
 REPORT_POLL_S = "0.1"  # ray.train.report blocks until the controller polls: every 2 s by default
 
 

@@ -14,12 +14,12 @@ import pytest
 import ray
 
 from deit_ray.errors import UserError
+from deit_ray.folders import SNAPSHOT
 from deit_ray.journal import iterate_points
 from deit_ray.load import load_experiment
 from deit_ray.search import tune
 from deit_ray.status import stop, trial_status
 from deit_ray.study import Study
-from deit_ray.trial import SNAPSHOT
 from tests.commands import SPACE, command, output_of, wait_for
 
 pytestmark = pytest.mark.cluster
@@ -35,7 +35,7 @@ def mlflow_runs(results: Path) -> dict:
 
 def test_a_trial_and_a_study_are_stopped_from_another_terminal_through_the_clusters_address(ray_cluster, search_file, tmp_path):
     address, results = ["--address", ray.get_runtime_context().gcs_address], tmp_path / "results"
-    with command("tune", search_file(**LONG), *address) as process:
+    with command("tune", search_file(**LONG | {"search.max_concurrent": 2}), *address) as process:
         journals = [results / "short-1" / f"trial-{number:04d}" / "journal" for number in (0, 1)]
         wait_for(lambda: all(journal.exists() for journal in journals), 120)
         assert "short-1: running" in output_of("status", "short", "--results", results, *address)

@@ -4,13 +4,14 @@ import copy
 import dataclasses
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from deit_ray import run
+from deit_ray import folders, run
 from deit_ray.cli import main
 from deit_ray.compare import compare, compare_origins, compare_points, points_of, reproduce, show_difference, show_reproduction
 from deit_ray.errors import UserError
@@ -54,7 +55,7 @@ def test_a_run_can_be_had_again_and_what_was_changed_is_found(ray_cluster, exper
     assert "code, packages, data and machine are the same" in shown
 
     # settings, by dotted key; an experiment file has no more than them
-    other = run.new_folder(experiment("digits_student", PLAIN | {"name": "other", "optim.lr": 0.5}))
+    other = folders.new_folder(experiment("digits_student", PLAIN | {"name": "other", "optim.lr": 0.5}))
     difference = compare("first", "other", results)
     assert difference.settings == {"name": ("first", "other"), "optim.lr": (0.002, 0.5)}
     assert difference.values[0][1] == first.metrics["val/top1"]
@@ -163,3 +164,10 @@ def test_points_are_compared_up_to_a_step_and_nan_equals_itself():
     now = {("loss", 1): 1.0, ("loss", 2): nan, ("loss", 3): 2.5, ("y", 1): 1.0}
     found = compare_points(then, now, 3)
     assert found == {"equal": 2, "differing": 1, "first": ("loss", 3, 2.0, 2.5), "missing": [("x", 2)], "added": [("y", 1)]}
+
+
+def test_what_only_looks_at_results_answers_without_loading_a_model_library():
+    heavy = {"torch", "timm", "mlflow", "ray.train", "ray.data"}
+    code = f"import sys, deit_ray.status, deit_ray.compare; print(sorted({heavy} & sys.modules.keys()))"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert found.stdout == "[]\n"

@@ -15,7 +15,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 from safetensors.torch import load_file
 
-from deit_ray import run
+from deit_ray import folders, run
 from deit_ray.cli import main
 from deit_ray.compare import points_of
 from deit_ray.continuing import continue_run, lengthen
@@ -149,15 +149,15 @@ def test_wrong_commands_say_what_is_allowed(arguments, message, tmp_path, monkey
 
 def test_an_unknown_run_is_answered_with_what_there_is(experiment, tmp_path):
     results = str(tmp_path / "results")
-    folder = run.new_folder(experiment("digits_student", PLAIN))
-    run.new_folder(experiment("digits_student", PLAIN))
+    folder = folders.new_folder(experiment("digits_student", PLAIN))
+    folders.new_folder(experiment("digits_student", PLAIN))
     (Path(folder) / "trial-0007").mkdir()
     shutil.copy(f"{folder}/experiment.yaml", f"{folder}/trial-0007")
-    assert run.find_run("digits_student", results).endswith("digits_student-2")
+    assert folders.find_run("digits_student", results).endswith("digits_student-2")
     for name in ("digits_student-1/7", "digits_student-1/trial-0007", f"{folder}/trial-0007"):
-        assert run.find_run(name, results) == f"{folder}/trial-0007"
-    assert run.find_run(folder, "nowhere") == folder
+        assert folders.find_run(name, results) == f"{folder}/trial-0007"
+    assert folders.find_run(folder, "nowhere") == folder
     with pytest.raises(UserError, match=r"nobody: no such run, study or trial in .*; there are: digits_student-1, digits_student-2"):
         continue_run("nobody", 3, results=results)
     with pytest.raises(UserError, match=r"digits_student-1/8: no such trial; of digits_student-1 there are: trial-0007"):
-        run.find_run("digits_student-1/8", results)
+        folders.find_run("digits_student-1/8", results)

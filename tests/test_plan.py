@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from deit_ray import run
+from deit_ray import folders, run
 from deit_ray.errors import UserError
 from deit_ray.journal import JournalWriter
 from deit_ray.load import dump_experiment
@@ -33,7 +33,7 @@ def text_of(shown) -> str:
 
 def ran(exp, device: str, speeds: list[float], folder: str | None = None) -> str:
     """The folder of a run that measured these speeds on such a device."""
-    folder = folder or run.new_folder(exp)
+    folder = folder or folders.new_folder(exp)
     ready = run.check(exp)
     note_origin(folder, exp, ready.manifest, device)
     journal = JournalWriter(f"{folder}/journal")

@@ -110,5 +110,5 @@ def test_the_teacher_sees_the_students_image_by_default(student):
 
 
 def test_a_distilled_student_learns_the_digits(student):
-    trained = train_locally(student(**{"train.epochs": 10, "augment.strength": 0.0}))
-    assert trained.metrics["test/top1"] > 0.6  # a guess is right once in ten
+    trained = train_locally(student(**{"train.epochs": 15, "augment.strength": 0.0}))
+    assert trained.metrics["test/top1"] > 0.7  # a guess is right once in ten; seeds and processors differ by a few hundredths

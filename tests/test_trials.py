@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 import deit_ray
-from deit_ray import run
+from deit_ray import folders, run
 from deit_ray.data import shards
 from deit_ray.data.damage import BAD_IMAGES, read_bad
 from deit_ray.data.shards import read_manifest
@@ -68,7 +68,7 @@ def test_every_image_is_counted_once_by_three_workers(ray_cluster, experiment, t
         x = torch.from_numpy(resized[:, left : left + 16].copy()).permute(2, 0, 1)[None].float() / 255
         with torch.no_grad():
             correct += int(model((x - 0.5) / 0.5).argmax() == row["label"])
-    best = run.best_step(trained.folder, "val/top1")[0]
+    best = folders.best_step(trained.folder, "val/top1")[0]
     if best == trained.metrics["step"]:  # the model kept is the one that the test was run on
         assert trained.metrics["test/top1"] == pytest.approx(correct / 361, abs=1e-9)
     assert evaluate(f"{trained.folder}/model.safetensors", uri)["test/top1"] == pytest.approx(correct / 361, abs=1e-9)
