@@ -23,6 +23,7 @@ from deit_ray.console import Console
 from deit_ray.errors import Interrupted, UnavailableError, UserError
 from deit_ray.failure import Failure, TrialFailed, describe_failure, read_failure
 from deit_ray.folders import keep_best_model, saved_steps
+from deit_ray.holdings import cancel, forget_cancel
 from deit_ray.listener import Listener, Sweeps
 from deit_ray.resume import Reconciled, decide, late_results, reconcile
 from deit_ray.run import share, warn_of_bad
@@ -32,7 +33,7 @@ from deit_ray.study import Study, naming_database
 from deit_ray.sync import end_study, end_trial, is_told, start_study, start_trial
 from deit_ray.tracked import Run
 from deit_ray.tracking import Tracker
-from deit_ray.trial import Needs, Trial, cancel, forget_cancel, make_trial
+from deit_ray.trial import Needs, Trial, make_trial
 
 TICK_S = 1.0
 SAVE_SPENT_S = 10.0

@@ -9,7 +9,7 @@ import ray.tune
 from ray import cloudpickle
 
 from deit_ray import cluster
-from deit_ray.trial import sweep
+from deit_ray.holdings import sweep
 
 SWEEP_AFTER_S = 3.0
 

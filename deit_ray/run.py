@@ -21,12 +21,13 @@ from deit_ray.data.damage import BAD_IMAGES, describe_bad, read_bad
 from deit_ray.errors import Interrupted, UserError
 from deit_ray.failure import read_failure, reason_of
 from deit_ray.folders import JOURNAL, MODEL, RUN, keep_best_model, new_folder, runs_of, saved_steps
+from deit_ray.holdings import sweep
 from deit_ray.journal import iterate_points
 from deit_ray.lock import driving
 from deit_ray.models.student import create_student
 from deit_ray.models.teacher import TeacherWeights, read_teacher
 from deit_ray.origin import check_same_inputs, note_origin
-from deit_ray.trial import Needs, Shared, Trial, make_trial, make_worklist, sweep
+from deit_ray.trial import Needs, Shared, Trial, make_trial, make_worklist
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import posixpath
 import queue
@@ -14,15 +13,13 @@ from functools import partial
 import ray
 import ray.train
 import ray.tune
-from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
-from ray.experimental import internal_kv
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.worker_group import worker_group
-from ray.util.placement_group import get_placement_group, placement_group, remove_placement_group
+from ray.util.placement_group import placement_group
 
 from deit_ray import cluster, storage
 from deit_ray.augment.policy import Photometric, place_of
@@ -34,6 +31,7 @@ from deit_ray.data.worklist import WorkList
 from deit_ray.errors import HopelessError, UnavailableError, UserError
 from deit_ray.failure import FAILURE, TrialFailed, describe_failure, keeping_traceback, root_cause, write_failure, write_worker
 from deit_ray.folders import SNAPSHOT
+from deit_ray.holdings import group_name, is_cancelled, run_of, sweep
 from deit_ray.journal import step_of
 from deit_ray.phase import show_phase
 
@@ -148,6 +146,14 @@ def make_trial(
     return make_trainer(own, device, "train", {**job, "folder": config["folder"]}, worklist, config["folder"], on_report)
 
 
+class Splits(ray.train.DataConfig):
+    """Hands out what `stream.DatasetFactory` made, split at the first request where it is not yet."""
+
+    def configure(self, datasets, world_size, worker_handles, worker_node_ids, **_) -> list[dict[str, ray.data.DataIterator]]:
+        found = {name: made if isinstance(made, list) else stream.split(made, world_size) for name, made in datasets.items()}
+        return [{name: splits[rank] for name, splits in found.items()} for rank in range(world_size)]
+
+
 class Trainer(TorchTrainer):
     """A TorchTrainer whose controller runs in this process instead of an actor of its own.
 
@@ -201,48 +207,6 @@ class Trainer(TorchTrainer):
 def write_snapshot(folder: str, text: str) -> None:
     """Writes Ray Train's list of a run's checkpoints, whole or not at all."""
     storage.write_bytes(storage.join(folder, SNAPSHOT), text.encode())
-
-
-def run_of(folder: str) -> str:
-    """The name by which a run's holdings in the cluster are known: of its folder, since that is its own."""
-    return hashlib.sha256(folder.encode()).hexdigest()[:16]
-
-
-def group_name(run: str) -> str:
-    return f"deit_ray/{run}"
-
-
-def sweep(folder: str) -> None:
-    """Gives back what a run may hold though its process was killed: its placement group, and its reservations of CPUs."""
-    run = run_of(folder)
-    with contextlib.suppress(ValueError):  # it holds none. Ray's table of all groups lists those of every trial that ever was
-        remove_placement_group(get_placement_group(group_name(run)))
-    coordinator = get_or_create_autoscaling_coordinator()
-    ray.get(coordinator.__ray_call__.remote(partial(_cancel_requests, run)))
-    internal_kv._internal_kv_del(stream.kv_prefix(run), del_by_prefix=True)
-
-
-def cancel(folder: str) -> None:
-    """Asks a running trial to end; it does so within a second or two, whatever its workers do."""
-    internal_kv._internal_kv_put(_cancel_key(folder), b"1")
-
-
-def is_cancelled(folder: str) -> bool:
-    return internal_kv._internal_kv_get(_cancel_key(folder)) is not None
-
-
-def forget_cancel(folder: str) -> None:
-    """Takes back what `cancel` asked for, before a trial is started again."""
-    internal_kv._internal_kv_del(_cancel_key(folder))
-
-
-def _cancel_key(folder: str) -> str:
-    return f"deit_ray-cancel/{run_of(folder)}"
-
-
-def _cancel_requests(run: str, coordinator) -> None:
-    for requester in [requester for requester in coordinator._ongoing_reqs if run in requester]:
-        coordinator.cancel_request(requester)
 
 
 class RetryUnlessHopeless(DefaultFailurePolicy):
@@ -304,7 +268,7 @@ def make_trainer(
         os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # one machine is not preempted; it saves an actor
     needs, run = Needs.of(experiment, device), run_of(folder)
     store = store_share(ray.cluster_resources(), needs)
-    datasets, data_config, cursor = stream.make_datasets(run, worklist, make_recipe(experiment, device), 0, needs.stream_cpus, store)
+    datasets, cursor = stream.make_datasets(run, worklist, make_recipe(experiment, device), 0, needs.stream_cpus, store)
     job = {"experiment": experiment, "worklist": worklist, "cursor": cursor, **job}
     parent, _, name = storage.absolute(folder).rpartition("/")
     ranked = experiment.search.metric if experiment.search.metric.split("/")[0] in worklist.evaluations else None
@@ -313,7 +277,7 @@ def make_trainer(
         partial(_run_worker, worker),
         train_loop_config=job,
         datasets=datasets,
-        dataset_config=data_config,
+        dataset_config=Splits(),
         scaling_config=ScalingConfig(
             num_workers=experiment.train.workers,
             use_gpu=device == "cuda",

@@ -83,8 +83,9 @@ def main(digits: str, folder: str, what: str, setting: str) -> None:
     import ray.tune
 
     from deit_ray import cluster, run
+    from deit_ray.holdings import sweep
     from deit_ray.load import load_experiment
-    from deit_ray.trial import Trial, make_trial, sweep
+    from deit_ray.trial import Trial, make_trial
 
     other = start_other_ray() if setting == "second ray" else None
     ray.init(address="local", num_cpus=2, include_dashboard=setting == "dashboard", log_to_driver=False)

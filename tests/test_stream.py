@@ -53,13 +53,13 @@ def stream_through_ray(experiment, start: int, folder, read=read_stream, store_b
     worklist = trial.make_worklist(experiment, manifest, experiment.data.uri, ("val",))
     if read is read_stream:
         worklist.window = 1  # task: an epoch's, so that the two datasets take turns
-    datasets, data_config, cursor = stream.make_datasets("test", worklist, trial.make_recipe(experiment, "cpu"), start, 1.0, store_bytes)
+    datasets, cursor = stream.make_datasets("test", worklist, trial.make_recipe(experiment, "cpu"), start, 1.0, store_bytes)
     log = Log.remote()
     TorchTrainer(
         read,
         train_loop_config={"worklist": worklist, "cursor": cursor, "start": start, "log": log},
         datasets=datasets,
-        dataset_config=data_config,
+        dataset_config=trial.Splits(),
         scaling_config=ScalingConfig(num_workers=experiment.train.workers),
         run_config=ray.train.RunConfig(storage_path=str(folder), name="stream"),
     ).fit()

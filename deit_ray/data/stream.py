@@ -14,13 +14,13 @@ from functools import partial
 
 import pyarrow as pa
 import ray
-import ray.train
 from ray.data import Datasource, ExecutionOptions, ExecutionResources, ReadTask
 from ray.data.block import BlockMetadata
 from ray.experimental import internal_kv
 
 from deit_ray.data.blocks import Recipe, Samples, make_samples, pack, unpack
 from deit_ray.data.worklist import WorkList
+from deit_ray.holdings import kv_prefix
 
 BLOCK_BYTES = 96 << 20  # a block holds as many steps as fit, since each costs Ray 10 ms of CPU time and more
 BLOCKS_HELD = 16  # at least, by the share of the object store that a window is given
@@ -42,7 +42,7 @@ def make_datasets(run: str, worklist: WorkList, recipe: Recipe, start: int, cpus
             own limit. A block more for each task and QUEUED_BLOCKS + 2 for each rank may stand beside them.
 
     Returns:
-        (datasets, data_config, cursor) for `TorchTrainer(datasets=..., dataset_config=...)` and for `Stream`.
+        (datasets, cursor): for `TorchTrainer(datasets=..., dataset_config=trial.Splits())`, and for `Stream`.
     """
     names = WINDOWS[:1] if worklist.window_from(start)[0] >= worklist.steps else WINDOWS
     cursor = Cursor(run)
@@ -51,7 +51,7 @@ def make_datasets(run: str, worklist: WorkList, recipe: Recipe, start: int, cpus
     limits = ExecutionResources.for_limits(cpu=max(cpus, 1.0), object_store_memory=store_bytes)
     options = ExecutionOptions(preserve_order=True, resource_limits=limits)
     datasets = {name: DatasetFactory(WindowSource(worklist, recipe, block_steps, cursor, name), cpus, options) for name in names}
-    return datasets, Splits(), cursor
+    return datasets, cursor
 
 
 class Cursor:
@@ -72,11 +72,6 @@ class Cursor:
 
     def _key(self, name: str) -> str:
         return f"{kv_prefix(self.run)}window/{name}"
-
-
-def kv_prefix(run: str) -> str:
-    """What the keys of a run begin with in the cluster's key-value store."""
-    return f"deit_ray/{run}/"
 
 
 class WindowSource(Datasource):
@@ -145,14 +140,6 @@ def warm_up() -> None:
 def split(dataset: ray.data.Dataset, world_size: int) -> list[ray.data.DataIterator]:
     """One for each rank; starts the coordinator's process."""
     return dataset.streaming_split(world_size, equal=True)
-
-
-class Splits(ray.train.DataConfig):
-    """Hands out what `DatasetFactory` made, split at the first request where it is not yet."""
-
-    def configure(self, datasets, world_size, worker_handles, worker_node_ids, **_) -> list[dict[str, ray.data.DataIterator]]:
-        found = {name: made if isinstance(made, list) else split(made, world_size) for name, made in datasets.items()}
-        return [{name: splits[rank] for name, splits in found.items()} for rank in range(world_size)]
 
 
 class Stream:

@@ -1,0 +1,22 @@
+"""What a process loads: it is most of what a command, a task or a trial takes to start."""
+
+import subprocess
+import sys
+
+import pytest
+
+TRAINING = {"torch", "timm", "ray.train", "mlflow"}
+
+
+@pytest.mark.parametrize(
+    ("modules", "not_needed"),
+    [
+        ("deit_ray.status, deit_ray.compare, deit_ray.study", TRAINING | {"ray.data"}),  # commands that look at results
+        ("deit_ray.data.stream, deit_ray.holdings", TRAINING | {"optuna"}),  # the stream's tasks, Ray's coordinators
+        ("deit_ray.augment.policy, deit_ray.augment.kernel_torch", {"ray", "mlflow", "optuna"}),  # a machine without Ray
+    ],
+)
+def test_a_process_loads_what_it_needs_alone(modules, not_needed):
+    code = f"import sys, {modules}; print(sorted({not_needed} & sys.modules.keys()))"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert found.stdout == "[]\n"
