@@ -146,14 +146,6 @@ def make_trial(
     return make_trainer(own, device, "train", {**job, "folder": config["folder"]}, worklist, config["folder"], on_report)
 
 
-class Splits(ray.train.DataConfig):
-    """Hands out what `stream.DatasetFactory` made, split at the first request where it is not yet."""
-
-    def configure(self, datasets, world_size, worker_handles, worker_node_ids, **_) -> list[dict[str, ray.data.DataIterator]]:
-        found = {name: made if isinstance(made, list) else stream.split(made, world_size) for name, made in datasets.items()}
-        return [{name: splits[rank] for name, splits in found.items()} for rank in range(world_size)]
-
-
 class Trainer(TorchTrainer):
     """A TorchTrainer whose controller runs in this process instead of an actor of its own.
 
@@ -268,7 +260,7 @@ def make_trainer(
         os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # one machine is not preempted; it saves an actor
     needs, run = Needs.of(experiment, device), run_of(folder)
     store = store_share(ray.cluster_resources(), needs)
-    datasets, cursor = stream.make_datasets(run, worklist, make_recipe(experiment, device), 0, needs.stream_cpus, store)
+    datasets, data_config, cursor = stream.make_datasets(run, worklist, make_recipe(experiment, device), 0, needs.stream_cpus, store)
     job = {"experiment": experiment, "worklist": worklist, "cursor": cursor, **job}
     parent, _, name = storage.absolute(folder).rpartition("/")
     ranked = experiment.search.metric if experiment.search.metric.split("/")[0] in worklist.evaluations else None
@@ -277,7 +269,7 @@ def make_trainer(
         partial(_run_worker, worker),
         train_loop_config=job,
         datasets=datasets,
-        dataset_config=Splits(),
+        dataset_config=data_config,
         scaling_config=ScalingConfig(
             num_workers=experiment.train.workers,
             use_gpu=device == "cuda",

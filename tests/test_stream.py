@@ -12,7 +12,7 @@ from ray.train.torch import TorchTrainer
 
 from deit_ray import trial
 from deit_ray.cluster import store_stats
-from deit_ray.data import stream
+from deit_ray.data import stream, windows
 from deit_ray.data.shards import read_manifest
 from tests.training import local_batches
 
@@ -53,13 +53,13 @@ def stream_through_ray(experiment, start: int, folder, read=read_stream, store_b
     worklist = trial.make_worklist(experiment, manifest, experiment.data.uri, ("val",))
     if read is read_stream:
         worklist.window = 1  # task: an epoch's, so that the two datasets take turns
-    datasets, cursor = stream.make_datasets("test", worklist, trial.make_recipe(experiment, "cpu"), start, 1.0, store_bytes)
+    datasets, data_config, cursor = stream.make_datasets("test", worklist, trial.make_recipe(experiment, "cpu"), start, 1.0, store_bytes)
     log = Log.remote()
     TorchTrainer(
         read,
         train_loop_config={"worklist": worklist, "cursor": cursor, "start": start, "log": log},
         datasets=datasets,
-        dataset_config=trial.Splits(),
+        dataset_config=data_config,
         scaling_config=ScalingConfig(num_workers=experiment.train.workers),
         run_config=ray.train.RunConfig(storage_path=str(folder), name="stream"),
     ).fit()
@@ -125,7 +125,7 @@ class LocalCursor(dict):
 def local_stream(experiment, blocks=None) -> stream.Stream:
     worklist = trial.make_worklist(experiment, read_manifest(experiment.data.uri), experiment.data.uri, ())
     worklist.window, cursor, recipe = 1, LocalCursor(), trial.make_recipe(experiment, "cpu")
-    datasets = {name: LocalDataset(stream.WindowSource(worklist, recipe, 8, cursor, name), blocks) for name in ("window0", "window1")}
+    datasets = {name: LocalDataset(windows.WindowSource(worklist, recipe, 8, cursor, name), blocks) for name in ("window0", "window1")}
     return stream.Stream(worklist, datasets.get, cursor, 0, 0)
 
 

@@ -5,22 +5,18 @@ re-executed datasets take turns, so that the next window flows before the presen
 which steps it plays. A run of one window needs no second dataset.
 """
 
-import json
 import queue
 import threading
 import time
 from collections.abc import Iterator
-from functools import partial
 
-import pyarrow as pa
 import ray
-from ray.data import Datasource, ExecutionOptions, ExecutionResources, ReadTask
-from ray.data.block import BlockMetadata
-from ray.experimental import internal_kv
+import ray.train
+from ray.data import ExecutionOptions, ExecutionResources
 
-from deit_ray.data.blocks import Recipe, Samples, make_samples, pack, unpack
+from deit_ray.data.blocks import Recipe, Samples, unpack
+from deit_ray.data.windows import Cursor, WindowSource, warm_up
 from deit_ray.data.worklist import WorkList
-from deit_ray.holdings import kv_prefix
 
 BLOCK_BYTES = 96 << 20  # a block holds as many steps as fit, since each costs Ray 10 ms of CPU time and more
 BLOCKS_HELD = 16  # at least, by the share of the object store that a window is given
@@ -42,7 +38,7 @@ def make_datasets(run: str, worklist: WorkList, recipe: Recipe, start: int, cpus
             own limit. A block more for each task and QUEUED_BLOCKS + 2 for each rank may stand beside them.
 
     Returns:
-        (datasets, cursor): for `TorchTrainer(datasets=..., dataset_config=trial.Splits())`, and for `Stream`.
+        (datasets, data_config, cursor) for `TorchTrainer(datasets=..., dataset_config=...)` and for `Stream`.
     """
     names = WINDOWS[:1] if worklist.window_from(start)[0] >= worklist.steps else WINDOWS
     cursor = Cursor(run)
@@ -51,58 +47,7 @@ def make_datasets(run: str, worklist: WorkList, recipe: Recipe, start: int, cpus
     limits = ExecutionResources.for_limits(cpu=max(cpus, 1.0), object_store_memory=store_bytes)
     options = ExecutionOptions(preserve_order=True, resource_limits=limits)
     datasets = {name: DatasetFactory(WindowSource(worklist, recipe, block_steps, cursor, name), cpus, options) for name in names}
-    return datasets, cursor
-
-
-class Cursor:
-    """Which steps each dataset plays next, in the cluster's own key-value store: an actor would be one more process a trial."""
-
-    def __init__(self, run: str):
-        self.run = run
-
-    def set(self, name: str, span: tuple[int, int]) -> None:
-        internal_kv._internal_kv_put(self._key(name), json.dumps(span), overwrite=True)
-
-    def get(self, name: str) -> tuple[int, int]:
-        found = internal_kv._internal_kv_get(self._key(name))
-        return tuple(json.loads(found)) if found else (0, 0)
-
-    def clear(self) -> None:
-        internal_kv._internal_kv_del(self._key(""), del_by_prefix=True)
-
-    def _key(self, name: str) -> str:
-        return f"{kv_prefix(self.run)}window/{name}"
-
-
-class WindowSource(Datasource):
-    """A Ray Data source whose read tasks are the work list's tasks between two steps."""
-
-    def __init__(self, worklist: WorkList, recipe: Recipe, block_steps: int, cursor: Cursor, name: str):
-        super().__init__()
-        self.worklist, self.recipe, self.block_steps, self.cursor, self.name = worklist, recipe, block_steps, cursor, name
-
-    def get_name(self) -> str:
-        return "Stream"
-
-    def estimate_inmemory_data_size(self) -> None:
-        return None
-
-    def get_read_tasks(self, parallelism, per_task_row_limit=None, data_context=None) -> list[ReadTask]:
-        """Called several times an execution; it only reads."""
-        start, stop = self.cursor.get(self.name)
-        metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-        batch, world = self.worklist.batch_size, self.worklist.world_size
-        tasks = self.worklist.tasks_between(start, stop) if stop > start or not self.worklist.epochs else ()
-        return [
-            # the first one gives each step away as soon as it is made
-            ReadTask(partial(make_blocks, task, self.recipe, batch, world, self.block_steps if place else 1), metadata)
-            for place, task in enumerate(tasks)
-        ]
-
-
-def make_blocks(*arguments) -> Iterator[pa.Table]:
-    """What one task gives away: the samples of `make_samples`, packed."""
-    return map(pack, make_samples(*arguments))
+    return datasets, Splits(), cursor
 
 
 class DatasetFactory:
@@ -132,14 +77,17 @@ class DatasetFactory:
         return splits
 
 
-@ray.remote(scheduling_strategy="SPREAD", max_retries=0)  # as Ray Data's tasks
-def warm_up() -> None:
-    """Nothing but what a process imports before its first task: Ray gives the processes of ended tasks to the next ones."""
-
-
 def split(dataset: ray.data.Dataset, world_size: int) -> list[ray.data.DataIterator]:
     """One for each rank; starts the coordinator's process."""
     return dataset.streaming_split(world_size, equal=True)
+
+
+class Splits(ray.train.DataConfig):
+    """Hands out what `DatasetFactory` made, split at the first request where it is not yet."""
+
+    def configure(self, datasets, world_size, worker_handles, worker_node_ids, **_) -> list[dict[str, ray.data.DataIterator]]:
+        found = {name: made if isinstance(made, list) else split(made, world_size) for name, made in datasets.items()}
+        return [{name: splits[rank] for name, splits in found.items()} for rank in range(world_size)]
 
 
 class Stream:
