@@ -73,7 +73,7 @@ class DatasetFactory:
             return dataset
         splits = split(dataset, self.source.worklist.world_size)
         for _ in range(tasks):
-            warm_up.options(num_cpus=cpus).remote()
+            warm_up.options(num_cpus=cpus).remote(dataset.context)
         return splits
 
 

@@ -9,7 +9,7 @@ from functools import partial
 
 import pyarrow as pa
 import ray
-from ray.data import Datasource, ReadTask
+from ray.data import DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 from ray.experimental import internal_kv
 
@@ -70,5 +70,6 @@ def make_blocks(*arguments) -> Iterator[pa.Table]:
 
 
 @ray.remote(scheduling_strategy="SPREAD", max_retries=0)  # as Ray Data's tasks
-def warm_up() -> None:
-    """Nothing but what a process imports before its first task: Ray gives the processes of ended tasks to the next ones."""
+def warm_up(context: DataContext) -> None:
+    """Nothing but what a process imports before its first task, which is sent its data set's context too: Ray gives the processes
+    of ended tasks to the next ones."""
