@@ -3,6 +3,7 @@
 Ray's coordinators and tasks load this much and no more: neither torch nor Ray Train.
 """
 
+import importlib
 import json
 from collections.abc import Iterator
 from functools import partial
@@ -73,3 +74,9 @@ def make_blocks(*arguments) -> Iterator[pa.Table]:
 def warm_up(context: DataContext) -> None:
     """Nothing but what a process imports before its first task, which is sent its data set's context too: Ray gives the processes
     of ended tasks to the next ones."""
+
+
+def warm_up_coordinator(coordinator) -> None:
+    """Imports what Ray Data's coordinator would import at the first request."""
+    importlib.import_module("ray.data._internal.execution.streaming_executor")
+    importlib.import_module("ray.data._internal.planner.planner")
