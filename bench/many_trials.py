@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench.record import record  # noqa: E402
 from deit_ray import storage  # noqa: E402
-from deit_ray.folders import SNAPSHOT  # noqa: E402
+from deit_ray.folders import JOURNAL, SNAPSHOT  # noqa: E402
 from deit_ray.journal import JournalWriter, checkpoint_name  # noqa: E402
 
 WINDOW = 100  # trials, at most
@@ -48,7 +48,7 @@ class Idle(ray.tune.Trainable):
 
     def setup(self, config: dict):
         self.folder, self.epoch, self.last, self.saved = config["folder"], 0, {}, []
-        self.journal = JournalWriter(storage.join(self.folder, "journal"))
+        self.journal = JournalWriter(storage.join(self.folder, JOURNAL))
         self.skill = math.exp(-(math.log10(config["optim.lr"] / 2e-3) ** 2)) * (1 - abs(config["augment.strength"] - 1) / 4)
 
     def step(self) -> dict:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deit_ray import storage
+from deit_ray.folders import EXPERIMENT
 from deit_ray.journal import iterate_segments
 from deit_ray.tracked import RECORD, Ending, Record, Run
 
@@ -208,7 +209,7 @@ class Delivery:
             with contextlib.suppress(Refused):
                 self._offer(run, "its parameters", self.client.log_batch, record.run_id, params=params, tags=tags)
         if not record.described:
-            self._log_artifact(run, storage.join(run.folder, "experiment.yaml"))
+            self._log_artifact(run, storage.join(run.folder, EXPERIMENT))
             record.described = True
             self._save(run)
 

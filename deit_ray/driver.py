@@ -22,7 +22,7 @@ from deit_ray.budget import exceeded
 from deit_ray.console import Console
 from deit_ray.errors import Interrupted, UnavailableError, UserError
 from deit_ray.failure import Failure, TrialFailed, describe_failure, read_failure
-from deit_ray.folders import keep_best_model, saved_steps
+from deit_ray.folders import keep_best_model, saved_steps, trial_name
 from deit_ray.holdings import cancel, forget_cancel
 from deit_ray.listener import Listener, Sweeps
 from deit_ray.resume import Reconciled, decide, late_results, reconcile
@@ -109,7 +109,7 @@ class Driver:
                     scheduler=self.scheduler,
                     num_samples=-1,  # as many as the searcher has
                     max_concurrent_trials=self.concurrent,
-                    trial_name_creator=lambda trial: f"trial-{trial.config['number']:04d}",
+                    trial_name_creator=lambda trial: trial_name(trial.config["number"]),
                     trial_dirname_creator=lambda trial: trial.trial_id,
                 ),
                 run_config=ray.tune.RunConfig(name="study", storage_path=scratch, verbose=0, callbacks=[Listener(self)]),

@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deit_ray import storage
 from deit_ray.errors import UnavailableError
+from deit_ray.folders import JOURNAL
 from deit_ray.journal import last_step
 
 FAILURE = "failure.json"
@@ -71,7 +72,7 @@ def describe_failure(error: BaseException, folder: str) -> Failure:
         signature=_signature(text, cause),
         rank=rank,
         host=worker and worker["host"],
-        step=last_step(storage.join(folder, "journal")),
+        step=last_step(storage.join(folder, JOURNAL)),
         log=tail_log(worker) if worker else [],
     )
 

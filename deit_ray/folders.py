@@ -20,6 +20,7 @@ EXPERIMENT = "experiment.yaml"
 RUN = "run.json"  # a run that has finished has it
 JOURNAL = "journal"
 MODEL, EMA = "model.safetensors", "ema.safetensors"  # of a checkpoint, and the best one's of a run
+BEST = "best.yaml"  # of a study: the configuration of its best trial
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's name for its list of checkpoints
 
 
@@ -48,10 +49,10 @@ def find_run(name: str, results: str) -> str:
     trial = re.fullmatch(r"(?:trial-)?(\d+)", last)
     if parent and trial:
         study = find_run(parent, results)
-        folder = storage.join(study, f"trial-{int(trial.group(1)):04d}")
+        folder = storage.join(study, trial_name(int(trial.group(1))))
         if storage.exists(storage.join(folder, EXPERIMENT)):
             return folder
-        raise UserError(f"{name}: no such trial; of {posixpath.basename(study)} there are: {', '.join(_trials_of(study)) or 'none'}")
+        raise UserError(f"{name}: no such trial; of {posixpath.basename(study)} there are: {', '.join(trials_of(study)) or 'none'}")
     runs = [] if "/" in name else [run for run in runs_of(name, results) if storage.exists(storage.join(results, run, EXPERIMENT))]
     if runs:
         return storage.join(storage.absolute(results), runs[-1])
@@ -61,8 +62,13 @@ def find_run(name: str, results: str) -> str:
     raise UserError(f"{name}: no such run, study or trial in {results}; there are: {', '.join(known) or 'none'} (a trial is STUDY/7)")
 
 
-def _trials_of(study: str) -> list[str]:
-    return [name for name in storage.list_names(study) if name.startswith("trial-")]
+def trial_name(number: int) -> str:
+    return f"trial-{number:04d}"
+
+
+def trials_of(folder: str) -> list[str]:
+    """The names of the trials' folders in a study's; none in a run's."""
+    return [name for name in storage.list_names(folder) if name.startswith("trial-")]
 
 
 def name_of(folder: str) -> str:

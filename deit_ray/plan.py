@@ -16,7 +16,7 @@ from rich.text import Text
 from deit_ray import cluster, report, storage
 from deit_ray.config import Distillation, Experiment, flatten
 from deit_ray.errors import UserError
-from deit_ray.folders import EXPERIMENT, JOURNAL, experiment_of, measured
+from deit_ray.folders import EXPERIMENT, JOURNAL, experiment_of, measured, trials_of
 from deit_ray.origin import origin_of
 from deit_ray.run import Ready, check, check_fits
 from deit_ray.searcher import StudySearcher
@@ -160,8 +160,7 @@ def rate_of(experiment: Experiment, device: str) -> Rate | None:
         return Rate(experiment.cost.images_per_s, "cost.images_per_s")
     results = experiment.results.uri
     for folder in _newest_first(results):
-        trials = [name for name in storage.list_names(folder) if name.startswith("trial-")]
-        for candidate in [folder, *(storage.join(folder, name) for name in reversed(trials))]:
+        for candidate in [folder, *(storage.join(folder, name) for name in reversed(trials_of(folder)))]:
             speeds = _speeds_of_its_like(candidate, experiment, device)
             if speeds:
                 name = candidate.removeprefix(storage.absolute(results)).strip("/")

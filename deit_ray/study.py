@@ -13,7 +13,7 @@ from deit_ray import lock, report, storage
 from deit_ray.budget import Spent
 from deit_ray.config import Experiment, flatten
 from deit_ray.errors import UnavailableError, UserError
-from deit_ray.folders import EXPERIMENT, MODEL, experiment_of, new_folder, runs_of
+from deit_ray.folders import BEST, EXPERIMENT, MODEL, experiment_of, new_folder, runs_of, trial_name
 from deit_ray.load import dump_experiment, load_experiment
 
 DATABASE = "study.db"
@@ -129,7 +129,7 @@ class Study:
         return self.optuna.user_attrs.get("ended")
 
     def trial_folder(self, number: int) -> str:
-        return storage.join(self.folder, f"trial-{number:04d}")
+        return storage.join(self.folder, trial_name(number))
 
     def trial_experiment(self, params: dict) -> Experiment:
         """The experiment of one trial: the study's with the searched values set and nothing left to search."""
@@ -161,7 +161,7 @@ class Study:
         experiment = self.trial_experiment(best.params).with_overrides({"name": f"{self.experiment.name}_best"})
         value = f"{self.experiment.search.metric} {best.value:.4f}"
         text = dump_experiment(experiment, f"The best of {self.name}: trial {best.number}, {value}.\nTrain it anew: deit-ray train FILE")
-        config, model = storage.join(self.folder, "best.yaml"), storage.join(self.folder, MODEL)
+        config, model = storage.join(self.folder, BEST), storage.join(self.folder, MODEL)
         storage.write_bytes(config, text.encode())
         storage.write_bytes(model, storage.read_bytes(storage.join(self.trial_folder(best.number), MODEL)))
         return config, model

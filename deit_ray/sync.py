@@ -13,7 +13,7 @@ from deit_ray.console import Console
 from deit_ray.data.damage import BAD_IMAGES
 from deit_ray.errors import UserError
 from deit_ray.failure import read_failure
-from deit_ray.folders import EXPERIMENT, MODEL, RUN, find_run
+from deit_ray.folders import BEST, EXPERIMENT, MODEL, RUN, find_run
 from deit_ray.load import dump_experiment, load_experiment
 from deit_ray.lock import driving
 from deit_ray.study import DATABASE, Study
@@ -22,7 +22,6 @@ from deit_ray.tracking import Tracker
 
 PATIENCE_S = 30.0  # how long to try while MLflow takes nothing
 LIMIT_S = 24 * 3600.0
-BEST_CONFIG = "best.yaml"
 
 
 def sync(name: str, results: str = "results", console: Console | None = None) -> int:
@@ -111,7 +110,7 @@ def end_study(tracker: Tracker, study: Study, run: Run, outcome: str) -> None:
         return
     tested = {name: value for name, value in study.optuna.user_attrs.get("test", {}).items() if name != "trial"}
     metrics = {f"best/{study.experiment.search.metric}": study.best().value, **tested}
-    tracker.end_run(run, outcome, study.folder, BEST_CONFIG, MODEL, metrics=metrics)
+    tracker.end_run(run, outcome, study.folder, BEST, MODEL, metrics=metrics)
 
 
 def trial_outcome(trial: optuna.trial.FrozenTrial) -> str:

@@ -15,6 +15,7 @@ from deit_ray import storage
 from deit_ray.config import Experiment
 from deit_ray.delivery import Delivery, one_line
 from deit_ray.errors import UserError
+from deit_ray.folders import JOURNAL
 from deit_ray.journal import iterate_segments
 from deit_ray.phase import show_phase
 from deit_ray.tracked import Ending, Run
@@ -89,7 +90,7 @@ class Tracker:
             started_ms: when it began, if that was not now.
         """
         tags = {f"deit_ray.{key}": value for key, value in tags.items()} | {"deit_ray.folder": folder}
-        uri = storage.join(folder, "journal") if journal else None
+        uri = storage.join(folder, JOURNAL) if journal else None
         params = {key: str(value) for key, value in params.items()}
         run = Run(name, folder, tags, params, parent, uri, started_ms or now_ms())
         with self.lock:  # where a trial is started again before its end was delivered, it goes on

@@ -14,6 +14,7 @@ import torch
 import torch.distributed
 from torch.nn.parallel import DistributedDataParallel
 
+from deit_ray import storage
 from deit_ray.checkpoint import Progress, load_checkpoint, save_checkpoint
 from deit_ray.clock import Clock
 from deit_ray.cluster import store_stats
@@ -23,6 +24,7 @@ from deit_ray.data.stream import Stream
 from deit_ray.data.worklist import WorkList
 from deit_ray.errors import HopelessError
 from deit_ray.evaluate import evaluate
+from deit_ray.folders import JOURNAL
 from deit_ray.journal import JournalWriter, checkpoint_name
 from deit_ray.models.student import create_student, model_arguments
 from deit_ray.phase import show_phase
@@ -68,7 +70,7 @@ def train_worker(job: TrainJob) -> None:
             progress = load_checkpoint(Path(folder), train_step)
     if stream.start != progress.step:
         raise RuntimeError(f"the stream starts at step {stream.start}, but the checkpoint is of step {progress.step}")
-    journal = JournalWriter(f"{job.folder}/journal") if rank == 0 else None
+    journal = JournalWriter(storage.join(job.folder, JOURNAL)) if rank == 0 else None
     cost = Cost(journal, device, world_size, experiment.train.cpus_per_worker)
     clock = Clock(stream, device)
 

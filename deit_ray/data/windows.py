@@ -78,5 +78,5 @@ def warm_up(context: DataContext) -> None:
 
 def warm_up_coordinator(coordinator) -> None:
     """Imports what Ray Data's coordinator would import at the first request."""
-    importlib.import_module("ray.data._internal.execution.streaming_executor")
-    importlib.import_module("ray.data._internal.planner.planner")
+    for module in ("execution.streaming_executor", "logical.optimizers", "planner.planner"):
+        importlib.import_module(f"ray.data._internal.{module}")
