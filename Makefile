@@ -33,9 +33,10 @@ test: $(READY)  ## all tests but the long ones
 test-all: $(READY)  ## every test
 	@$(BIN)/python -m pytest
 
-lint: $(READY)  ## ruff's rules and format
+lint: $(READY)  ## ruff's rules and format, and the layers: imports point down only
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-logo --no-cache
 
 format: $(READY)  ## mend what lint can mend
 	@$(BIN)/ruff check --fix .

@@ -27,10 +27,10 @@ from unittest import mock
 
 from record import ROOT, record
 
-sys.path.insert(0, str(ROOT))  # for tests.servers
+sys.path.insert(0, str(ROOT))  # for tests.support
 
-from deit_ray.journal import JournalWriter, Point, iterate_points
-from tests.servers import MlflowServer, Postgres
+from deit_ray.results.journal import JournalWriter, Point, iterate_points
+from tests.support.servers import MlflowServer, Postgres
 
 PROCESSES, TRACKERS = 4, 25  # of each process
 SEGMENTS, STEPS = 10, 20
@@ -60,9 +60,9 @@ def measure_overhead(folder: Path, trials: int, epochs: int) -> dict[str, float]
     import ray
 
     import deit_ray
-    from deit_ray import driver
-    from deit_ray.delivery import Delivery
-    from deit_ray.tracking import Tracker
+    from deit_ray.study import driver
+    from deit_ray.tracking.delivery import Delivery
+    from deit_ray.tracking.tracker import Tracker
 
     notes, delivery_cpu_s, startup_cpu_s = folder / "notes", [], []
     notes.mkdir()
@@ -83,10 +83,20 @@ def measure_overhead(folder: Path, trials: int, epochs: int) -> dict[str, float]
 
     deit_ray.prepare("digits", str(folder / "digits"))
     where = {"data.uri": str(folder / "digits"), "results.uri": str(folder / "results")}
-    train = [sys.executable, "-m", "deit_ray.cli", "train", str(ROOT / "experiments" / "digits_teacher.yaml")]
-    settings = [word for key, value in (where | {"train.epochs": 5}).items() for word in ("--set", f"{key}={value}")]
-    subprocess.run(train + settings, check=True, stdout=subprocess.DEVNULL)  # in a process of its own, as by hand
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, _temp_dir=f"{folder}/ray")
+    train = [sys.executable, "-m", "deit_ray", "train", str(ROOT / "experiments" / "digits_teacher.yaml")]
+    settings = [
+        word for key, value in (where | {"train.epochs": 5}).items() for word in ("--set", f"{key}={value}")
+    ]
+    subprocess.run(
+        train + settings, check=True, stdout=subprocess.DEVNULL
+    )  # in a process of its own, as by hand
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _temp_dir=f"{folder}/ray",
+    )
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     try:
         shape = {"train.log_every": 10, "train.epochs": epochs, "search.trials": trials}
@@ -159,7 +169,10 @@ def measure_writers(folder: Path) -> dict[str, float]:
     with Postgres() as postgres, MlflowServer(folder / "mlflow", postgres.uri, workers=2) as server:
         context = multiprocessing.get_context("spawn")
         barrier, spans = context.Barrier(PROCESSES), context.Queue()
-        processes = [context.Process(target=write_and_deliver, args=(server.uri, folder, n, barrier, spans)) for n in range(PROCESSES)]
+        processes = [
+            context.Process(target=write_and_deliver, args=(server.uri, folder, n, barrier, spans))
+            for n in range(PROCESSES)
+        ]
         for process in processes:
             process.start()
         begins, ends = zip(*(spans.get(timeout=LIMIT_S) for _ in processes), strict=True)
@@ -181,8 +194,8 @@ def write_and_deliver(uri: str, folder: Path, process: int, barrier, spans) -> N
     """One driver's process: its journals grow, its trackers deliver."""
     from mlflow.tracking import MlflowClient
 
-    from deit_ray.delivery import quiet_mlflow
-    from deit_ray.tracking import Tracker
+    from deit_ray.tracking.delivery import quiet_mlflow
+    from deit_ray.tracking.tracker import Tracker
 
     quiet_mlflow()
     MlflowClient(uri).search_experiments()  # what it takes to import MLflow is not measured here
@@ -192,7 +205,10 @@ def write_and_deliver(uri: str, folder: Path, process: int, barrier, spans) -> N
     barrier.wait()
     begin = time.time()
     trackers = [Tracker(uri, "writers", None, lambda text: print(text, file=sys.stderr)) for _ in folders]
-    runs = [tracker.start_run(one, {"kind": "trial"}, {"process": process}, one) for tracker, one in zip(trackers, folders, strict=True)]
+    runs = [
+        tracker.start_run(one, {"kind": "trial"}, {"process": process}, one)
+        for tracker, one in zip(trackers, folders, strict=True)
+    ]
     for segment in range(SEGMENTS):
         for journal in journals:
             for step in range(segment * STEPS, (segment + 1) * STEPS):

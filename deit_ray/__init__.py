@@ -5,12 +5,12 @@ import importlib
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "Experiment": "config",
-    "load_experiment": "load",
+    "Experiment": "experiment.config",
+    "load_experiment": "experiment.load",
     "prepare": "data.prepare",
-    "train": "run",
-    "tune": "search",
-    "Study": "study",
+    "train": "trial.run",
+    "tune": "study.search",
+    "Study": "study.study",
     "UserError": "errors",
 }
 __all__ = list(_EXPORTS)

@@ -30,7 +30,9 @@ def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
     except OSError as error:  # it looks for the bucket's region
         raise UnavailableError(f"{uri}: cannot be reached: {error}") from error
     except (pa.ArrowInvalid, ValueError) as error:
-        raise UserError(f"{uri}: cannot be opened; allowed are a path, file://, s3:// and gs:// ({error})") from None
+        raise UserError(
+            f"{uri}: cannot be opened; allowed are a path, file://, s3:// and gs:// ({error})"
+        ) from None
 
 
 def is_local(uri: str) -> bool:

@@ -9,9 +9,9 @@ import pytest
 from deit_ray.data import shards
 from deit_ray.data.images import encode
 from deit_ray.data.prepare import prepare
-from deit_ray.load import dump_experiment, load_experiment
-from tests.commands import SPACE
-from tests.servers import MlflowServer, Proxy
+from deit_ray.experiment.load import dump_experiment, load_experiment
+from tests.support.commands import SPACE
+from tests.support.servers import MlflowServer, Proxy
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "experiments"
@@ -51,7 +51,7 @@ def experiment(digits, tmp_path):
 @pytest.fixture(scope="session")
 def teacher_file(digits, tmp_path_factory) -> str:
     """A model.safetensors of a convolutional teacher that knows the digits, trained by the training step without Ray."""
-    from tests.training import train_locally
+    from tests.support.training import train_locally
 
     folder = tmp_path_factory.mktemp("teacher")
     overrides = {"data.uri": digits, "results.uri": str(folder), "train.epochs": 8}
@@ -95,23 +95,29 @@ def proxy(server):
 @pytest.fixture
 def impatient(monkeypatch):
     """The same as in real life, with shorter waits."""
-    from deit_ray import tracking
-    from deit_ray.delivery import quiet_mlflow
+    from deit_ray.tracking import tracker
+    from deit_ray.tracking.delivery import quiet_mlflow
 
     quiet_mlflow()
-    monkeypatch.setattr(tracking, "POLL_S", 0.1)
-    monkeypatch.setattr(tracking, "PAUSE_S", (0.1, 0.5))
-    monkeypatch.setattr(tracking, "PATIENCE_S", 10.0)
+    monkeypatch.setattr(tracker, "POLL_S", 0.1)
+    monkeypatch.setattr(tracker, "PAUSE_S", (0.1, 0.5))
+    monkeypatch.setattr(tracker, "PATIENCE_S", 10.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 
 
-def write_colours(uri: str, rows: dict[str, int], size: int = 40, row_group: int | None = None) -> shards.Manifest:
+def write_colours(
+    uri: str, rows: dict[str, int], size: int = 40, row_group: int | None = None
+) -> shards.Manifest:
     """A prepared data set of noise images, each split with that many rows, labels counting 0, 1, 2, 0, ..."""
     splits, counts = {}, {}
     for split, count in rows.items():
         generator = np.random.default_rng(len(split))
         images = (
-            (encode(generator.integers(0, 256, (size, size + i % 7, 3), dtype=np.uint8), 0, 95), i % 3, f"{split}-{i}")
+            (
+                encode(generator.integers(0, 256, (size, size + i % 7, 3), dtype=np.uint8), 0, 95),
+                i % 3,
+                f"{split}-{i}",
+            )
             for i in range(count)
         )
         splits[split], counts[split] = shards.write_split(uri, split, images)

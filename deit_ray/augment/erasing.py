@@ -18,7 +18,16 @@ ATTEMPTS = 10
 CHANNEL_BITS = 16  # of a pixel's hash, for each channel
 
 
-def erase(images_BCHW: torch.Tensor, seed: int, epoch: int, ids: np.ndarray, views: np.ndarray, probability: float, mean, std) -> None:
+def erase(
+    images_BCHW: torch.Tensor,
+    seed: int,
+    epoch: int,
+    ids: np.ndarray,
+    views: np.ndarray,
+    probability: float,
+    mean,
+    std,
+) -> None:
     """Replaces one rectangle of each chosen image by noise, in place.
 
     Args:
@@ -31,17 +40,36 @@ def erase(images_BCHW: torch.Tensor, seed: int, epoch: int, ids: np.ndarray, vie
     if len(places) == 0:
         return
     states = rng.bits(seed, "erase noise", epoch, ids[places], views[places]).view(np.int64)
-    rows, quantiles = np.column_stack([places, boxes, states]), torch.from_numpy(normal.quantiles()).to(images_BCHW.device)
-    together = len(rows) if images_BCHW.is_cuda else 1  # a GPU wants much at once, the CPU what fits into its cache
+    rows, quantiles = (
+        np.column_stack([places, boxes, states]),
+        torch.from_numpy(normal.quantiles()).to(images_BCHW.device),
+    )
+    together = (
+        len(rows) if images_BCHW.is_cuda else 1
+    )  # a GPU wants much at once, the CPU what fits into its cache
     for first in range(0, len(rows), together):
-        _fill(images_BCHW.permute(0, 2, 3, 1), rows[first : first + together], quantiles, mean.view(3), std.view(3))
+        _fill(
+            images_BCHW.permute(0, 2, 3, 1),
+            rows[first : first + together],
+            quantiles,
+            mean.view(3),
+            std.view(3),
+        )
 
 
-def _fill(images_BHWC: torch.Tensor, rows: np.ndarray, quantiles: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> None:
+def _fill(
+    images_BHWC: torch.Tensor,
+    rows: np.ndarray,
+    quantiles: torch.Tensor,
+    mean: torch.Tensor,
+    std: torch.Tensor,
+) -> None:
     """Fills boxes with noise; rows [n, 6] are place, top, left, height, width and the sample's hash. Nothing waits for the device."""
     device, areas = images_BHWC.device, rows[:, 3] * rows[:, 4]
     rows = torch.from_numpy(np.column_stack([rows, areas.cumsum() - areas])).to(device, non_blocking=True)
-    box = torch.repeat_interleave(torch.arange(len(rows), device=device), rows[:, 3] * rows[:, 4], output_size=int(areas.sum()))
+    box = torch.repeat_interleave(
+        torch.arange(len(rows), device=device), rows[:, 3] * rows[:, 4], output_size=int(areas.sum())
+    )
     place, top, left, _, width, state, start = rows[box].unbind(1)
     within = torch.arange(len(box), device=device) - start
     y, x = top + within // width, left + within % width
@@ -49,7 +77,9 @@ def _fill(images_BHWC: torch.Tensor, rows: np.ndarray, quantiles: torch.Tensor, 
     images_BHWC[place, y, x] = noise.to(images_BHWC) * std + mean
 
 
-def draw_boxes(height: int, width: int, seed: int, epoch: int, ids, views, probability: float) -> tuple[np.ndarray, np.ndarray]:
+def draw_boxes(
+    height: int, width: int, seed: int, epoch: int, ids, views, probability: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Places in the batch, int64 [n], and boxes (top, left, height, width), int64 [n, 4], of the images that are erased."""
     draws = rng.uniform(seed, "erase", epoch, ids[:, None], views[:, None], np.arange(2 * ATTEMPTS + 3))
     boxes = {i: erase_box(height, width, draws[i]) for i in np.flatnonzero(draws[:, -1] < probability)}

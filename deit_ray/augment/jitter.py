@@ -14,7 +14,9 @@ def stages(draws, levels, canvas) -> list[table.Stage]:
     for place in range(order.shape[1]):
         index = order[:, place]
         chosen = factors[np.arange(len(order)), index]
-        found += table.stages_of((brightness, contrast, saturation), index, everyone, chosen, everyone, canvas)
+        found += table.stages_of(
+            (brightness, contrast, saturation), index, everyone, chosen, everyone, canvas
+        )
     return found
 
 

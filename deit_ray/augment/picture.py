@@ -11,7 +11,9 @@ STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0)
 GAP, TITLE = 4, 24  # pixels
 
 
-def draw_strengths(images_BHWC: np.ndarray, augment, mean: list[float], std: list[float], seed: int = 0, strengths=STRENGTHS):
+def draw_strengths(
+    images_BHWC: np.ndarray, augment, mean: list[float], std: list[float], seed: int = 0, strengths=STRENGTHS
+):
     """Each image as a row, each strength as a column: policy, colour jitter and random erasing, without mixing.
 
     Args:
@@ -36,11 +38,15 @@ def draw_strengths(images_BHWC: np.ndarray, augment, mean: list[float], std: lis
     return picture
 
 
-def augment_at(augment, images_BHWC: np.ndarray, mean: list[float], std: list[float], seed: int) -> np.ndarray:
+def augment_at(
+    augment, images_BHWC: np.ndarray, mean: list[float], std: list[float], seed: int
+) -> np.ndarray:
     """Copies of the images as the student would see them before mixing, uint8; image i has the coordinates (epoch 0, id i, view 0)."""
     ids, views = np.arange(len(images_BHWC)), np.zeros(len(images_BHWC), np.int64)
     photometric, images = Photometric.of(augment, mean, seed), images_BHWC.copy()
     kernel_cv2.augment_images(images, photometric.stages(0, ids, views, *images.shape[1:3]))
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-    erasing.erase(pixels, seed, 0, ids, views, photometric.levels.random_erasing, torch.tensor(mean), torch.tensor(std))
+    erasing.erase(
+        pixels, seed, 0, ids, views, photometric.levels.random_erasing, torch.tensor(mean), torch.tensor(std)
+    )
     return (pixels * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()

@@ -33,7 +33,15 @@ class Draws:
 
     def uniform(self, purpose: str, count: int, *coordinates: int) -> np.ndarray:
         """Uniform numbers [batch, count] in [0, 1), in a stream of their own for each purpose and coordinates."""
-        return rng.uniform(self.seed, purpose, self.epoch, self.ids[:, None], self.views[:, None], *coordinates, np.arange(count))
+        return rng.uniform(
+            self.seed,
+            purpose,
+            self.epoch,
+            self.ids[:, None],
+            self.views[:, None],
+            *coordinates,
+            np.arange(count),
+        )
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,12 @@ class Photometric:
         Raises:
             UserError: augment.policy cannot be imported.
         """
-        return cls(find_policy(augment.policy), Levels.of(augment), tuple(min(255, max(0, round(255 * m))) for m in mean), seed)
+        return cls(
+            find_policy(augment.policy),
+            Levels.of(augment),
+            tuple(min(255, max(0, round(255 * m))) for m in mean),
+            seed,
+        )
 
     def stages(self, epoch: int, ids: np.ndarray, views: np.ndarray, height: int, width: int) -> list[Stage]:
         """What the kernels shall do to the samples of these coordinates, in this order."""

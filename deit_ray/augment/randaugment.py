@@ -22,12 +22,16 @@ def stages(draws, levels, canvas, operations=table.RANDAUGMENT) -> list[table.St
     return found
 
 
-def draw_layer(draws, levels, layer: int, operations: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def draw_layer(
+    draws, levels, layer: int, operations: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(operation's index, whether it is applied, magnitude, sign), each [batch].
 
     The strength changes how often and how hard, not which: a sample keeps its operations, signs and deviations.
     """
     which, whether, deviation, coin = draws.uniform("randaugment", 4, layer).T
     p = levels.p * min(1.0, levels.num_ops - layer)
-    magnitudes = np.clip(levels.magnitude + MAGNITUDE_STD * normal.from_uniform(deviation), 0, table.MAX_MAGNITUDE)
+    magnitudes = np.clip(
+        levels.magnitude + MAGNITUDE_STD * normal.from_uniform(deviation), 0, table.MAX_MAGNITUDE
+    )
     return (which * operations).astype(int), whether < p, magnitudes, np.where(coin < 0.5, 1.0, -1.0)

@@ -76,7 +76,14 @@ class Stage:
     primitive: Lookup | HistogramLookup | GreyBlend | Affine | Filter
 
 
-def stages_of(operations, index: np.ndarray, applied: np.ndarray, magnitudes: np.ndarray, signs: np.ndarray, canvas: Canvas) -> list[Stage]:
+def stages_of(
+    operations,
+    index: np.ndarray,
+    applied: np.ndarray,
+    magnitudes: np.ndarray,
+    signs: np.ndarray,
+    canvas: Canvas,
+) -> list[Stage]:
     """The stages of one layer, in which image b gets operations[index[b]] if applied[b]. All arrays are [batch]."""
     stages = []
     for k, operation in enumerate(operations):
@@ -94,7 +101,10 @@ def _merge(stages: list[Stage]) -> list[Stage]:
         key = (type(stage.primitive), *(f.shape[1:] if isinstance(f, np.ndarray) else f for f in fields))
         groups.setdefault(key, []).append((stage.chosen, fields))
     return [
-        Stage(np.concatenate([c for c, _ in group]), kind(*(_join(values) for values in zip(*(f for _, f in group), strict=True))))
+        Stage(
+            np.concatenate([c for c, _ in group]),
+            kind(*(_join(values) for values in zip(*(f for _, f in group), strict=True))),
+        )
         for (kind, *_), group in groups.items()
     ]
 
@@ -216,7 +226,9 @@ def stretch_rule(histograms, xp):
     values = xp.cumsum(xp.ones_like(histograms), axis=-1) - 1
     low = xp.amin(xp.where(histograms > 0, values, 255.0), axis=-1)[..., None]
     high = xp.amax(xp.where(histograms > 0, values, 0.0), axis=-1)[..., None]
-    scale = xp.full_like(low, 255) / xp.where(high > low, high - low, 1.0)  # with a plain 255 torch multiplies by a reciprocal
+    scale = xp.full_like(low, 255) / xp.where(
+        high > low, high - low, 1.0
+    )  # with a plain 255 torch multiplies by a reciprocal
     return xp.where(high > low, xp.trunc(values * scale + -low * scale).clip(0, 255), values)
 
 

@@ -20,7 +20,14 @@ def stages(draws, levels, canvas) -> list[table.Stage]:
     for layer in range(math.ceil(levels.strength)):
         which, whether, amount = draws.uniform("three_augment", 3, layer).T
         applied = whether < min(1.0, levels.strength - layer)
-        found += table.stages_of((solarize_half, grey, blur), (which * 3).astype(int), applied, amount, np.ones_like(amount), canvas)
+        found += table.stages_of(
+            (solarize_half, grey, blur),
+            (which * 3).astype(int),
+            applied,
+            amount,
+            np.ones_like(amount),
+            canvas,
+        )
     return found
 
 

@@ -18,7 +18,9 @@ from deit_ray.data import crop
 from deit_ray.data.shards import read_row_groups
 from deit_ray.data.worklist import MASKED, Task
 
-READERS = 16  # shards read at once: on an object store each takes many round trips, and a pool has about 70 of them
+READERS = (
+    16  # shards read at once: on an object store each takes many round trips, and a pool has about 70 of them
+)
 HELD_BY_NOBODY = 3  # references: of the list, of the loop that looks, and of the call that counts
 
 
@@ -47,7 +49,9 @@ class Samples:
 
     def slice(self, start: int, stop: int, step: int) -> "Samples":
         arrays = (a[start:stop] for a in (self.images, self.labels, self.ids, self.views, self.valid))
-        return Samples(*arrays, self.split, self.epoch, step, None if self.crops is None else self.crops[start:stop])
+        return Samples(
+            *arrays, self.split, self.epoch, step, None if self.crops is None else self.crops[start:stop]
+        )
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,9 @@ class Recipe:
         return (2 if self.keep_crops and self.photometric else 1) * 3 * self.geometry.size**2
 
 
-def make_samples(task: Task, recipe: Recipe, batch_size: int, world_size: int, block_steps: int = 1) -> Iterator[Samples]:
+def make_samples(
+    task: Task, recipe: Recipe, batch_size: int, world_size: int, block_steps: int = 1
+) -> Iterator[Samples]:
     """The task's samples, block by block: for each stretch of `block_steps` steps, one block for each rank in turn."""
     jpegs, labels, ids = _read(task)
     local = batch_size // world_size
@@ -74,7 +80,12 @@ def make_samples(task: Task, recipe: Recipe, batch_size: int, world_size: int, b
         stretch = range(first, min(first + block_steps, task.steps))
         # a rank's samples of a batch are neighbours, so that the views of an image stay together
         places = [
-            np.concatenate([np.arange(s * batch_size + rank * local, s * batch_size + (rank + 1) * local) for s in stretch])
+            np.concatenate(
+                [
+                    np.arange(s * batch_size + rank * local, s * batch_size + (rank + 1) * local)
+                    for s in stretch
+                ]
+            )
             for rank in range(world_size)
         ]
         for place in places:
@@ -82,7 +93,11 @@ def make_samples(task: Task, recipe: Recipe, batch_size: int, world_size: int, b
             images = memory.take((len(place), recipe.geometry.size, recipe.geometry.size, 3))
             known = rows != MASKED
             valid = known.copy()
-            draws = crop.draw(recipe.geometry, task.epoch, ids[rows], views).tolist() if task.split == "train" else None
+            draws = (
+                crop.draw(recipe.geometry, task.epoch, ids[rows], views).tolist()
+                if task.split == "train"
+                else None
+            )
             for i, row in enumerate(rows):
                 if row != decoded_row:
                     decoded_row, decoded = row, None if row == MASKED else crop.decode(jpegs[row], buffer)
@@ -95,7 +110,9 @@ def make_samples(task: Task, recipe: Recipe, batch_size: int, world_size: int, b
             crops = None
             if task.split == "train" and recipe.photometric:
                 crops = images.copy() if recipe.keep_crops else None
-                kernel_cv2.augment_images(images, recipe.photometric.stages(task.epoch, ids[rows], views, *images.shape[1:3]))
+                kernel_cv2.augment_images(
+                    images, recipe.photometric.stages(task.epoch, ids[rows], views, *images.shape[1:3])
+                )
             yield Samples(
                 images,
                 np.where(known, labels[rows], 0),
@@ -119,7 +136,11 @@ class Memory:
     def take(self, shape: tuple[int, ...]) -> np.ndarray:
         """An array of whatever bytes."""
         for array in self._arrays:
-            if len(array) >= shape[0] and array.shape[1:] == shape[1:] and sys.getrefcount(array) == HELD_BY_NOBODY:
+            if (
+                len(array) >= shape[0]
+                and array.shape[1:] == shape[1:]
+                and sys.getrefcount(array) == HELD_BY_NOBODY
+            ):
                 return array[: shape[0]]
         self._arrays.append(np.empty(shape, np.uint8))
         return self._arrays[-1][:]
@@ -132,7 +153,9 @@ def _read(task: Task) -> tuple[list, np.ndarray, np.ndarray]:
         places.setdefault(file, []).append(place)
     tables: dict[int, pa.Table] = {}
     with ThreadPoolExecutor(READERS) as pool:
-        read = pool.map(lambda file: read_row_groups(file, [task.sources[place][1] for place in places[file]]), places)
+        read = pool.map(
+            lambda file: read_row_groups(file, [task.sources[place][1] for place in places[file]]), places
+        )
         for file, found in zip(places, read, strict=True):
             tables |= dict(zip(places[file], found, strict=True))
     jpegs, labels, ids = [], [], []
@@ -148,7 +171,9 @@ def _rows(column: pa.ChunkedArray) -> list[np.ndarray]:
     """The bytes of each row, not copied."""
     rows = []
     for chunk in column.chunks:
-        ends = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1].tolist()
+        ends = np.frombuffer(chunk.buffers()[1], np.int32)[
+            chunk.offset : chunk.offset + len(chunk) + 1
+        ].tolist()
         data = np.frombuffer(chunk.buffers()[2], np.uint8)
         rows += [data[begin:end] for begin, end in pairwise(ends)]
     return rows
@@ -156,7 +181,9 @@ def _rows(column: pa.ChunkedArray) -> list[np.ndarray]:
 
 def pack(samples: Samples) -> pa.Table:
     """The samples as a table of one row; arrays are not copied."""
-    columns = {name: _binary(getattr(samples, name)) for name in ("images", "labels", "ids", "views", "valid")}
+    columns = {
+        name: _binary(getattr(samples, name)) for name in ("images", "labels", "ids", "views", "valid")
+    }
     for name in ("split", "epoch", "first_step"):
         columns[name] = pa.array([getattr(samples, name)])
     columns["size"] = pa.array([samples.images.shape[1]])
@@ -168,9 +195,22 @@ def pack(samples: Samples) -> pa.Table:
 def unpack(block: pa.Table) -> Samples:
     """The inverse of `pack`; arrays are read-only views of the block."""
     size = block["size"][0].as_py()
-    types = {"images": np.uint8, "labels": np.int64, "ids": np.int64, "views": np.int64, "valid": np.bool_, "crops": np.uint8}
-    arrays = {name: np.frombuffer(_bytes(block[name]), dtype) for name, dtype in types.items() if name in block.column_names}
-    arrays |= {name: arrays[name].reshape(-1, size, size, 3) for name in ("images", "crops") if name in arrays}
+    types = {
+        "images": np.uint8,
+        "labels": np.int64,
+        "ids": np.int64,
+        "views": np.int64,
+        "valid": np.bool_,
+        "crops": np.uint8,
+    }
+    arrays = {
+        name: np.frombuffer(_bytes(block[name]), dtype)
+        for name, dtype in types.items()
+        if name in block.column_names
+    }
+    arrays |= {
+        name: arrays[name].reshape(-1, size, size, 3) for name in ("images", "crops") if name in arrays
+    }
     return Samples(**arrays, **{name: block[name][0].as_py() for name in ("split", "epoch", "first_step")})
 
 

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 from deit_ray import storage
 from deit_ray.data import shards
 from deit_ray.data.crop import decode
-from deit_ray.data.progress import Stage, silent
 from deit_ray.data.tasks import run_tasks, workers
+from deit_ray.terminal.progress import Stage, silent
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,10 @@ class Checked:
         found = f"{len(self.problems)} problem{'s' * (len(self.problems) != 1)}"
         if not self.shards:
             return f"{found}, and no shard is to blame: remove {shards.MANIFEST} there and prepare the data again"
-        again = self.made_by.get("command") or "deit-ray data prepare SOURCE --out URI, with the source and settings it was made with"
+        again = (
+            self.made_by.get("command")
+            or "deit-ray data prepare SOURCE --out URI, with the source and settings it was made with"
+        )
         return (
             f"{found} in {len(self.shards)} shard{'s' * (len(self.shards) != 1)}. To repair, remove what cannot be trusted and "
             f"run the same preparation again, which makes only what is missing or damaged:\n  {again}"
@@ -76,7 +79,9 @@ def check(
         have = [counts[split][label] for label in range(len(manifest.classes))]
         if have != expected and not any(shard.file in damaged for shard in manifest.splits[split]):
             label = next(label for label, (a, b) in enumerate(zip(have, expected, strict=True)) if a != b)
-            lines.append(f"{split}: has {have[label]} images of {manifest.classes[label]}, the manifest says {expected[label]}")
+            lines.append(
+                f"{split}: has {have[label]} images of {manifest.classes[label]}, the manifest says {expected[label]}"
+            )
     return Checked(images, lines, sorted(damaged), manifest.made_by)
 
 
@@ -90,7 +95,9 @@ def check_shard(uri: str, shard: shards.Shard, classes: int) -> tuple[int, dict[
         return 0, {}, [f"cannot be read: {error}"]
     wrong = []
     if hashlib.sha256(content).hexdigest() != shard.sha256:
-        wrong.append(f"its checksum is not the manifest's ({len(content)} bytes, the manifest says {shard.bytes})")
+        wrong.append(
+            f"its checksum is not the manifest's ({len(content)} bytes, the manifest says {shard.bytes})"
+        )
     decoded, labels = 0, Counter()
     try:
         file = pq.ParquetFile(pa.BufferReader(content))

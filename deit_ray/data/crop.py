@@ -15,7 +15,9 @@ from deit_ray import rng
 BUFFER = 4 << 20  # bytes that hold the pixels of most photographs
 ATTEMPTS = 10  # as in torchvision's RandomResizedCrop
 MILD = 1.1  # times that bicubic alone shrinks an axis as well as area averaging does; so do 15% of the crops of short side 256 to 224
-WIDEST = 2.5  # times that three taps and bicubic can shrink an axis; more is averaged to twice the size first,
+WIDEST = (
+    2.5  # times that three taps and bicubic can shrink an axis; more is averaged to twice the size first,
+)
 AVERAGED = 1.8  # which, having been smoothed, goes on as if it shrank by less than 2
 
 cv2.setNumThreads(1)  # a task uses the one CPU it was given
@@ -54,7 +56,9 @@ def decode(image: np.ndarray | bytes, buffer: np.ndarray | None = None) -> np.nd
 
 def draw(geometry: Geometry, epoch: int, ids: np.ndarray, views: np.ndarray) -> np.ndarray:
     """The random numbers of each sample's crop and flip, float64 [samples, 2 x ATTEMPTS + 3] in [0, 1)."""
-    return rng.uniform(geometry.seed, "crop", epoch, ids[:, None], views[:, None], np.arange(2 * ATTEMPTS + 3))
+    return rng.uniform(
+        geometry.seed, "crop", epoch, ids[:, None], views[:, None], np.arange(2 * ATTEMPTS + 3)
+    )
 
 
 def crop_view(image: np.ndarray, geometry: Geometry, draws: list[float], out: np.ndarray) -> None:
@@ -87,7 +91,9 @@ def crop_centre(image: np.ndarray, geometry: Geometry, out: np.ndarray) -> None:
     """The evaluation's view: the short side to size / eval_crop, then the centre, as timm's evaluation transform."""
     size, (height, width) = geometry.size, image.shape[:2]
     short = math.floor(size / geometry.eval_crop)
-    new_height, new_width = (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
+    new_height, new_width = (
+        (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
+    )
     resized = np.empty((new_height, new_width, 3), np.uint8)
     resize(image, resized)
     top, left = round((new_height - size) / 2), round((new_width - size) / 2)
@@ -101,9 +107,14 @@ def resize(image: np.ndarray, out: np.ndarray) -> None:
     tenth, a filter of three taps comes first; its strength was fitted to PIL's result on photographs. INTER_AREA is further from
     PIL's and slower.
     """
-    size, shrink = out.shape[:2], [old / new for old, new in zip(image.shape[:2], out.shape[:2], strict=False)]
+    size, shrink = (
+        out.shape[:2],
+        [old / new for old, new in zip(image.shape[:2], out.shape[:2], strict=False)],
+    )
     if max(shrink) > WIDEST:
-        halfway = [2 * new if s > WIDEST else old for s, new, old in zip(shrink, size, image.shape, strict=False)]
+        halfway = [
+            2 * new if s > WIDEST else old for s, new, old in zip(shrink, size, image.shape, strict=False)
+        ]
         image = cv2.resize(image, halfway[::-1], interpolation=cv2.INTER_AREA)
         shrink = [AVERAGED if s > WIDEST else s for s in shrink]
     if max(shrink) > MILD:

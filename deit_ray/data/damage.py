@@ -48,12 +48,16 @@ def name_images(worklist: WorkList, bad: Bad) -> list[tuple[str, int, str]]:
     for split, image in sorted(bad):
         groups = worklist.train if split == "train" else worklist.evaluations[split]
         g = int(groups.first_id.searchsorted(image, "right")) - 1
-        places[groups.files[groups.file[g]], int(groups.group[g])].append((split, image, int(groups.start[g] + image - groups.first_id[g])))
+        places[groups.files[groups.file[g]], int(groups.group[g])].append(
+            (split, image, int(groups.start[g] + image - groups.first_id[g]))
+        )
     found = []
     for (path, group), images in places.items():
         filesystem, inside = storage.open_uri(path)
         try:
-            names = pq.ParquetFile(filesystem.open_input_file(inside)).read_row_group(group, columns=["name"])["name"]
+            names = pq.ParquetFile(filesystem.open_input_file(inside)).read_row_group(
+                group, columns=["name"]
+            )["name"]
             found += [(split, image, names[row].as_py()) for split, image, row in images]
         except (OSError, pa.ArrowException) as error:  # gone since it was read: the ids say which they were
             found += [(split, image, f"its name cannot be read: {error}") for split, image, _ in images]

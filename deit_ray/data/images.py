@@ -11,9 +11,25 @@ from deit_ray.data.listing import Unreadable
 
 ORIENTATION = 0x0112  # EXIF's tag
 JPEG, EXIF = b"\xff\xd8", b"Exif\x00\x00"
-FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}  # the markers that begin a frame
+FRAMES = {
+    0xC0,
+    0xC1,
+    0xC2,
+    0xC3,
+    0xC5,
+    0xC6,
+    0xC7,
+    0xC9,
+    0xCA,
+    0xCB,
+    0xCD,
+    0xCE,
+    0xCF,
+}  # the markers that begin a frame
 
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what cannot be read is reported, not printed
+cv2.utils.logging.setLogLevel(
+    cv2.utils.logging.LOG_LEVEL_SILENT
+)  # what cannot be read is reported, not printed
 
 
 def encode(content: bytes | np.ndarray, short_side: int, quality: int, exif: bool = False) -> bytes:
@@ -43,7 +59,12 @@ def encode(content: bytes | np.ndarray, short_side: int, quality: int, exif: boo
         smaller = np.empty((max(1, round(height * scale)), max(1, round(width * scale)), 3), np.uint8)
         resize(pixels, smaller)
         pixels = smaller
-    parameters = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
+    parameters = [
+        cv2.IMWRITE_JPEG_QUALITY,
+        quality,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+    ]
     try:
         ok, jpeg = cv2.imencode(".jpg", pixels, parameters)
     except cv2.error as error:  # a side above 65,500 pixels
@@ -59,7 +80,8 @@ def _decode_cv2(content: bytes, exif: bool) -> np.ndarray | None:
         return None
     try:
         return cv2.imdecode(
-            np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR if exif else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+            np.frombuffer(content, np.uint8),
+            cv2.IMREAD_COLOR if exif else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION,
         )
     except cv2.error:
         return None

@@ -16,7 +16,15 @@ import pyarrow as pa
 from deit_ray import rng, storage
 
 # file: index into the reader's files; offset, size: of the bytes in it, or whatever the reader takes them for
-SCHEMA = pa.schema([("name", pa.string()), ("label", pa.int32()), ("file", pa.int32()), ("offset", pa.int64()), ("size", pa.int64())])
+SCHEMA = pa.schema(
+    [
+        ("name", pa.string()),
+        ("label", pa.int32()),
+        ("file", pa.int32()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+    ]
+)
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 TEST_FRACTION = 0.2  # of a source that has no test images of its own
 SPLIT_SEED = 0  # the split belongs to the data set, not to an experiment
@@ -81,7 +89,10 @@ def split_by_class(images: pa.Table, reader: Reader) -> dict[str, Split]:
         count = max(1, round(TEST_FRACTION * len(members))) if len(members) > 1 else 0
         test.append(order[:count])
         train.append(order[count:])
-    return {name: Split(images.take(np.sort(np.concatenate(rows))), reader) for name, rows in (("train", train), ("test", test))}
+    return {
+        name: Split(images.take(np.sort(np.concatenate(rows))), reader)
+        for name, rows in (("train", train), ("test", test))
+    }
 
 
 def find_split(names: Iterable[str]) -> tuple[str | None, list[str]]:
@@ -127,7 +138,11 @@ class Ranges:
             return content if len(content) == row["size"] else Unreadable("the archive ends within it")
 
         try:
-            yield from fetch_ahead(fetch, images.select(["file", "offset", "size"]).to_pylist(), all(map(storage.is_local, self.files)))
+            yield from fetch_ahead(
+                fetch,
+                images.select(["file", "offset", "size"]).to_pylist(),
+                all(map(storage.is_local, self.files)),
+            )
         finally:
             for file in opened.values():
                 file.close()

@@ -22,9 +22,9 @@ import deit_ray
 from deit_ray import rng, storage
 from deit_ray.data import shards, shuffle, sources
 from deit_ray.data.listing import Source
-from deit_ray.data.progress import Stage, silent
 from deit_ray.data.tasks import run_tasks, workers
 from deit_ray.errors import UserError
+from deit_ray.terminal.progress import Stage, silent
 
 SHORT_SIDE = 256  # pixels
 QUALITY = 92
@@ -61,7 +61,12 @@ class Plan:
     @cached_property
     def key(self) -> str:
         """What makes two preparations the same."""
-        given = {"source": self.source.fingerprint(), "seed": ORDER_SEED, "format": shards.FORMAT, **asdict(self.settings)}
+        given = {
+            "source": self.source.fingerprint(),
+            "seed": ORDER_SEED,
+            "format": shards.FORMAT,
+            **asdict(self.settings),
+        }
         return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16]
 
     def shards(self, split: str) -> int:
@@ -121,20 +126,31 @@ class _Preparation:
     """A plan at work in a folder."""
 
     def __init__(self, plan: Plan, out: str, max_bad: float, parallel: bool, progress: Stage):
-        self.plan, self.out, self.max_bad, self.parallel, self.progress = plan, out, max_bad, parallel, progress
+        self.plan, self.out, self.max_bad, self.parallel, self.progress = (
+            plan,
+            out,
+            max_bad,
+            parallel,
+            progress,
+        )
         self.source, self.parts = plan.source, storage.join(out, PARTS)
         self.images = sum(map(len, self.source.splits.values()))
 
     def run(self, source: str, command: str) -> Prepared:
         before = self._manifest_before()
         reports = self._finished(before)
-        wanted = {split: [n for n in range(self.plan.shards(split)) if n not in reports[split]] for split in self.source.splits}
+        wanted = {
+            split: [n for n in range(self.plan.shards(split)) if n not in reports[split]]
+            for split in self.source.splits
+        }
         if any(wanted.values()):
             planned = self._begin(wanted)
             self._write_parts(planned)
             self._write_shards(planned, wanted, reports)
         in_order = {split: [found[n] for n in sorted(found)] for split, found in reports.items()}
-        bad = [(split, *entry) for split, found in in_order.items() for report in found for entry in report.bad]
+        bad = [
+            (split, *entry) for split, found in in_order.items() for report in found for entry in report.bad
+        ]
         self._check_bad(bad)
         for split, found in in_order.items():
             if not any(report.counts for report in found):
@@ -168,11 +184,16 @@ class _Preparation:
     def _finished(self, before: shards.Manifest | None) -> dict[str, dict[int, shuffle.Report]]:
         """The reports of the shards that are there and whole, by split and number."""
         there = set(storage.list_names(self.out))
-        expected = {shard.file: shard for found in before.splits.values() for shard in found} if before else {}
+        expected = (
+            {shard.file: shard for found in before.splits.values() for shard in found} if before else {}
+        )
         candidates = [(split, number) for split in self.source.splits for number in range(self.plan.shards(split))
                       if shards.shard_file(split, number) in there]  # fmt: skip
         reports = {split: {} for split in self.source.splits}
-        arguments = ((self.out, file, self.plan.key, expected.get(file)) for file in (shards.shard_file(*c) for c in candidates))
+        arguments = (
+            (self.out, file, self.plan.key, expected.get(file))
+            for file in (shards.shard_file(*c) for c in candidates)
+        )
         with self.progress("checking finished shards", len(candidates)) as step:
             for number, report in run_tasks(shuffle.describe_shard, arguments, self.parallel):
                 split, shard = candidates[number]
@@ -188,14 +209,19 @@ class _Preparation:
             earlier = json.loads(storage.read_bytes(where))
         except (FileNotFoundError, ValueError):
             earlier = {}
-        if earlier.get("key") == self.plan.key and all(set(wanted[split]) <= set(earlier["shards"][split]) for split in wanted):
+        if earlier.get("key") == self.plan.key and all(
+            set(wanted[split]) <= set(earlier["shards"][split]) for split in wanted
+        ):
             return earlier["shards"]
         self._remove_parts()
         storage.write_bytes(where, json.dumps({"key": self.plan.key, "shards": wanted}).encode())
         return wanted
 
     def _part_uris(self, split: str) -> list[str]:
-        return [storage.join(self.parts, f"{split}-{number:05d}.arrow") for number in range(self.plan.parts(split))]
+        return [
+            storage.join(self.parts, f"{split}-{number:05d}.arrow")
+            for number in range(self.plan.parts(split))
+        ]
 
     def _write_parts(self, planned: dict[str, list[int]]) -> None:
         there, size = set(storage.list_names(self.parts)), shuffle.PART
@@ -209,7 +235,11 @@ class _Preparation:
                 found = self.source.splits[split]
                 stretch = np.arange(number * size, min((number + 1) * size, len(found)))
                 images = found.images.take(stretch)  # a slice would travel with the whole
-                yield (shuffle.Part(images, found.reader, places[split][stretch], planned[split], uri, self.plan.settings),)
+                yield (
+                    shuffle.Part(
+                        images, found.reader, places[split][stretch], planned[split], uri, self.plan.settings
+                    ),
+                )
 
         with self.progress("reading images", total) as step:
             for number, (done, found) in run_tasks(shuffle.write_part, parts(), self.parallel):
@@ -224,11 +254,20 @@ class _Preparation:
         places[rng.permutation(ORDER_SEED, f"order of {split}", count)] = np.arange(count)
         return places
 
-    def _write_shards(self, planned: dict, wanted: dict[str, list[int]], reports: dict[str, dict[int, shuffle.Report]]) -> None:
+    def _write_shards(
+        self, planned: dict, wanted: dict[str, list[int]], reports: dict[str, dict[int, shuffle.Report]]
+    ) -> None:
         todo = [(split, number) for split in wanted for number in wanted[split]]
         uris = {split: self._part_uris(split) for split in wanted}
         arguments = (
-            (self.out, shards.shard_file(split, number), planned[split].index(number), uris[split], self.plan.key) for split, number in todo
+            (
+                self.out,
+                shards.shard_file(split, number),
+                planned[split].index(number),
+                uris[split],
+                self.plan.key,
+            )
+            for split, number in todo
         )
         with self.progress("writing shards", len(todo)) as step:
             for done, report in run_tasks(shuffle.write_shard, arguments, self.parallel):
@@ -283,7 +322,11 @@ class _Preparation:
         self._remove_parts()
         mine = {shard.file for found in manifest.splits.values() for shard in found}
         for name in storage.list_names(self.out):
-            if name.endswith(".parquet") and name.rpartition("-")[0] in ("train", "test") and name not in mine:
+            if (
+                name.endswith(".parquet")
+                and name.rpartition("-")[0] in ("train", "test")
+                and name not in mine
+            ):
                 storage.remove(storage.join(self.out, name))
 
     def _remove_parts(self) -> None:

@@ -25,7 +25,9 @@ MANIFEST = "manifest.json"
 ROW_GROUP = 64  # images
 SHARD = 4096  # images
 DIGEST = 16  # bytes of the hash in the column `source`
-SCHEMA = pa.schema([("image", pa.binary()), ("label", pa.int32()), ("name", pa.string()), ("source", pa.binary())])
+SCHEMA = pa.schema(
+    [("image", pa.binary()), ("label", pa.int32()), ("name", pa.string()), ("source", pa.binary())]
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,9 @@ class Manifest:
     made_by: dict = field(default_factory=dict)  # command, version and settings
     source: dict = field(default_factory=dict)  # format and fingerprint of what it was made from
     unreadable: dict[str, int] = field(default_factory=dict)  # images of each split that were left out
-    duplicates: dict = field(default_factory=dict)  # test images that are, byte for byte, training images too: count, some names
+    duplicates: dict = field(
+        default_factory=dict
+    )  # test images that are, byte for byte, training images too: count, some names
 
     def rows(self, split: str) -> int:
         return sum(shard.rows for shard in self.splits[split])
@@ -98,7 +102,9 @@ class RowGroups:
         )
 
 
-def write_shard(uri: str, file: str, rows: Iterable[tuple], metadata: dict | None = None) -> tuple[Shard, dict[int, int]]:
+def write_shard(
+    uri: str, file: str, rows: Iterable[tuple], metadata: dict | None = None
+) -> tuple[Shard, dict[int, int]]:
     """Writes (jpeg bytes, label, name, hash of the source) rows, in the order given, as one shard: whole or not at all.
 
     Returns:
@@ -138,7 +144,9 @@ def shard_file(split: str, number: int) -> str:
     return f"{split}-{number:05d}.parquet"
 
 
-def write_split(uri: str, split: str, rows: Iterable[tuple[bytes, int, str]]) -> tuple[list[Shard], list[int]]:
+def write_split(
+    uri: str, split: str, rows: Iterable[tuple[bytes, int, str]]
+) -> tuple[list[Shard], list[int]]:
     """Writes (jpeg bytes, label, name) rows, in the order given, as a split's shards.
 
     Returns:
@@ -153,7 +161,9 @@ def write_split(uri: str, split: str, rows: Iterable[tuple[bytes, int, str]]) ->
     return shards, [totals[label] for label in range(max(totals, default=-1) + 1)]
 
 
-def write_manifest(uri: str, classes: list[str], splits: dict, counts: dict, made_by: dict, **known) -> Manifest:
+def write_manifest(
+    uri: str, classes: list[str], splits: dict, counts: dict, made_by: dict, **known
+) -> Manifest:
     """Writes the manifest, last, so that a folder without one is unfinished; `known` are the other fields of `Manifest`."""
     manifest = make_manifest(classes, splits, counts, made_by, **known)
     storage.write_bytes(storage.join(uri, MANIFEST), manifest.to_json().encode())
@@ -185,7 +195,9 @@ def read_manifest(uri: str) -> Manifest:
         raise UserError(f"data.uri: {where}: cannot be read: {error}") from None
     if content.pop("format", None) != FORMAT:
         raise UserError(f"data.uri: {where}: not a manifest of format {FORMAT}; prepare the data again")
-    content["splits"] = {split: [Shard(**shard) for shard in shards] for split, shards in content["splits"].items()}
+    content["splits"] = {
+        split: [Shard(**shard) for shard in shards] for split, shards in content["splits"].items()
+    }
     return Manifest(**content)
 
 
@@ -219,7 +231,9 @@ def read_row_groups(path: str, groups: list[int]) -> list[pa.Table]:
     """
     try:
         filesystem, inside = storage.open_uri(path)
-        with pq.ParquetFile(filesystem.open_input_file(inside), pre_buffer=True) as file:  # neighbours are one request
+        with pq.ParquetFile(
+            filesystem.open_input_file(inside), pre_buffer=True
+        ) as file:  # neighbours are one request
             table = file.read_row_groups(groups, columns=["image", "label"], use_threads=False)
             ends = np.cumsum([file.metadata.row_group(g).num_rows for g in groups]).tolist()
     except (OSError, pa.ArrowException) as error:

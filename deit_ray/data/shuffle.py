@@ -64,15 +64,31 @@ def write_part(part: Part) -> tuple[int, list[tuple[str, str]]]:
     chosen = np.flatnonzero(np.isin(goes_to, part.shards))
     wanted, places = part.images.take(chosen).combine_chunks(), part.places[chosen]
     encoded = [_encode(content, part.settings) for content in part.reader.read(wanted)]
-    bad = [(name, reason) for name, (_, reason, _) in zip(wanted["name"].to_pylist(), encoded, strict=True) if reason]
+    bad = [
+        (name, reason)
+        for name, (_, reason, _) in zip(wanted["name"].to_pylist(), encoded, strict=True)
+        if reason
+    ]
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, PART_SCHEMA) as writer:
         for shard in part.shards:
             rows = np.flatnonzero(goes_to[chosen] == shard)
-            jpegs, reasons, digests = zip(*(encoded[row] for row in rows), strict=True) if len(rows) else ((), (), ())
+            jpegs, reasons, digests = (
+                zip(*(encoded[row] for row in rows), strict=True) if len(rows) else ((), (), ())
+            )
             known = wanted.take(rows)
-            columns = (places[rows], jpegs, known["label"].combine_chunks(), known["name"].combine_chunks(), digests, reasons)
-            arrays = [c if isinstance(c, pa.Array) else pa.array(c, t) for c, t in zip(columns, PART_SCHEMA.types, strict=True)]
+            columns = (
+                places[rows],
+                jpegs,
+                known["label"].combine_chunks(),
+                known["name"].combine_chunks(),
+                digests,
+                reasons,
+            )
+            arrays = [
+                c if isinstance(c, pa.Array) else pa.array(c, t)
+                for c, t in zip(columns, PART_SCHEMA.types, strict=True)
+            ]
             writer.write_batch(pa.record_batch(arrays, schema=PART_SCHEMA))
             for row in rows:
                 encoded[row] = None  # it is in the sink
@@ -118,11 +134,21 @@ def write_shard(out: str, file: str, index: int, parts: list[str], key: str) -> 
     Args:
         index: of its batch within every part.
     """
-    batches = [batch for batch in fetch_ahead(lambda uri: _read_batch(uri, index), parts, storage.is_local(out)) if len(batch)]
-    rows = [(place, b, row) for b, batch in enumerate(batches) for row, place in enumerate(batch["place"].to_pylist())]
+    batches = [
+        batch
+        for batch in fetch_ahead(lambda uri: _read_batch(uri, index), parts, storage.is_local(out))
+        if len(batch)
+    ]
+    rows = [
+        (place, b, row)
+        for b, batch in enumerate(batches)
+        for row, place in enumerate(batch["place"].to_pylist())
+    ]
     rows.sort()
     bad = [
-        (batches[b]["name"][row].as_py(), batches[b]["reason"][row].as_py()) for _, b, row in rows if not batches[b]["image"][row].is_valid
+        (batches[b]["name"][row].as_py(), batches[b]["reason"][row].as_py())
+        for _, b, row in rows
+        if not batches[b]["image"][row].is_valid
     ]
     good = [(b, row) for _, b, row in rows if batches[b]["image"][row].is_valid]
     named = (tuple(batches[b][name][row].as_py() for name in shards.SCHEMA.names) for b, row in good)
@@ -156,7 +182,12 @@ def describe_shard(out: str, file: str, key: str, expected: shards.Shard | None)
     found = shards.describe(file, shards.group_rows(opened), content)
     labels, counts = np.unique(table["label"].to_numpy(), return_counts=True)
     digests = b"".join(table["source"].to_pylist())
-    return Report(found, dict(zip(labels.tolist(), counts.tolist(), strict=True)), digests, [tuple(b) for b in json.loads(metadata[BAD])])
+    return Report(
+        found,
+        dict(zip(labels.tolist(), counts.tolist(), strict=True)),
+        digests,
+        [tuple(b) for b in json.loads(metadata[BAD])],
+    )
 
 
 def duplicates(reports: dict[str, list[Report]]) -> Iterator[tuple[int, int]]:

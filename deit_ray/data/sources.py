@@ -36,13 +36,17 @@ def open_source(source: str, format: str | None = None, labels: str | None = Non
     uri = storage.absolute(source)
     format = format or recognise(uri)
     if labels and format != "ilsvrc2012":
-        raise UserError(f"--labels {labels}: only ILSVRC2012's tars need labels from a file; {source} is of the format {format}")
+        raise UserError(
+            f"--labels {labels}: only ILSVRC2012's tars need labels from a file; {source} is of the format {format}"
+        )
     if format == "digits":
         raise UserError(f"--format digits: SOURCE must be the word digits, not {source}")
     if format == "folders":
         return class_folders(uri)
     if format == "ilsvrc2012":
-        return tars.ilsvrc2012(uri.rpartition("/")[0] if uri.endswith(".tar") else uri, labels and storage.absolute(labels))
+        return tars.ilsvrc2012(
+            uri.rpartition("/")[0] if uri.endswith(".tar") else uri, labels and storage.absolute(labels)
+        )
     folder, files = _files(uri)
     if format == "webdataset":
         return tars.webdataset(_named(source, files, ".tar"), folder)
@@ -66,10 +70,18 @@ def recognise(uri: str) -> str:
     names = [uri.rpartition("/")[2]] if _type(uri) == fs.FileType.File else storage.list_names(uri)
     if tars.TRAIN_TAR in names:
         return "ilsvrc2012"
-    if any(tables.BATCH_FILE.fullmatch(name) for name in names if name not in ("train", "test")) or "meta" in names:
+    if (
+        any(tables.BATCH_FILE.fullmatch(name) for name in names if name not in ("train", "test"))
+        or "meta" in names
+    ):
         return "arrays"
     suffixes = {name[name.rfind(".") :].lower() for name in names if "." in name}
-    for suffix, format in ((".tar", "webdataset"), (".parquet", "parquet"), (".npz", "arrays"), (".npy", "arrays")):
+    for suffix, format in (
+        (".tar", "webdataset"),
+        (".parquet", "parquet"),
+        (".npz", "arrays"),
+        (".npy", "arrays"),
+    ):
         if suffix in suffixes:
             return format
     if _type(uri) == fs.FileType.File:
@@ -77,7 +89,14 @@ def recognise(uri: str) -> str:
     for name in ("data", "train"):  # tars or Parquet in a folder per split, or as the Hugging Face hub has it
         if name in names:
             inner = {inner.rpartition(".")[2] for inner in storage.list_names(storage.join(uri, name))}
-            if found := next((format for suffix, format in (("tar", "webdataset"), ("parquet", "parquet")) if suffix in inner), None):
+            if found := next(
+                (
+                    format
+                    for suffix, format in (("tar", "webdataset"), ("parquet", "parquet"))
+                    if suffix in inner
+                ),
+                None,
+            ):
                 return found
     return "folders"
 
@@ -106,7 +125,9 @@ def _walk(uri: str) -> list[tuple[str, int]]:
     filesystem, folder = storage.open_uri(uri)
     found = filesystem.get_file_info(fs.FileSelector(folder, recursive=True))
     inside = [(info.path[len(folder.rstrip("/")) + 1 :], info.size) for info in found if info.is_file]
-    return sorted((path, size) for path, size in inside if not any(part.startswith(".") for part in path.split("/")))
+    return sorted(
+        (path, size) for path, size in inside if not any(part.startswith(".") for part in path.split("/"))
+    )
 
 
 def digits() -> Source:
@@ -135,7 +156,9 @@ class Digits:
 def class_folders(folder: str) -> Source:
     """A folder per class, either straight in `folder` or in train/ and test/ (or val/) below it; classes in sorted order."""
     if _type(folder) != fs.FileType.Directory:
-        raise UserError(f"{folder}: no such folder; SOURCE is a folder with one folder of images per class, or the word digits")
+        raise UserError(
+            f"{folder}: no such folder; SOURCE is a folder with one folder of images per class, or the word digits"
+        )
     names = {name.lower(): storage.join(folder, name) for name in _folders(folder)}
     test, others = find_split(names)
     if "train" not in names or not test:
@@ -145,26 +168,46 @@ def class_folders(folder: str) -> Source:
     test_classes, test_images = _read_classes(names[test], least=1)
     if strange := sorted(set(test_classes) - set(classes)):
         raise UserError(f"{names[test]}: has the class {strange[0]!r}, which {names['train']} has not")
-    renumbered = np.array([classes.index(name) for name in test_classes], np.int32)[test_images["label"].to_numpy()]
+    renumbered = np.array([classes.index(name) for name in test_classes], np.int32)[
+        test_images["label"].to_numpy()
+    ]
     test_images = test_images.set_column(1, "label", pa.array(renumbered))
-    splits = {"train": Split(images, Files((names["train"],))), "test": Split(test_images, Files((names[test],)))}
-    return Source("folders", classes, splits, [f"the folder {other} is not used: {test} is the test split" for other in others])
+    splits = {
+        "train": Split(images, Files((names["train"],))),
+        "test": Split(test_images, Files((names[test],))),
+    }
+    return Source(
+        "folders",
+        classes,
+        splits,
+        [f"the folder {other} is not used: {test} is the test split" for other in others],
+    )
 
 
 def _folders(uri: str) -> list[str]:
     filesystem, path = storage.open_uri(uri)
     found = filesystem.get_file_info(fs.FileSelector(path))
-    return sorted(info.base_name for info in found if info.type == fs.FileType.Directory and not info.base_name.startswith("."))
+    return sorted(
+        info.base_name
+        for info in found
+        if info.type == fs.FileType.Directory and not info.base_name.startswith(".")
+    )
 
 
 def _read_classes(folder: str, least: int = 2) -> tuple[list[str], pa.Table]:
     classes, parts = _folders(folder), []
     for label, name in enumerate(classes):
-        found = [(f"{name}/{path}", size) for path, size in _walk(storage.join(folder, name)) if path.lower().endswith(SUFFIXES)]
+        found = [
+            (f"{name}/{path}", size)
+            for path, size in _walk(storage.join(folder, name))
+            if path.lower().endswith(SUFFIXES)
+        ]
         if not found and len(classes) >= least:
             raise UserError(f"{storage.join(folder, name)}: holds no images; known are {', '.join(SUFFIXES)}")
         names, sizes = zip(*found, strict=True) if found else ((), ())
         parts.append(listing(list(names), label, 0, 0, np.array(sizes, np.int64)))
     if len(classes) < least:
-        raise UserError(f"{folder}: holds {len(classes)} class folders; at least {least} are needed, each with its images")
+        raise UserError(
+            f"{folder}: holds {len(classes)} class folders; at least {least} are needed, each with its images"
+        )
     return classes, pa.concat_tables(parts).combine_chunks()

@@ -33,11 +33,15 @@ def parquet(uris: list[str], folder: str) -> Source:
         word = next((w for w in words if w in ("train", "test", "val", "valid", "validation")), "")
         by_split.setdefault(word, []).append(uri)
     opened = {word: _ParquetSplit(found) for word, found in by_split.items()}
-    labelled = [word for word, found in opened.items() if found.has_labels]  # ImageNet's own test split has none
+    labelled = [
+        word for word, found in opened.items() if found.has_labels
+    ]  # ImageNet's own test split has none
     test, others = find_split(labelled)
     train = "train" if "train" in opened else "" if "" in opened else None
     if train is None:
-        raise UserError(f"{folder}: no Parquet file is named train, such as train-00000-of-00001.parquet; found {', '.join(opened)}")
+        raise UserError(
+            f"{folder}: no Parquet file is named train, such as train-00000-of-00001.parquet; found {', '.join(opened)}"
+        )
     classes = opened[train].classes()
     splits = {"train": opened[train].split(classes)}
     if test:
@@ -45,7 +49,9 @@ def parquet(uris: list[str], folder: str) -> Source:
     else:
         splits = split_by_class(splits["train"].images, splits["train"].reader)
     unused = [*others, *(word for word in opened if word not in labelled)]
-    return Source("parquet", classes, splits, [f"the files named {word or 'otherwise'} are not used" for word in unused])
+    return Source(
+        "parquet", classes, splits, [f"the files named {word or 'otherwise'} are not used" for word in unused]
+    )
 
 
 class _ParquetSplit:
@@ -56,8 +62,12 @@ class _ParquetSplit:
         self.image, self.leaf = self._image_column()
         self.label = next((name for name in LABELS if name in self.schema.names), None)
         if self.label is None:
-            raise UserError(f"{uris[0]}: no column of labels; known are {', '.join(LABELS)}, it has {', '.join(self.schema.names)}")
-        self.labels = [open_parquet(uri).read(columns=[self.label])[self.label].combine_chunks() for uri in uris]
+            raise UserError(
+                f"{uris[0]}: no column of labels; known are {', '.join(LABELS)}, it has {', '.join(self.schema.names)}"
+            )
+        self.labels = [
+            open_parquet(uri).read(columns=[self.label])[self.label].combine_chunks() for uri in uris
+        ]
 
     def _image_column(self) -> tuple[str, str]:
         for name in self.schema.names:
@@ -73,7 +83,10 @@ class _ParquetSplit:
 
     @property
     def has_labels(self) -> bool:
-        return any(not pa.types.is_integer(found.type) or (len(found) and found.to_numpy().max() >= 0) for found in self.labels)
+        return any(
+            not pa.types.is_integer(found.type) or (len(found) and found.to_numpy().max() >= 0)
+            for found in self.labels
+        )
 
     def classes(self) -> list[str]:
         described = json.loads((self.schema.metadata or {}).get(b"huggingface", b"{}"))
@@ -81,7 +94,12 @@ class _ParquetSplit:
         if names:
             return names
         if pa.types.is_integer(self.labels[0].type):
-            return [str(label) for label in range(max(int(found.to_numpy().max()) for found in self.labels if len(found)) + 1)]
+            return [
+                str(label)
+                for label in range(
+                    max(int(found.to_numpy().max()) for found in self.labels if len(found)) + 1
+                )
+            ]
         return sorted({word for found in self.labels for word in found.to_pylist()})
 
     def split(self, classes: list[str]) -> Split:
@@ -90,7 +108,9 @@ class _ParquetSplit:
             if found.null_count:
                 raise UserError(f"{uri}: column {self.label}: {found.null_count} rows have no label")
             words = not pa.types.is_integer(found.type)
-            labels = np.array([index.get(word, -1) for word in found.to_pylist()] if words else found.to_numpy(), np.int64)
+            labels = np.array(
+                [index.get(word, -1) for word in found.to_pylist()] if words else found.to_numpy(), np.int64
+            )
             if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
                 raise UserError(
                     f"{uri}: column {self.label}: must be one of {len(classes)} classes; it has {labels.min()} to {labels.max()}"
@@ -156,12 +176,17 @@ def arrays(uris: list[str], folder: str) -> Source:
         raise UserError(f"{folder}: no arrays of training images; wanted are x_train and y_train, train_images and train_labels "
                         f"or the like, found are {', '.join(sorted(found)) or 'none'}")  # fmt: skip
     test, others = find_split(pairs)
-    splits = {"train": _array_split(*pairs["train"], "train")} | ({"test": _array_split(*pairs[test], "test")} if test else {})
+    splits = {"train": _array_split(*pairs["train"], "train")} | (
+        {"test": _array_split(*pairs[test], "test")} if test else {}
+    )
     classes = max(int(split.images["label"].to_numpy().max()) for split in splits.values()) + 1
     if not test:
         splits = split_by_class(splits["train"].images, splits["train"].reader)
     return Source(
-        "arrays", [str(label) for label in range(classes)], splits, [f"the arrays named {other} are not used" for other in others]
+        "arrays",
+        [str(label) for label in range(classes)],
+        splits,
+        [f"the arrays named {other} are not used" for other in others],
     )
 
 
@@ -175,7 +200,10 @@ class Array:
     def rows(self, wanted: np.ndarray | None = None) -> Iterator[np.ndarray]:
         """The rows with these numbers, which rise; by default all."""
         filesystem, path = storage.open_uri(self.uri)
-        with filesystem.open_input_file(path) as file, zipfile.ZipFile(file).open(self.member) if self.member else file as stream:
+        with (
+            filesystem.open_input_file(path) as file,
+            zipfile.ZipFile(file).open(self.member) if self.member else file as stream,
+        ):
             shape, dtype, begin = self._header(stream)
             size = int(np.prod(shape[1:])) * dtype.itemsize
             for row in np.arange(shape[0]) if wanted is None else wanted:
@@ -184,12 +212,17 @@ class Array:
 
     def shape(self) -> tuple[int, ...]:
         filesystem, path = storage.open_uri(self.uri)
-        with filesystem.open_input_file(path) as file, zipfile.ZipFile(file).open(self.member) if self.member else file as stream:
+        with (
+            filesystem.open_input_file(path) as file,
+            zipfile.ZipFile(file).open(self.member) if self.member else file as stream,
+        ):
             return self._header(stream)[0]
 
     def _header(self, stream) -> tuple[tuple[int, ...], np.dtype, int]:
         version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
         shape, fortran, dtype = read(stream)
         if fortran or dtype.hasobject:
             raise UserError(f"{self.uri}: {self.member or 'the array'}: must be of numbers in C order")
@@ -209,7 +242,9 @@ class Pixels:
 def as_rgb(pixels: np.ndarray) -> np.ndarray:
     """uint8 [height, width, 3] of grey or colour."""
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
-    return np.broadcast_to(pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, :1], (*pixels.shape[:2], 3))
+    return np.broadcast_to(
+        pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, :1], (*pixels.shape[:2], 3)
+    )
 
 
 def _find_arrays(names: dict[str, str]) -> dict[str, Array]:
@@ -220,7 +255,10 @@ def _find_arrays(names: dict[str, str]) -> dict[str, Array]:
         elif name.endswith(".npz"):
             filesystem, path = storage.open_uri(uri)
             with filesystem.open_input_file(path) as file:
-                found |= {member.removesuffix(".npy"): Array(uri, member) for member in zipfile.ZipFile(file).namelist()}
+                found |= {
+                    member.removesuffix(".npy"): Array(uri, member)
+                    for member in zipfile.ZipFile(file).namelist()
+                }
     return found
 
 
@@ -229,13 +267,18 @@ def _array_split(images: Array, labels: Array, split: str) -> Split:
     if len(shape) not in (3, 4) or shape[0] != len(values) or len(values) == 0:
         raise UserError(f"{images.uri}: {split}: images of shape {list(shape)} and {len(values)} labels; "
                         "must be [images, height, width] or [images, height, width, channels], a label each")  # fmt: skip
-    return Split(listing([f"{split}-{i:06d}" for i in range(shape[0])], values, 0, np.arange(shape[0])), Pixels(images))
+    return Split(
+        listing([f"{split}-{i:06d}" for i in range(shape[0])], values, 0, np.arange(shape[0])), Pixels(images)
+    )
 
 
 def _cifar_batches(names: dict[str, str], folder: str) -> Source:
     """CIFAR's Python version: pickled dictionaries with `data` uint8 [images, 3 x 32 x 32] and `labels` (or `fine_labels`)."""
     batches = sorted(name for name in names if BATCH_FILE.fullmatch(name))
-    splits = {"train": [n for n in batches if not n.startswith("test")], "test": [n for n in batches if n.startswith("test")]}
+    splits = {
+        "train": [n for n in batches if not n.startswith("test")],
+        "test": [n for n in batches if n.startswith("test")],
+    }
     if not splits["train"] or not splits["test"]:
         raise UserError(f"{folder}: CIFAR's training and test batches are needed; found {', '.join(batches)}")
     reader, made, key = CifarRows(tuple(names[name] for name in batches)), {}, b"labels"
@@ -244,14 +287,21 @@ def _cifar_batches(names: dict[str, str], folder: str) -> Source:
         for name in members:
             content = load_plain_pickle(names[name])
             key = b"fine_labels" if b"fine_labels" in content else b"labels"
-            files = [f.decode() if isinstance(f, bytes) else str(f) for f in content.get(b"filenames", range(len(content[key])))]
+            files = [
+                f.decode() if isinstance(f, bytes) else str(f)
+                for f in content.get(b"filenames", range(len(content[key])))
+            ]
             parts.append(listing(files, content[key], batches.index(name), np.arange(len(files))))
         made[split] = Split(pa.concat_tables(parts).combine_chunks(), reader)
     meta = next((names[name] for name in ("batches.meta", "meta") if name in names), None)
     described = load_plain_pickle(meta) if meta else {}
     classes = described.get(b"fine_label_names" if key == b"fine_labels" else b"label_names")
     count = max(int(split.images["label"].to_numpy().max()) for split in made.values()) + 1
-    return Source("arrays", [name.decode() for name in classes] if classes else [str(label) for label in range(count)], made)
+    return Source(
+        "arrays",
+        [name.decode() for name in classes] if classes else [str(label) for label in range(count)],
+        made,
+    )
 
 
 @dataclass(frozen=True)

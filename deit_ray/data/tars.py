@@ -31,10 +31,16 @@ def ilsvrc2012(folder: str, labels: str | None) -> Source:
     if TRAIN_TAR not in names:
         raise UserError(f"{folder}: holds no {TRAIN_TAR}")
     uri = storage.join(folder, TRAIN_TAR)
-    tars = sorted((name.removesuffix(".tar"), offset, size) for name, offset, size in members(uri) if name.endswith(".tar"))
+    tars = sorted(
+        (name.removesuffix(".tar"), offset, size)
+        for name, offset, size in members(uri)
+        if name.endswith(".tar")
+    )
     classes = [name.rpartition("/")[2] for name, _, _ in tars]
     if len(classes) < 2:
-        raise UserError(f"{uri}: holds {len(classes)} class tars; ILSVRC2012's holds 1,000, such as n01440764.tar")
+        raise UserError(
+            f"{uri}: holds {len(classes)} class tars; ILSVRC2012's holds 1,000, such as n01440764.tar"
+        )
     parts = []
     for label, (_, start, size) in enumerate(tars):
         found = sorted(members(uri, start, size))
@@ -48,7 +54,9 @@ def ilsvrc2012(folder: str, labels: str | None) -> Source:
         return Source("ilsvrc2012", classes, split_by_class(train, Ranges((uri,))), [note])
     val_uri = storage.join(folder, VAL_TAR)
     inner, offsets, sizes = zip(*sorted(members(val_uri)), strict=True)
-    val_labels = _given_labels(labels, inner, classes) if labels else _devkit_labels(folder, names, inner, classes)
+    val_labels = (
+        _given_labels(labels, inner, classes) if labels else _devkit_labels(folder, names, inner, classes)
+    )
     test = Split(listing(list(inner), val_labels, 0, offsets, sizes), Ranges((val_uri,)))
     return Source("ilsvrc2012", classes, {"train": Split(train, Ranges((uri,))), "test": test})
 
@@ -61,9 +69,13 @@ def _devkit_labels(folder: str, names: list[str], images: tuple[str, ...], class
     from scipy.io import loadmat
 
     if DEVKIT in names:
-        truth, meta = (storage.read_bytes(storage.join(folder, DEVKIT, file)) for file in (GROUND_TRUTH, META))
+        truth, meta = (
+            storage.read_bytes(storage.join(folder, DEVKIT, file)) for file in (GROUND_TRUTH, META)
+        )
     elif f"{DEVKIT}.tar.gz" in names:
-        with tarfile.open(fileobj=io.BytesIO(storage.read_bytes(storage.join(folder, f"{DEVKIT}.tar.gz")))) as tar:
+        with tarfile.open(
+            fileobj=io.BytesIO(storage.read_bytes(storage.join(folder, f"{DEVKIT}.tar.gz")))
+        ) as tar:
             truth, meta = (tar.extractfile(f"{DEVKIT}/{file}").read() for file in (GROUND_TRUTH, META))
     else:
         raise UserError(
@@ -78,7 +90,11 @@ def _devkit_labels(folder: str, names: list[str], images: tuple[str, ...], class
 
 def _given_labels(uri: str, images: tuple[str, ...], classes: list[str]) -> list[int]:
     try:
-        lines = [re.split(r"[,\s]+", line.strip()) for line in storage.read_bytes(uri).decode().splitlines() if line.strip()]
+        lines = [
+            re.split(r"[,\s]+", line.strip())
+            for line in storage.read_bytes(uri).decode().splitlines()
+            if line.strip()
+        ]
     except FileNotFoundError:
         raise UserError(f"--labels {uri}: no such file") from None
     if all(len(words) == 1 for words in lines):
@@ -86,7 +102,9 @@ def _given_labels(uri: str, images: tuple[str, ...], classes: list[str]) -> list
     by_name = {words[0].rpartition("/")[2].partition(".")[0]: words[1] for words in lines if len(words) > 1}
     keys = [name.rpartition("/")[2].partition(".")[0] for name in images]
     if missing := [key for key in keys if key not in by_name]:
-        raise UserError(f"--labels {uri}: has no line for {missing[0]} and {len(missing) - 1} others; a line is: name synset")
+        raise UserError(
+            f"--labels {uri}: has no line for {missing[0]} and {len(missing) - 1} others; a line is: name synset"
+        )
     return _to_labels(uri, [by_name[key] for key in keys], images, classes)
 
 
@@ -95,7 +113,9 @@ def _to_labels(where: str, synsets: list[str], images: tuple[str, ...], classes:
         raise UserError(f"{where}: has {len(synsets)} labels, but {VAL_TAR} holds {len(images)} images")
     index = {name: label for label, name in enumerate(classes)}
     if strange := sorted(set(synsets) - set(index)):
-        raise UserError(f"{where}: {strange[0]!r} is no class of {TRAIN_TAR}, whose classes are {classes[0]} to {classes[-1]}")
+        raise UserError(
+            f"{where}: {strange[0]!r} is no class of {TRAIN_TAR}, whose classes are {classes[0]} to {classes[-1]}"
+        )
     return [index[synset] for synset in synsets]
 
 
@@ -116,7 +136,9 @@ def webdataset(uris: list[str], folder: str) -> Source:
     splits = {split: _webdataset_split(files) for split, files in chosen.items()}
     most = max(int(split.images["label"].to_numpy().max()) for split in splits.values()) + 1
     names = set(storage.list_names(folder))
-    classes = next((read_class_names(storage.join(folder, name), most) for name in CLASS_FILES if name in names), None)
+    classes = next(
+        (read_class_names(storage.join(folder, name), most) for name in CLASS_FILES if name in names), None
+    )
     if "test" not in splits:
         splits = split_by_class(splits["train"].images, splits["train"].reader)
     notes = [f"the tars named {other} are not used: {test} is the test split" for other in others]
@@ -174,7 +196,9 @@ def members(uri: str, start: int = 0, size: int | None = None) -> Iterator[tuple
     """
     filesystem, path = storage.open_uri(uri)
     with filesystem.open_input_file(path) as file:
-        window = io.BufferedReader(Window(file, start, size), LOCAL_BUFFER if storage.is_local(uri) else REMOTE_BUFFER)
+        window = io.BufferedReader(
+            Window(file, start, size), LOCAL_BUFFER if storage.is_local(uri) else REMOTE_BUFFER
+        )
         try:
             with tarfile.open(fileobj=window, mode="r:") as tar:
                 while (member := tar.next()) is not None:
@@ -184,14 +208,21 @@ def members(uri: str, start: int = 0, size: int | None = None) -> Iterator[tuple
                         yield member.name, start + member.offset_data, member.size
                     tar.members.clear()  # or it would keep them all
         except tarfile.TarError as error:
-            raise UserError(f"{uri}: cannot be read as an uncompressed tar ({error}); unpack a .tar.gz to .tar first") from None
+            raise UserError(
+                f"{uri}: cannot be read as an uncompressed tar ({error}); unpack a .tar.gz to .tar first"
+            ) from None
 
 
 class Window(io.RawIOBase):
     """A stretch of a random-access file as a file of its own."""
 
     def __init__(self, file: pa.NativeFile, start: int = 0, size: int | None = None):
-        self.file, self.start, self.size, self.place = file, start, file.size() - start if size is None else size, 0
+        self.file, self.start, self.size, self.place = (
+            file,
+            start,
+            file.size() - start if size is None else size,
+            0,
+        )
 
     def readable(self) -> bool:
         return True

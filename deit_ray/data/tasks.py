@@ -5,19 +5,21 @@ from collections.abc import Callable, Iterable, Iterator
 
 import ray
 
-from deit_ray import cluster
+from deit_ray.cluster import connect
 
 HERE = 5000  # so few images are worked on in this process: a Ray takes longer to start
 AHEAD = 2  # tasks that wait for each CPU: their arguments are in memory
 
 
 @contextlib.contextmanager
-def workers(images: int, places: dict[str, str], address: str | None, warn: Callable[[str], None], verbose: bool) -> Iterator[bool]:
+def workers(
+    images: int, places: dict[str, str], address: str | None, warn: Callable[[str], None], verbose: bool
+) -> Iterator[bool]:
     """Whether tasks run over Ray, which is there meanwhile: where a cluster is named, or there are many images.
 
     Args:
         places: URIs that tasks read or write, by what the user calls them.
-        address, warn, verbose: see `cluster.connected`.
+        address, warn, verbose: see `connect.connected`.
 
     Raises:
         UserError: other nodes cannot reach one of the places.
@@ -25,9 +27,9 @@ def workers(images: int, places: dict[str, str], address: str | None, warn: Call
     if address is None and images <= HERE:
         yield False
         return
-    with cluster.connected(address, verbose, warn):
+    with connect.connected(address, verbose, warn):
         for name, uri in places.items():
-            cluster.check_reachable(name, uri)
+            connect.check_reachable(name, uri)
         yield True
 
 
@@ -44,7 +46,9 @@ def run_tasks(function: Callable, arguments: Iterable[tuple], parallel: bool) ->
     try:
         while True:
             # a cluster that grows is asked anew
-            while len(running) < AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1))) and (following := next(waiting, None)):
+            while len(running) < AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1))) and (
+                following := next(waiting, None)
+            ):
                 running[task.remote(*following[1])] = following[0]
             if not running:
                 return

@@ -14,9 +14,9 @@ from ray.data import DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 from ray.experimental import internal_kv
 
+from deit_ray.cluster.holdings import kv_prefix
 from deit_ray.data.blocks import Recipe, make_samples, pack
 from deit_ray.data.worklist import WorkList
-from deit_ray.holdings import kv_prefix
 
 
 class Cursor:
@@ -44,7 +44,13 @@ class WindowSource(Datasource):
 
     def __init__(self, worklist: WorkList, recipe: Recipe, block_steps: int, cursor: Cursor, name: str):
         super().__init__()
-        self.worklist, self.recipe, self.block_steps, self.cursor, self.name = worklist, recipe, block_steps, cursor, name
+        self.worklist, self.recipe, self.block_steps, self.cursor, self.name = (
+            worklist,
+            recipe,
+            block_steps,
+            cursor,
+            name,
+        )
 
     def get_name(self) -> str:
         return "Stream"
@@ -60,7 +66,10 @@ class WindowSource(Datasource):
         tasks = self.worklist.tasks_between(start, stop) if stop > start or not self.worklist.epochs else ()
         return [
             # the first one gives each step away as soon as it is made
-            ReadTask(partial(make_blocks, task, self.recipe, batch, world, self.block_steps if place else 1), metadata)
+            ReadTask(
+                partial(make_blocks, task, self.recipe, batch, world, self.block_steps if place else 1),
+                metadata,
+            )
             for place, task in enumerate(tasks)
         ]
 

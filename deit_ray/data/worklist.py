@@ -148,7 +148,9 @@ class WorkList:
             return
         for epoch in range(start // self.steps_per_epoch, math.ceil(stop / self.steps_per_epoch)):
             begin = epoch * self.steps_per_epoch
-            yield from self._epoch_tasks(epoch, max(0, start - begin), min(self.steps_per_epoch, stop - begin))
+            yield from self._epoch_tasks(
+                epoch, max(0, start - begin), min(self.steps_per_epoch, stop - begin)
+            )
             if stop - begin >= self.steps_per_epoch:
                 yield from self._evaluation_tasks(epoch)
 
@@ -175,7 +177,10 @@ class WorkList:
         ends = np.cumsum(self.train.rows[order])  # of each row group in the epoch's sequence of images
         while start < stop:
             pool, end = self._pool_of(start), min(self._task_end(start), stop)
-            low, high = pool * self.pool, self.train.images if pool == self.pools - 1 else (pool + 1) * self.pool
+            low, high = (
+                pool * self.pool,
+                self.train.images if pool == self.pools - 1 else (pool + 1) * self.pool,
+            )
             sources = self._sources(self.train, order, ends, low, high)
             yield self._task("train", epoch, epoch * self.steps_per_epoch + start, end - start, sources, high - low, pool,
                              start * self.batch_size - low * self.views)  # fmt: skip
@@ -187,11 +192,25 @@ class WorkList:
         for first in range(0, self.evaluation_steps(split), steps):
             low, high = first * self.batch_size, min((first + steps) * self.batch_size, groups.images)
             sources = self._sources(groups, order, ends, low, high)
-            yield self._task(split, epoch, first, math.ceil((high - low) / self.batch_size), sources, high - low, None, 0)
+            yield self._task(
+                split, epoch, first, math.ceil((high - low) / self.batch_size), sources, high - low, None, 0
+            )
 
-    def _task(self, split: str, epoch: int, first_step: int, steps: int, sources: list, images: int, pool: int | None, skip: int) -> Task:
+    def _task(
+        self,
+        split: str,
+        epoch: int,
+        first_step: int,
+        steps: int,
+        sources: list,
+        images: int,
+        pool: int | None,
+        skip: int,
+    ) -> Task:
         repeats = self.views if split == "train" else 1
-        return Task(split, epoch, first_step, steps, self.batch_size, sources, images, pool, skip, repeats, self.seed)
+        return Task(
+            split, epoch, first_step, steps, self.batch_size, sources, images, pool, skip, repeats, self.seed
+        )
 
     @staticmethod
     def _sources(groups: RowGroups, order: np.ndarray, ends: np.ndarray, low: int, high: int) -> list:
@@ -202,4 +221,10 @@ class WorkList:
         skips = np.maximum(0, low - begins)
         rows = np.minimum(high, ends) - begins - skips
         columns = (groups.group[g], groups.start[g] + skips, rows, groups.first_id[g] + skips)
-        return list(zip([groups.files[f] for f in groups.file[g]], *(column.tolist() for column in columns), strict=True))
+        return list(
+            zip(
+                [groups.files[f] for f in groups.file[g]],
+                *(column.tolist() for column in columns),
+                strict=True,
+            )
+        )

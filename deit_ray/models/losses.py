@@ -9,7 +9,9 @@ def label_loss(logits_BC: torch.Tensor, targets_BC: torch.Tensor, valid_B: torch
     return _mean(-(targets_BC * F.log_softmax(logits_BC, dim=1)).sum(1), valid_B)
 
 
-def hard_distillation_loss(logits_BC: torch.Tensor, teacher_BC: torch.Tensor, valid_B: torch.Tensor) -> torch.Tensor:
+def hard_distillation_loss(
+    logits_BC: torch.Tensor, teacher_BC: torch.Tensor, valid_B: torch.Tensor
+) -> torch.Tensor:
     """Cross entropy with the teacher's decision (equation 3)."""
     return _mean(F.cross_entropy(logits_BC, teacher_BC.argmax(1), reduction="none"), valid_B)
 
@@ -50,7 +52,9 @@ def distilled_loss(
     if distillation.kind == "hard":
         from_teacher = hard_distillation_loss(dist, teacher_BC, valid_B)
     else:
-        from_teacher = soft_distillation_loss(dist, teacher_BC, valid_B, distillation.temperature, distillation.soft_mean)
+        from_teacher = soft_distillation_loss(
+            dist, teacher_BC, valid_B, distillation.temperature, distillation.soft_mean
+        )
     weight = distillation.weight
     return {
         "loss": (1 - weight) * from_labels + weight * from_teacher,

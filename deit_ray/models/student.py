@@ -23,7 +23,9 @@ def model_arguments(student, image_size: int, num_classes: int) -> dict:
         "depth": student.depth,
         "num_heads": student.heads,
     }
-    arguments = {"num_classes": num_classes} | {key: value for key, value in sizes.items() if value is not None}
+    arguments = {"num_classes": num_classes} | {
+        key: value for key, value in sizes.items() if value is not None
+    }
     if takes_image_size(student.model):
         arguments["img_size"] = image_size
     return arguments
@@ -39,7 +41,9 @@ def create_student(student, image_size: int, num_classes: int) -> nn.Module:
     pretrained = student.init == "pretrained"
     path = student.init if student.init not in ("scratch", "pretrained") else None
     try:
-        model = timm.create_model(student.model, pretrained=pretrained, drop_path_rate=student.drop_path, **arguments)
+        model = timm.create_model(
+            student.model, pretrained=pretrained, drop_path_rate=student.drop_path, **arguments
+        )
     except (RuntimeError, TypeError, AssertionError, ValueError) as error:
         raise UserError(f"student.model: {student.model!r} with {arguments}: {error}") from None
     if path:

@@ -45,7 +45,9 @@ def read_teacher(teacher, path: str | None, image_size: int, num_classes: int) -
     description = (student.read_description(path) if path else None) or {}
     name = teacher.model or description.get("model")
     if name is None:
-        raise UserError(f"distillation.teacher.model: missing; {teacher.weights} does not say which timm model it is")
+        raise UserError(
+            f"distillation.teacher.model: missing; {teacher.weights} does not say which timm model it is"
+        )
     arguments = dict(description.get("arguments", {}))
     if not arguments and student.takes_image_size(name):
         arguments = {"img_size": image_size}
@@ -77,11 +79,17 @@ def _load(model: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
     bias = state.get(f"{classifier if isinstance(classifier, str) else classifier[0]}.bias")
     if bias is not None and len(bias) != model.num_classes:
         model.reset_classifier(len(bias))
-    own = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    own = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
     state = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
     if not own.keys() & state.keys():
         state = dict(zip(own, state.values(), strict=False))
     wrong = [name for name in own if name not in state or state[name].shape != own[name].shape]
     if wrong:
-        raise UserError(f"{where}: not the weights of this model: {len(wrong)} tensors do not fit, such as {wrong[0]}")
+        raise UserError(
+            f"{where}: not the weights of this model: {len(wrong)} tensors do not fit, such as {wrong[0]}"
+        )
     model.load_state_dict({name: state[name] for name in own}, strict=False)

@@ -1,0 +1,124 @@
+"""A run trained again, and every metric compared with those of its first time."""
+
+import math
+import posixpath
+from dataclasses import dataclass
+from typing import Any
+
+from deit_ray import storage
+from deit_ray.commands.diff import Difference, compare
+from deit_ray.errors import UserError
+from deit_ray.results.folders import JOURNAL, experiment_of, find_run, name_of, new_folder
+from deit_ray.results.journal import iterate_points
+from deit_ray.results.origin import read_origins
+from deit_ray.study.study import DATABASE
+from deit_ray.terminal.console import Console
+from deit_ray.trial.failure import FAILURE
+
+CLOCK = ("perf/", "cost/")  # metrics that depend on the clock
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """How a run's second time compares with its first.
+
+    Attributes:
+        names: of the run and of its repetition.
+        step: up to which they are compared.
+        equal, differing: numbers of metric points that both have.
+        first: the first point that differs: (metric, step, value then, value now).
+        missing, added: points (metric, step) that only the first or only the second time has.
+        difference: of what made them.
+    """
+
+    names: tuple[str, str]
+    step: int
+    equal: int
+    differing: int
+    first: tuple[str, int, float, float] | None
+    missing: list[tuple[str, int]]
+    added: list[tuple[str, int]]
+    difference: Difference
+
+    @property
+    def same(self) -> bool:
+        return not (self.differing or self.missing or self.added)
+
+
+def reproduce(
+    name: str,
+    results: str = "results",
+    address: str | None = None,
+    console: Console | None = None,
+    verbose: bool = False,
+) -> Reproduction:
+    """Trains a run or trial again in a new folder and compares every metric but those that depend on the clock.
+
+    A trial that was stopped early is trained as far as it came, under the schedule of the whole.
+
+    Args:
+        name: see `folders.find_run`.
+
+    Raises:
+        UserError: there is no such run, it has measured nothing, or it did not begin at its beginning.
+    """
+    from deit_ray.trial.run import steps_per_epoch, train_in
+
+    folder = find_run(name, results)
+    if storage.exists(storage.join(folder, DATABASE)):
+        raise UserError(f"{name}: is a study; name one of its trials, such as {posixpath.basename(folder)}/0")
+    origins, then = read_origins(folder), points_of(folder)
+    if origins and "continues" in origins[-1]:
+        source = name_of(origins[-1]["continues"]["folder"])
+        raise UserError(
+            f"{name}: continues {source}, so it cannot be had again in one go; reproduce {source} and continue that"
+        )
+    experiment = experiment_of(folder)
+    last, per_epoch = max((step for _, step in then), default=0), steps_per_epoch(experiment)
+    epochs = math.ceil(last / per_epoch)
+    if storage.exists(storage.join(folder, FAILURE)) and last % per_epoch:
+        epochs = last // per_epoch  # the epoch in which it failed would fail again
+        last = epochs * per_epoch
+    if not epochs:
+        raise UserError(f"{name}: has measured nothing, so there is nothing to compare with")
+    again = experiment.with_overrides(
+        {
+            "name": f"{name_of(folder).replace('/', '-')}-again",
+            "train.epochs": epochs,
+            "optim.schedule_epochs": experiment.optim.schedule_epochs or experiment.train.epochs,
+        }
+    )
+    splits = ("val", *{"test" for metric, _ in then if metric.startswith("test/")})
+    trained = train_in(
+        lambda e: new_folder(e, f"{name_of(folder)} once more."), again, address, console, verbose, splits
+    )
+    now = points_of(trained.folder)
+    if all(step < last or metric.startswith("train/") for metric, step in then):
+        # it stopped before an evaluation that its repetition, which ends there, makes
+        now = {key: value for key, value in now.items() if key[1] < last or key[0].startswith("train/")}
+    difference = compare(folder, trained.folder, results)
+    return Reproduction(
+        (name_of(folder), trained.name), last, **compare_points(then, now, last), difference=difference
+    )
+
+
+def points_of(folder: str) -> dict[tuple[str, int], float]:
+    """Every metric point of a journal by (name, step), but those that depend on the clock."""
+    points = iterate_points(storage.join(folder, JOURNAL))
+    return {(p.name, p.step): p.value for p in points if not p.name.startswith(CLOCK)}
+
+
+def compare_points(
+    a: dict[tuple[str, int], float], b: dict[tuple[str, int], float], last: int
+) -> dict[str, Any]:
+    """The fields of a `Reproduction` that follow from two journals' points, up to a step."""
+    a, b = ({key: value for key, value in points.items() if key[1] <= last} for points in (a, b))
+    both = sorted(a.keys() & b.keys(), key=lambda key: (key[1], key[0]))
+    differing = [key for key in both if a[key] != b[key] and not (math.isnan(a[key]) and math.isnan(b[key]))]
+    return {
+        "equal": len(both) - len(differing),
+        "differing": len(differing),
+        "first": (*differing[0], a[differing[0]], b[differing[0]]) if differing else None,
+        "missing": sorted(a.keys() - b.keys(), key=lambda key: key[1]),
+        "added": sorted(b.keys() - a.keys(), key=lambda key: key[1]),
+    }

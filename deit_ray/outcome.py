@@ -1,0 +1,1 @@
+"""How a run or trial can end."""

@@ -1,0 +1,237 @@
+"""A study's memory: its folder, its Optuna database, who drives it, and what can be read from it at any time."""
+
+import contextlib
+import posixpath
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import optuna
+import pandas as pd
+from optuna.trial import TrialState
+
+from deit_ray import storage
+from deit_ray.errors import UnavailableError, UserError
+from deit_ray.experiment.config import Experiment, flatten
+from deit_ray.experiment.load import dump_experiment, load_experiment
+from deit_ray.results import lock
+from deit_ray.results.folders import BEST, EXPERIMENT, MODEL, experiment_of, new_folder, runs_of, trial_name
+from deit_ray.study.budget import Spent
+from deit_ray.study.leaderboard import leaderboard
+
+DATABASE = "study.db"
+REQUESTS = "stop"  # a folder: a file for each trial that is to be stopped, or one for the whole study
+WHOLE = "study"
+AMENDABLE = (
+    "search.trials",
+    "search.budget",
+    "search.max_concurrent",
+    "train.max_failures",
+    "tracking",
+    "cost",
+)
+
+
+class Study:
+    """A search over an experiment, finished or not.
+
+    Attributes:
+        name: of the study.
+        folder: URI of its results.
+        experiment: what it searches.
+        optuna: the Optuna study. Only the driver writes it.
+    """
+
+    def __init__(self, folder: str, experiment: Experiment):
+        self.folder, self.experiment = folder, experiment
+        self.name = posixpath.basename(folder)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        with naming_database(folder):
+            self.optuna = optuna.create_study(
+                study_name=self.name,
+                storage=f"sqlite:///{storage.join(folder, DATABASE)}",
+                direction="maximize",
+                load_if_exists=True,
+            )
+
+    @classmethod
+    def create(cls, experiment: Experiment) -> "Study":
+        study = cls(new_folder(experiment), experiment)
+        study.optuna.set_user_attr("experiment", experiment.as_dict())
+        return study
+
+    @classmethod
+    def open(cls, name: str, results: str = "results") -> "Study":
+        """An existing study by its name, such as digits_search-1, or digits_search for the newest.
+
+        Raises:
+            UserError: there is none, or its folder's experiment is not the one that it was made with.
+        """
+        found = [
+            run
+            for run in runs_of(name, results) or [name]
+            if storage.exists(storage.join(results, run, DATABASE))
+        ]
+        if not found:
+            known = [
+                n for n in storage.list_names(results) if storage.exists(storage.join(results, n, DATABASE))
+            ]
+            raise UserError(f"{name}: no such study in {results}; there are: {', '.join(known) or 'none'}")
+        folder = storage.join(storage.absolute(results), found[-1])
+        study = cls(folder, experiment_of(folder))
+        made_with = study.optuna.user_attrs.get("experiment")
+        if made_with is not None:  # else its driver was killed before it had begun
+            _check_same(storage.join(folder, EXPERIMENT), study.experiment.as_dict(), made_with)
+        return study
+
+    def amended(self, overrides: dict) -> Experiment:
+        """The experiment to go on with: what does not change any trial may be set anew, such as search.trials or search.budget.hours.
+
+        Raises:
+            UserError: another key, or a value that is not allowed; or the study is of a version whose trials were others.
+        """
+        here, there = (
+            flatten(self.experiment.as_dict()),
+            flatten(self.optuna.user_attrs.get("experiment") or self.experiment.as_dict()),
+        )
+        if unknown := sorted(here.keys() - there.keys()):
+            raise UserError(
+                f"{self.name}: was made by a version of deit_ray without {unknown[0]}, which would now be {here[unknown[0]]!r}; "
+                "go on with that version (origin.json in its folder names it), or begin a new study"
+            )
+        for key in overrides:
+            if not _amendable(key):
+                raise UserError(
+                    f"--set {key}: cannot change in a study that exists, since its trials could not be compared; "
+                    f"allowed are: {', '.join(AMENDABLE)}"
+                )
+        return load_experiment(
+            storage.join(self.folder, EXPERIMENT), {"results.uri": self.experiment.results.uri, **overrides}
+        )
+
+    def amend(self, overrides: dict) -> None:
+        """Goes on with `amended` from now on; only for who drives the study."""
+        if overrides:
+            self.experiment = self.amended(overrides)
+            storage.write_bytes(
+                storage.join(self.folder, EXPERIMENT), dump_experiment(self.experiment).encode()
+            )
+
+    def driving(self) -> contextlib.AbstractContextManager:
+        """Holds the study while it is driven; see `lock.driving`."""
+        return lock.driving(self.folder, self.name)
+
+    def driver(self) -> dict | None:
+        """Who drives the study now: host, pid, and since when; None where nobody does."""
+        return lock.driver_of(self.folder)
+
+    def request_stop(self, number: int | None = None) -> None:
+        """Asks the driver, from any process, to cancel a trial, or all of them and to end the study."""
+        name = WHOLE if number is None else str(number)
+        storage.write_bytes(storage.join(self.folder, REQUESTS, name), b"")
+
+    def take_stop_requests(self) -> list[int | None]:
+        """For the driver: what is asked for since the last time; None is the whole study."""
+        names = storage.list_names(storage.join(self.folder, REQUESTS))
+        names = [name for name in names if name == WHOLE or name.isdigit()]
+        for name in names:
+            storage.remove(storage.join(self.folder, REQUESTS, name))
+        return [None if name == WHOLE else int(name) for name in names]
+
+    @property
+    def spent(self) -> Spent:
+        return Spent(**self.optuna.user_attrs.get("spent", {}))
+
+    @spent.setter
+    def spent(self, spent: Spent) -> None:
+        self.optuna.set_user_attr("spent", asdict(spent))
+
+    @property
+    def ended(self) -> str | None:
+        """Why the study has ended, in words; None before its end."""
+        return self.optuna.user_attrs.get("ended")
+
+    def trial_folder(self, number: int) -> str:
+        return storage.join(self.folder, trial_name(number))
+
+    def trial_experiment(self, params: dict) -> Experiment:
+        """The experiment of one trial: the study's with the searched values set and nothing left to search."""
+        return self.experiment.with_overrides({**params, "search.space": {}})
+
+    def trial(self, number: int) -> optuna.trial.FrozenTrial:
+        """One trial as it stands in the database now; `study.optuna.trials` would read them all."""
+        database = self.optuna._storage
+        return database.get_trial(
+            database.get_trial_id_from_study_id_trial_number(self.optuna._study_id, number)
+        )
+
+    def leaderboard(self) -> pd.DataFrame:
+        """All trials, best first; see `leaderboard.leaderboard`."""
+        return leaderboard(self.optuna, list(self.experiment.search.space))
+
+    def best(self) -> optuna.trial.FrozenTrial:
+        """The trial with the best value among those of full length.
+
+        Raises:
+            UserError: no trial has finished.
+        """
+        finished = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if not finished:
+            raise UserError(f"{self.name}: no trial has finished yet, so there is no best one")
+        return max(finished, key=lambda trial: trial.value)  # the first of equals
+
+    def save_best(self) -> tuple[str, str]:
+        """Writes best.yaml and model.safetensors into the study's folder; returns their URIs."""
+        best = self.best()
+        experiment = self.trial_experiment(best.params).with_overrides(
+            {"name": f"{self.experiment.name}_best"}
+        )
+        value = f"{self.experiment.search.metric} {best.value:.4f}"
+        text = dump_experiment(
+            experiment,
+            f"The best of {self.name}: trial {best.number}, {value}.\nTrain it anew: deit-ray train FILE",
+        )
+        config, model = storage.join(self.folder, BEST), storage.join(self.folder, MODEL)
+        storage.write_bytes(config, text.encode())
+        storage.write_bytes(model, storage.read_bytes(storage.join(self.trial_folder(best.number), MODEL)))
+        return config, model
+
+
+def list_studies(results: str) -> list["Study"]:
+    """The studies in a results folder."""
+    return [
+        Study.open(name, results)
+        for name in storage.list_names(results)
+        if storage.exists(storage.join(results, name, DATABASE))
+    ]
+
+
+@contextlib.contextmanager
+def naming_database(folder: str) -> Iterator[None]:
+    """Says in one message that a study's database cannot be used."""
+    try:
+        yield
+    except optuna.exceptions.StorageInternalError as error:
+        cause = error.__cause__ or error
+        raise UnavailableError(
+            f"{storage.join(folder, DATABASE)}: cannot be used: {getattr(cause, 'orig', cause)}"
+        ) from error
+
+
+def _check_same(path: str, found: dict, made_with: dict) -> None:
+    here, there = flatten(found), flatten(made_with)
+    searched = {key for key in here if key.startswith("search.space.")}
+    keys = there.keys() | searched  # other keys are of a later version; see `Study.amended`
+    moved = "results.uri"  # folders are
+    changed = [
+        key for key in keys if here.get(key) != there.get(key) and not _amendable(key) and key != moved
+    ]
+    if changed:
+        key = min(changed)
+        raise UserError(
+            f"{path}: {key}: {here.get(key)!r}, but the study in this folder was made with {there.get(key)!r}"
+            f"{f' ({len(changed)} keys differ)' if len(changed) > 1 else ''}; put back the file that belongs to it"
+        )
+
+
+def _amendable(key: str) -> bool:
+    return any(key == allowed or key.startswith(allowed + ".") for allowed in AMENDABLE)

@@ -1,0 +1,47 @@
+"""The evaluation of a saved model over Ray: every image of a split, once."""
+
+import tempfile
+from functools import partial
+
+import ray
+
+from deit_ray import storage
+from deit_ray.data import shards
+from deit_ray.errors import UserError
+from deit_ray.experiment.config import Experiment
+from deit_ray.models import student
+from deit_ray.trial.assemble import make_trainer, make_worklist
+from deit_ray.trial.run import run_trial
+
+
+def evaluate_here(
+    model: str, experiment: Experiment, manifest: shards.Manifest, device: str, splits: tuple[str, ...]
+) -> dict[str, float]:
+    """Evaluates a model.safetensors on the Ray that is connected."""
+    path = storage.local_path(model)
+    description = describe_model(path)
+    if len(description["classes"]) != len(manifest.classes):
+        raise UserError(f"{model}: knows {len(description['classes'])} classes, but the data set at "
+                        f"{experiment.data.uri} has {len(manifest.classes)}")  # fmt: skip
+    weights = ray.put((description, student.weights_of(path)))
+    make = partial(
+        _make_evaluation, experiment, manifest, storage.absolute(experiment.data.uri), device, splits, weights
+    )
+    with tempfile.TemporaryDirectory(prefix="deit_ray-") as folder:  # Ray Train wants one; nothing is kept
+        return run_trial(make, f"{folder}/evaluation", lambda metrics: None)
+
+
+def _make_evaluation(experiment, manifest, data, device, splits, weights, config, on_report):
+    worklist = make_worklist(experiment, manifest, data, splits, epochs=0)
+    return make_trainer(
+        experiment, device, "evaluate", {"model": weights}, worklist, config["folder"], on_report
+    )
+
+
+def describe_model(path: str) -> dict:
+    description = student.read_description(path)
+    if description is None:
+        raise UserError(
+            f"{path}: not a model.safetensors that deit-ray wrote: it does not say which model and classes it is"
+        )
+    return description
