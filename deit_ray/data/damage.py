@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 
 from deit_ray import storage
 from deit_ray.data.worklist import WorkList
+from deit_ray.outcome import BAD_IMAGES
 
-BAD_IMAGES = "bad_images.csv"  # in the folder of a trial's results
 Bad = set[tuple[str, int]]  # (split, image id)
 
 

@@ -14,12 +14,13 @@ from deit_ray import storage
 from deit_ray.errors import UserError
 from deit_ray.experiment.config import Experiment
 from deit_ray.experiment.load import dump_experiment, load_experiment
+from deit_ray.outcome import MODEL
 from deit_ray.results.journal import checkpoint_name, iterate_points, step_of
 
 EXPERIMENT = "experiment.yaml"
 RUN = "run.json"  # a run that has finished has it
 JOURNAL = "journal"
-MODEL, EMA = "model.safetensors", "ema.safetensors"  # of a checkpoint, and the best one's of a run
+EMA = "ema.safetensors"  # of a checkpoint, and the best one's of a run
 BEST = "best.yaml"  # of a study: the configuration of its best trial
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's name for its list of checkpoints
 
