@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from deit_ray import __version__
 from deit_ray.cli import data
 from deit_ray.cli.options import Address, Experiment, OnHead, Results, Set, Verbose, load, overrides_of
 from deit_ray.errors import Interrupted, UserError
@@ -17,6 +18,22 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=N
 app.add_typer(data.app, name="data")
 bench_app = typer.Typer(no_args_is_help=True, help="What limits a run.")
 app.add_typer(bench_app, name="bench")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        Console().say(f"deit-ray {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options_of_all(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="show the version and exit"),
+    ] = False,
+):
+    pass
 
 
 @bench_app.command("data")
