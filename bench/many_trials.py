@@ -106,7 +106,7 @@ def measure(folder: Path, trials: int, concurrent: int, sampler: str) -> dict[st
     from deit_ray.study.driver import Driver
     from deit_ray.study.study import Study
     from deit_ray.terminal.console import Console
-    from deit_ray.trial.run import Ready
+    from deit_ray.trial.resolve import Resolved
 
     class IdleDriver(Driver):
         def trainable(self) -> type:
@@ -118,14 +118,14 @@ def measure(folder: Path, trials: int, concurrent: int, sampler: str) -> dict[st
 
     experiment = make_experiment(folder, trials, concurrent, sampler)
     data = Manifest(["a", "b"], {}, {}, "")
-    ready = Ready(experiment, data, str(folder), None, None)
+    resolved = Resolved(experiment, data, str(folder), None, None)
     os.environ.pop("RAY_ADDRESS", None)
     console = Console()
     with connect.connected("local", False, console.warn):
         ends = [(time.process_time(), time.monotonic())]
         study = Study.create(experiment)
         with study.driving():
-            driver = IdleDriver(study, ready, "cpu", {"CPU": 2.0 * concurrent}, console)
+            driver = IdleDriver(study, resolved, "cpu", {"CPU": 2.0 * concurrent}, console)
             driver.run()
         ended = (time.process_time(), time.monotonic())
     check(study, trials)

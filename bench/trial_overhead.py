@@ -47,8 +47,8 @@ from deit_ray.data import crop, stream
 from deit_ray.data.blocks import Recipe, Samples
 from deit_ray.data.worklist import WorkList
 from deit_ray.study import driver
-from deit_ray.trial import run
 from deit_ray.trial.assemble import make_recipe, make_worklist
+from deit_ray.trial.resolve import Resolved, resolve
 
 EPOCHS = 10
 QUIET = {
@@ -119,14 +119,14 @@ class Bench:
     Attributes:
         folder: of the benchmark's files; `train` and `val` in it hold the documented pattern's, a copy for each epoch.
         experiment: a study of one trial.
-        ready: its parts.
+        resolved: the things that it names.
         recipe: of the samples.
         worklist: says how many steps and evaluations there are.
     """
 
     folder: Path
     experiment: deit_ray.Experiment
-    ready: run.Ready
+    resolved: Resolved
     recipe: Recipe
     worklist: WorkList
 
@@ -145,15 +145,15 @@ class Bench:
             "search.space": {"optim.lr": {"log": [1e-3, 4e-3]}},
         }
         experiment = deit_ray.load_experiment(experiments / "digits_student.yaml", where | one_trial)
-        ready = run.check(experiment)
-        worklist = make_worklist(experiment, ready.manifest, ready.data, ("val",))
+        resolved = resolve(experiment)
+        worklist = make_worklist(experiment, resolved.manifest, resolved.data, ("val",))
         table = pq.read_table(folder / "digits" / "train-00000.parquet", columns=["image", "label"])
         held_out = worklist.train.images
         for split, rows in (("train", table.slice(0, held_out)), ("val", table.slice(held_out))):
             for copy in range(EPOCHS):
                 (folder / split).mkdir(exist_ok=True)
                 pq.write_table(rows, folder / split / f"{copy}.parquet")
-        return cls(folder, experiment, ready, make_recipe(experiment, "cpu"), worklist)
+        return cls(folder, experiment, resolved, make_recipe(experiment, "cpu"), worklist)
 
 
 @dataclass(frozen=True)
@@ -302,8 +302,8 @@ def run_documented(bench: Bench, notes: Path, one_execution: bool) -> None:
     val_batch_size = bench.worklist.evaluations["val"].images // val_steps if one_execution else batch_size
     config = {
         "experiment": bench.experiment,
-        "classes": bench.ready.manifest.classes,
-        "teacher": ray.put(bench.ready.teacher),
+        "classes": bench.resolved.manifest.classes,
+        "teacher": ray.put(bench.resolved.teacher),
         "one_execution": one_execution,
         "steps": {"train": bench.worklist.steps_per_epoch, "val": val_steps},
         "batch_size": {"train": batch_size, "val": val_batch_size},

@@ -7,13 +7,25 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "Experiment": "experiment.config",
     "load_experiment": "experiment.load",
+    "Session": "terminal.session",
     "prepare": "data.prepare",
+    "plan": "commands.plan",
     "train": "trial.run",
+    "continue_run": "commands.continuing",
     "tune": "study.search",
+    "resume_study": "study.search",
+    "plan_resume": "study.search",
     "Study": "study.study",
+    "sync": "study.sync",
+    "compare": "commands.diff",
+    "reproduce": "commands.reproduce",
+    "verify_best": "commands.predict",
+    "evaluate": "commands.predict",
+    "predict": "commands.predict",
+    "bench_data": "commands.bench_data",
     "UserError": "errors",
 }
-__all__ = list(_EXPORTS)
+__all__ = [*_EXPORTS]
 
 
 def __getattr__(name: str):

@@ -6,16 +6,34 @@ from typing import Annotated, Literal
 
 import typer
 
+from deit_ray import __version__
 from deit_ray.cli import data
 from deit_ray.cli.options import Address, Experiment, OnHead, Results, Set, Verbose, load, overrides_of
 from deit_ray.errors import Interrupted, UserError
 from deit_ray.terminal.console import Console
+from deit_ray.terminal.session import Session
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
                   help="Search for the best way to train a distilled vision transformer, on a laptop or a Ray cluster.")  # fmt: skip
 app.add_typer(data.app, name="data")
 bench_app = typer.Typer(no_args_is_help=True, help="What limits a run.")
 app.add_typer(bench_app, name="bench")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        Console().say(f"deit-ray {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options_of_all(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="show the version and exit"),
+    ] = False,
+):
+    pass
 
 
 @bench_app.command("data")
@@ -30,8 +48,8 @@ def bench_data(
     loaded = load(experiment, set)
     from deit_ray.commands.bench_data import bench_data
 
-    console = Console()
-    console.say(f"{loaded.name}: {bench_data(loaded, address, console, verbose, seconds).sentence()}")
+    session = Session(address, console=Console(), verbose=verbose)
+    session.console.say(f"{loaded.name}: {bench_data(loaded, seconds, session).sentence()}")
 
 
 @app.command()
@@ -68,17 +86,17 @@ def train(
         )
     if experiment and epochs is not None:
         raise UserError("train: --epochs belongs to --continue; for a new run use --set train.epochs=N")
-    console = Console()
+    session = Session(address, results, Console(), verbose)
     if go_on:
         from deit_ray.commands.continuing import continue_run
 
-        run = continue_run(go_on, epochs, schedule or "stretch", results, address, console, verbose)
+        run = continue_run(go_on, epochs, schedule or "stretch", session)
     else:
         loaded = load(experiment, set)
         from deit_ray.trial.run import train
 
-        run = train(loaded, address, console, verbose)
-    console.say(
+        run = train(loaded, session)
+    session.console.say(
         f"{run.name}: finished; {_metrics(run.metrics)}\n  {os.path.relpath(run.folder)}/model.safetensors",
         "bold green",
     )
@@ -91,7 +109,8 @@ def plan(experiment: Experiment, set: Set = [], address: Address = None):  # noq
     from deit_ray.cli.views import show_plan
     from deit_ray.commands.plan import plan
 
-    Console().out.print(show_plan(plan(loaded, address)))
+    session = Session(address, console=Console())
+    session.console.out.print(show_plan(plan(loaded, session)))
 
 
 @app.command()
@@ -120,28 +139,26 @@ def tune(
         raise UserError(
             f"tune: --results goes with --resume STUDY; for a new study: --set results.uri={results}"
         )
-    results = results or "results"
     if trials and not (trials.startswith("+") and trials[1:].isdigit()):
         raise UserError(f"tune: --trials {trials}: must be +N, so many trials more, such as +20")
-    console = Console()
-    from deit_ray.study.resume import dry_run as show
-    from deit_ray.study.search import tune
-
-    amend = overrides_of(set)
-    if resume and trials:
-        from deit_ray.study.study import Study
-
-        amend["search.trials"] = Study.open(resume, results).experiment.search.trials + int(trials)
-    if dry_run:
-        show(resume, results, console, amend)
-        return
+    session = Session(address, results or "results", Console(), verbose)
+    more, overrides = int(trials or 0), overrides_of(set)
     try:
-        if resume:
-            tune(None, address, resume, console, verbose, results, amend)
+        if experiment:
+            loaded = load(experiment, set)
+            from deit_ray.study.search import tune
+
+            tune(loaded, session)
+        elif dry_run:
+            from deit_ray.study.search import plan_resume
+
+            plan_resume(resume, overrides, more, session)
         else:
-            tune(load(experiment, set), address, None, console, verbose)
+            from deit_ray.study.search import resume_study
+
+            resume_study(resume, overrides, more, session)
     finally:
-        console.close()
+        session.console.close()
 
 
 @app.command()
@@ -203,9 +220,9 @@ def best(
     if verify:
         from deit_ray.commands.predict import verify_best
 
-        console = Console()
-        verified = verify_best(found, address, console, verbose)
-        console.say(
+        session = Session(address, results, Console(), verbose)
+        verified = verify_best(found, session)
+        session.console.say(
             f"evaluated anew on {verified.device}: {verified.metric} {verified.evaluated:.6f}, "
             f"recorded {verified.recorded:.6f}, difference {verified.difference:g}",
             "bold green" if verified.holds else "bold red",
@@ -239,9 +256,9 @@ def reproduce(
     from deit_ray.cli.views import show_reproduction
     from deit_ray.commands.reproduce import reproduce
 
-    console = Console()
-    found = reproduce(trial, results, address, console, verbose)
-    console.out.print(show_reproduction(found))
+    session = Session(address, results, Console(), verbose)
+    found = reproduce(trial, session)
+    session.console.out.print(show_reproduction(found))
     raise typer.Exit(0 if found.same else 1)
 
 
@@ -269,9 +286,8 @@ def evaluate(
     """Evaluate a model on every image of a data set."""
     from deit_ray.commands.predict import evaluate
 
-    console = Console()
-    metrics = evaluate(model, data, split, address, results, console, verbose)
-    console.say(_metrics(metrics))
+    session = Session(address, results, Console(), verbose)
+    session.console.say(_metrics(evaluate(model, data, split, session)))
 
 
 @app.command()
@@ -285,10 +301,10 @@ def predict(
     """Say what a model sees in images."""
     from deit_ray.commands.predict import predict
 
-    console = Console()
-    for prediction in predict(model, images, results):
+    session = Session(results=results, console=Console())
+    for prediction in predict(model, images, session=session):
         classes = ", ".join(f"{name} {p:.1%}" for name, p in prediction.classes)
-        console.say(f"{prediction.image}: {classes}")
+        session.console.say(f"{prediction.image}: {classes}")
 
 
 @app.command()

@@ -14,10 +14,11 @@ from deit_ray.cluster import connect
 from deit_ray.data import shards
 from deit_ray.data.stream import Stream
 from deit_ray.experiment.config import Experiment
-from deit_ray.terminal.console import Console
+from deit_ray.terminal.session import Session
 from deit_ray.trial.assemble import Shared, make_recipe, make_trainer, make_worklist
 from deit_ray.trial.needs import Needs
-from deit_ray.trial.run import check, check_fits, run_trial, share
+from deit_ray.trial.resolve import resolve
+from deit_ray.trial.run import check_fits, run_trial, share
 
 STEPS = 20_000  # of the work list: more than are taken
 
@@ -62,29 +63,24 @@ class Limits:
         return f"the {'stream' if self.by_stream else 'step'} is the limit: {step}, {stream}, {both}; about {feed}"
 
 
-def bench_data(
-    experiment: Experiment,
-    address: str | None = None,
-    console: Console | None = None,
-    verbose: bool = False,
-    seconds: float = 10.0,
-) -> Limits:
+def bench_data(experiment: Experiment, seconds: float = 10.0, session: Session | None = None) -> Limits:
     """Runs an experiment's step on synthetic data, then its stream alone, then the step on real data.
 
     Args:
-        experiment: see `load_experiment`; where it searches, its own values count.
-        address: of a Ray cluster; by default RAY_ADDRESS, or a local Ray for this.
-        seconds: for each of the three, about; longer where a step or a round of the stream's tasks takes longer.
+        experiment: see `load_experiment`. Searched keys have the values of the experiment itself.
+        seconds: about the seconds of each measurement; longer where one step, or one round of the stream's tasks,
+            takes longer.
+        session: see `Session`.
 
     Raises:
         UserError: the experiment cannot run.
     """
     experiment = experiment.with_overrides({"search.space": {}})
-    ready = check(experiment)
-    with connect.connected(address, verbose, (console or Console(quiet=True)).warn):
+    resolved = resolve(experiment)
+    with (session or Session()).connected():
         device = check_fits(experiment, connect.possible_resources())
         connect.check_reachable("data.uri", experiment.data.uri)
-        make = partial(_make_trainer, experiment, device, share(ready), seconds)
+        make = partial(_make_trainer, experiment, device, share(resolved), seconds)
         with tempfile.TemporaryDirectory(
             prefix="deit_ray-"
         ) as folder:  # Ray Train wants one; nothing is kept

@@ -26,7 +26,7 @@ from deit_ray.results.folders import (
 from deit_ray.results.journal import JournalWriter, checkpoint_name, iterate_points
 from deit_ray.results.origin import check_same_inputs
 from deit_ray.study.study import DATABASE, Study
-from deit_ray.terminal.console import Console
+from deit_ray.terminal.session import Session
 from deit_ray.trial.run import TrainedRun, steps_per_epoch, train_in
 
 Schedule = Literal["stretch", "hold"]
@@ -36,10 +36,7 @@ def continue_run(
     name: str,
     epochs: int | None = None,
     schedule: Schedule = "stretch",
-    results: str = "results",
-    address: str | None = None,
-    console: Console | None = None,
-    verbose: bool = False,
+    session: Session | None = None,
 ) -> TrainedRun:
     """Goes on with a run.
 
@@ -52,11 +49,13 @@ def continue_run(
         schedule: of the learning rate from here on. `stretch`: the cosine of a run of `epochs`, as if so many had been planned,
             so the rate, which had come down to min_lr, rises to that curve. `hold`: the schedule stays as it was, so the
             rate stays at min_lr behind its end.
+        session: see `Session`; the run is looked up in its `results`.
 
     Raises:
         UserError: there is no such run, it cannot go on, or `epochs` is not above what it has.
     """
-    folder = find_run(name, results)
+    session = session or Session()
+    folder = find_run(name, session.results)
     experiment = experiment_of(folder)
     if storage.exists(storage.join(folder, DATABASE)):
         raise UserError(
@@ -68,7 +67,7 @@ def continue_run(
         if epochs is not None:
             raise UserError(f"{name}: --epochs {epochs}: it was interrupted before its {experiment.train.epochs} epochs were over; "
                             f"finish it first: deit-ray train --continue {name}")  # fmt: skip
-        return train_in(lambda _: folder, experiment, address, console, verbose)
+        return train_in(lambda _: folder, experiment, session)
     step = _last_checkpoint(folder)
     reached = step // steps_per_epoch(experiment)
     if epochs is None:
@@ -83,9 +82,7 @@ def continue_run(
         {"name": name_of(folder).replace("/", "-")}
     )
     origin = {"folder": folder, "step": step, "schedule": schedule}
-    return train_in(
-        partial(_copy_run, folder, step, schedule), longer, address, console, verbose, continues=origin
-    )
+    return train_in(partial(_copy_run, folder, step, schedule), longer, session, continues=origin)
 
 
 def lengthen(experiment: Experiment, epochs: int, schedule: Schedule) -> Experiment:

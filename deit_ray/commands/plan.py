@@ -1,5 +1,6 @@
 """What a study, or a single run, will take, said before anything starts."""
 
+import dataclasses
 import math
 import os
 import statistics
@@ -17,9 +18,11 @@ from deit_ray.experiment.config import Distillation, Experiment, flatten
 from deit_ray.results.folders import EXPERIMENT, JOURNAL, experiment_of, measured, trials_of
 from deit_ray.results.origin import origin_of
 from deit_ray.study.searcher import StudySearcher
+from deit_ray.terminal.session import Session
 from deit_ray.trial.assemble import make_worklist
 from deit_ray.trial.needs import Needs
-from deit_ray.trial.run import Ready, check, check_fits
+from deit_ray.trial.resolve import Resolved, resolve
+from deit_ray.trial.run import check_fits
 
 SAMPLED = 5  # trials that are shown
 RATE = "perf/images_per_s"
@@ -92,27 +95,28 @@ class Plan:
         )
 
 
-def plan(experiment: Experiment, address: str | None = None) -> Plan:
-    """Checks an experiment and reckons what it takes, starting nothing.
+def plan(experiment: Experiment, session: Session | None = None) -> Plan:
+    """Checks an experiment and estimates the trials, time and money of its study or run, without starting anything.
 
     Args:
-        address: of a running cluster, which is asked for its resources; by default RAY_ADDRESS or the cluster whose head this is, else
-            what a Ray started here would have is taken.
+        session: see `Session`. Its address is that of a running cluster, whose resources are counted; by default
+            RAY_ADDRESS, or the cluster whose head this machine is. Where there is none, the resources are those that a
+            Ray started on this machine would have.
 
     Raises:
         UserError: the experiment could not run.
     """
-    ready = check(experiment)
-    return reckon(ready, *resources_of(experiment, address))
+    resolved = resolve(experiment)
+    return plan_of(resolved, *resources_of(experiment, session or Session()))
 
 
-def reckon(ready: Ready, resources: dict[str, float], where: str) -> Plan:
-    """The plan of an experiment on such resources; `where` says whose they are."""
-    experiment, search = ready.experiment, ready.experiment.search
+def plan_of(resolved: Resolved, resources: dict[str, float], where: str) -> Plan:
+    """The plan of an experiment on given resources; `where` names their owner in words."""
+    experiment, search = resolved.experiment, resolved.experiment.search
     device = check_fits(experiment, resources)
     needs, trials = Needs.of(experiment, device), search.trials if search.space else 1
     fit = needs.fit(resources)
-    worklist = make_worklist(experiment, ready.manifest, ready.data, ("val",))
+    worklist = make_worklist(experiment, resolved.manifest, resolved.data, ("val",))
     epochs = trials * experiment.train.epochs
     batch_sizes = _batch_sizes(experiment)
     return Plan(
@@ -133,15 +137,15 @@ def reckon(ready: Ready, resources: dict[str, float], where: str) -> Plan:
     )
 
 
-def resources_of(experiment: Experiment, address: str | None) -> tuple[dict[str, float], str]:
-    """What the cluster has or could have, and which one that is; without one, what Ray would find on this machine."""
+def resources_of(experiment: Experiment, session: Session) -> tuple[dict[str, float], str]:
+    """The resources that the cluster has or could have, and a name for it; without a cluster, those of this machine."""
     address = (
-        address
+        session.address
         or os.environ.get("RAY_ADDRESS")
         or ("auto" if connect.BOOTSTRAP.expanduser().is_file() else None)
     )
     if ray.is_initialized() or (address and address != "local"):
-        with connect.connected(address, False, lambda text: None):
+        with dataclasses.replace(session, address=address).connected():
             for key, uri in (("results.uri", experiment.results.uri), ("data.uri", experiment.data.uri)):
                 connect.check_reachable(key, uri)
             return connect.possible_resources(), "the cluster"

@@ -16,7 +16,7 @@ from deit_ray.experiment.config import Experiment
 from deit_ray.models import student
 from deit_ray.results.folders import MODEL, runs_of
 from deit_ray.results.origin import check_same_inputs
-from deit_ray.terminal.console import Console
+from deit_ray.terminal.session import Session
 from deit_ray.training.step import Normalise
 from deit_ray.trial.evaluation import describe_model, evaluate_here
 from deit_ray.trial.run import check_fits
@@ -30,21 +30,14 @@ class Prediction:
     classes: list[tuple[str, float]]
 
 
-def evaluate(
-    model: str,
-    data: str,
-    split: str = "test",
-    address: str | None = None,
-    results: str = "results",
-    console: Console | None = None,
-    verbose: bool = False,
-) -> dict[str, float]:
+def evaluate(model: str, data: str, split: str = "test", session: Session | None = None) -> dict[str, float]:
     """Evaluates a model on every image of a split, once.
 
     Args:
         model: the path of a model.safetensors, or the name of a run or study.
         data: URI of a prepared data set.
         split: test, or val for the part of train that `data.holdout: 0.1` keeps aside.
+        session: see `Session`; a run or study is looked up in its `results`.
 
     Returns:
         top1 and the other metrics of `evaluate.evaluate`, named SPLIT/top1 and so on.
@@ -52,7 +45,8 @@ def evaluate(
     Raises:
         UserError: the model or the data cannot be read, or their classes differ.
     """
-    path = find_model(model, results)
+    session = session or Session()
+    path = find_model(model, session.results)
     description = describe_model(path)
     manifest = shards.read_manifest(data)
     sized = {key: description[key] for key in ("image_size", "eval_crop", "mean", "std")}
@@ -64,7 +58,7 @@ def evaluate(
             "train": {"batch_size": 64},
         }
     )
-    with connect.connected(address, verbose, (console or Console(quiet=True)).warn):
+    with session.connected():
         device = check_fits(experiment, connect.possible_resources())
         return evaluate_here(path, experiment, manifest, device, (split,))
 
@@ -90,13 +84,12 @@ class Verification:
         return abs(self.difference) <= (CUDA_TOLERANCE if self.device == "cuda" else 0)
 
 
-def verify_best(
-    study, address: str | None = None, console: Console | None = None, verbose: bool = False
-) -> Verification:
+def verify_best(study, session: Session | None = None) -> Verification:
     """Evaluates the saved model of a study's best trial on the split that it was ranked on.
 
     Args:
         study: a `Study`.
+        session: see `Session`.
 
     Raises:
         UserError: no trial has finished, or the data set is not the one of the study.
@@ -106,7 +99,7 @@ def verify_best(
     manifest = shards.read_manifest(experiment.data.uri)
     check_same_inputs(study.folder, experiment, manifest.fingerprint)
     model = storage.join(study.trial_folder(best.number), MODEL)
-    with connect.connected(address, verbose, (console or Console(quiet=True)).warn):
+    with (session or Session()).connected():
         device = check_fits(experiment, connect.possible_resources())
         metrics = evaluate_here(model, experiment, manifest, device, (metric.partition("/")[0],))
     return Verification(
@@ -114,18 +107,19 @@ def verify_best(
     )  # its weights are the average's
 
 
-def predict(model: str, images: list[str], results: str = "results", top: int = 5) -> list[Prediction]:
+def predict(model: str, images: list[str], top: int = 5, session: Session | None = None) -> list[Prediction]:
     """What a model sees in images.
 
     Args:
         model: as for `evaluate`.
         images: paths of image files.
         top: how many classes of each.
+        session: see `Session`; a run or study is looked up in its `results`.
 
     Raises:
         UserError: the model or an image cannot be read.
     """
-    path = find_model(model, results)
+    path = find_model(model, (session or Session()).results)
     description = describe_model(path)
     network = timm.create_model(description["model"], **description["arguments"]).eval()
     network.load_state_dict(student.weights_of(path))

@@ -12,7 +12,7 @@ from deit_ray.results.folders import JOURNAL, experiment_of, find_run, name_of, 
 from deit_ray.results.journal import iterate_points
 from deit_ray.results.origin import read_origins
 from deit_ray.study.study import DATABASE
-from deit_ray.terminal.console import Console
+from deit_ray.terminal.session import Session
 from deit_ray.trial.failure import FAILURE
 
 CLOCK = ("perf/", "cost/")  # metrics that depend on the clock
@@ -45,26 +45,22 @@ class Reproduction:
         return not (self.differing or self.missing or self.added)
 
 
-def reproduce(
-    name: str,
-    results: str = "results",
-    address: str | None = None,
-    console: Console | None = None,
-    verbose: bool = False,
-) -> Reproduction:
+def reproduce(name: str, session: Session | None = None) -> Reproduction:
     """Trains a run or trial again in a new folder and compares every metric but those that depend on the clock.
 
     A trial that was stopped early is trained as far as it came, under the schedule of the whole.
 
     Args:
         name: see `folders.find_run`.
+        session: see `Session`; the run is looked up in its `results`.
 
     Raises:
         UserError: there is no such run, it has measured nothing, or it did not begin at its beginning.
     """
     from deit_ray.trial.run import steps_per_epoch, train_in
 
-    folder = find_run(name, results)
+    session = session or Session()
+    folder = find_run(name, session.results)
     if storage.exists(storage.join(folder, DATABASE)):
         raise UserError(f"{name}: is a study; name one of its trials, such as {posixpath.basename(folder)}/0")
     origins, then = read_origins(folder), points_of(folder)
@@ -89,14 +85,12 @@ def reproduce(
         }
     )
     splits = ("val", *{"test" for metric, _ in then if metric.startswith("test/")})
-    trained = train_in(
-        lambda e: new_folder(e, f"{name_of(folder)} once more."), again, address, console, verbose, splits
-    )
+    trained = train_in(lambda e: new_folder(e, f"{name_of(folder)} once more."), again, session, splits)
     now = points_of(trained.folder)
     if all(step < last or metric.startswith("train/") for metric, step in then):
         # it stopped before an evaluation that its repetition, which ends there, makes
         now = {key: value for key, value in now.items() if key[1] < last or key[0].startswith("train/")}
-    difference = compare(folder, trained.folder, results)
+    difference = compare(folder, trained.folder, session.results)
     return Reproduction(
         (name_of(folder), trained.name), last, **compare_points(then, now, last), difference=difference
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import ray
 
-from deit_ray import storage
+from deit_ray import __version__, storage
 from deit_ray.errors import UserError
 from deit_ray.experiment.config import Experiment
 
@@ -104,7 +104,7 @@ def describe_code() -> dict:
     if (
         _git("ls-files", "--error-unmatch", "__init__.py") is None
     ):  # installed, perhaps within somebody else's repository
-        return {"version": importlib.metadata.version("deit-ray"), "commit": None, "changes": None}
+        return {"version": __version__, "commit": None, "changes": None}
     top = _git("rev-parse", "--show-toplevel").strip()
     changes = _git("-C", top, "diff", "HEAD") or ""
     for name in sorted((_git("ls-files", "--others", "--exclude-standard", "--", "*.py") or "").splitlines()):
@@ -115,7 +115,7 @@ def describe_code() -> dict:
         digest = hashlib.sha256(changes.encode()).hexdigest()
         changes = f"{changes[:MOST_CHANGES]}\n(cut: {len(changes)} characters in all, sha256 {digest})\n"
     return {
-        "version": importlib.metadata.version("deit-ray"),
+        "version": __version__,
         "commit": _git("rev-parse", "HEAD").strip(),
         "changes": changes,
     }

@@ -1,6 +1,7 @@
-"""A study: Optuna proposes, Ray Tune runs, the scheduler stops early, and one database knows it all."""
+"""A study from its start to its end: Optuna proposes, Ray Tune runs, and the scheduler stops weak trials early."""
 
 import contextlib
+from typing import Any
 
 from deit_ray import storage
 from deit_ray.cluster import connect
@@ -8,80 +9,124 @@ from deit_ray.errors import Interrupted, UnavailableError, UserError
 from deit_ray.experiment.config import Experiment
 from deit_ray.results.origin import check_same_inputs, note_origin
 from deit_ray.study.driver import Driver
+from deit_ray.study.resume import Reconciled, dry_run
 from deit_ray.study.study import Study, naming_database
-from deit_ray.terminal.console import Console
-from deit_ray.trial.run import check, check_fits, pin_teacher
+from deit_ray.terminal.session import Session
+from deit_ray.trial.resolve import Resolved, pin_teacher, resolve
+from deit_ray.trial.run import check_cluster
 
 
-def tune(
-    experiment: Experiment | None,
-    address: str | None = None,
-    resume: str | None = None,
-    console: Console | None = None,
-    verbose: bool = False,
-    results: str = "results",
-    amend: dict | None = None,
-) -> "Study":
+def tune(experiment: Experiment, session: Session | None = None) -> Study:
     """Runs a study to its end.
 
     Args:
-        experiment: what to search; None with `resume`.
-        address: of a Ray cluster; by default RAY_ADDRESS, or a local Ray for this study.
-        resume: the name of a study that was interrupted, or is to be extended.
-        console: what a person sees; by default nothing.
-        verbose: shows Ray's own output too.
-        results: where the study to resume is.
-        amend: dotted keys and values that a resumed study goes on with; see `Study.amend`.
-
-    Returns:
-        The study.
+        experiment: an experiment whose `search.space` is not empty; see `load_experiment`.
+        session: see `Session`.
 
     Raises:
         UserError: the experiment cannot run, or has nothing to search.
-        Interrupted: by Ctrl-C, or because Ray is gone; the study can be resumed.
-        UnavailableError: a disk, data or network is gone; the study can be resumed once that is mended.
+        Interrupted: Ctrl-C was pressed, or Ray died; the study can be resumed.
+        UnavailableError: a disk, data or network is unavailable; the study can be resumed once it is back.
     """
-    console = console or Console(quiet=True)
-    study = Study.open(resume, results) if resume else None
-    experiment = study.experiment if study else experiment
+    session = session or Session()
+    _check_searchable(experiment)
+    resolved = resolve(pin_teacher(experiment))
+    with contextlib.ExitStack() as lock, session.connected():
+        device = check_cluster(experiment)
+        study = Study.create(resolved.experiment)
+        lock.enter_context(study.driving())
+        _drive(study, resolved, device, session)
+    return study
+
+
+def resume_study(
+    name: str,
+    overrides: dict[str, Any] | None = None,
+    more_trials: int = 0,
+    session: Session | None = None,
+) -> Study:
+    """Resumes a study that was interrupted, or extends one that has ended, and runs it to its end.
+
+    Args:
+        name: name of the study, such as digits_search-1, or digits_search for the newest.
+        overrides: dotted keys and values to change from now on; see `Study.amended` for the keys that may change.
+        more_trials: trials to add to `search.trials`.
+        session: see `Session`; the study is looked up in its `results`.
+
+    Raises:
+        UserError: there is no such study, it is running, its data or teacher have changed, or an override is refused.
+        Interrupted: as for `tune`.
+        UnavailableError: as for `tune`.
+    """
+    session = session or Session()
+    study = Study.open(name, session.results)
+    overrides = _with_more_trials(study, overrides, more_trials)
+    _check_searchable(study.experiment)
+    with study.driving():
+        study.take_stop_requests()  # requests to an earlier driver
+        experiment = study.amended(overrides)
+        resolved = resolve(experiment)
+        check_same_inputs(study.folder, experiment, resolved.manifest.fingerprint, resolved.teacher_path)
+        with session.connected():
+            device = check_cluster(experiment)
+            study.amend(overrides)
+            _drive(study, resolved, device, session)
+    return study
+
+
+def plan_resume(
+    name: str,
+    overrides: dict[str, Any] | None = None,
+    more_trials: int = 0,
+    session: Session | None = None,
+) -> list[Reconciled]:
+    """What `resume_study` would do with each trial of a study; it is printed, and nothing is done.
+
+    Raises:
+        UserError: there is no such study, it is running, or an override is refused.
+    """
+    session = session or Session()
+    study = Study.open(name, session.results)
+    overrides = _with_more_trials(study, overrides, more_trials)
+    return dry_run(name, session.results, session.console, overrides)
+
+
+def _with_more_trials(study: Study, overrides: dict[str, Any] | None, more_trials: int) -> dict[str, Any]:
+    overrides = dict(overrides or {})
+    if more_trials:
+        overrides["search.trials"] = study.experiment.search.trials + more_trials
+    return overrides
+
+
+def _check_searchable(experiment: Experiment) -> None:
     if not experiment.search.space:
         raise UserError(
-            f"{experiment.name}: search.space is empty; name what to search, such as optim.lr: {{log: [1e-4, 1e-2]}}"
+            f"{experiment.name}: search.space is empty; name what to search, such as "
+            "optim.lr: {log: [1e-4, 1e-2]}"
         )
     if not storage.is_local(experiment.results.uri):
         raise UserError(
             f"results.uri: {experiment.results.uri}: a study's database needs a local path or a shared file system"
         )
-    with contextlib.ExitStack() as stack:
-        if study:
-            stack.enter_context(study.driving())
-            study.take_stop_requests()  # of an earlier start
-            experiment = study.amended(amend or {})
-        ready = check(experiment)
-        if study:
-            check_same_inputs(study.folder, experiment, ready.manifest.fingerprint, ready.teacher_path)
-        with connect.connected(address, verbose, console.warn):
-            resources = connect.possible_resources()
-            device = check_fits(experiment, resources)
-            for key, uri in (("results.uri", experiment.results.uri), ("data.uri", experiment.data.uri)):
-                connect.check_reachable(key, uri)
-            if study:
-                study.amend(amend or {})
-            else:
-                study = Study.create(experiment := pin_teacher(experiment))
-                stack.enter_context(study.driving())
-            note_origin(study.folder, experiment, ready.manifest.fingerprint, device, ready.teacher_path)
-            how = f"go on with: deit-ray tune --resume {study.name}{storage.results_option(experiment.results.uri)}"
-            how += f" --address {address}" if address else ""
-            try:
-                with naming_database(study.folder):
-                    Driver(study, ready, device, resources, console).run()
-            except UnavailableError as error:
-                raise UnavailableError(
-                    f"{study.name}: {error}\nwhat its trials have done is kept; once this is mended, {how}"
-                ) from error
-            except (KeyboardInterrupt, Interrupted) as error:
-                console.close()
-                why = str(error) or "interrupted" if connect.is_alive() else "Ray has died"
-                raise Interrupted(f"{study.name}: {why}; what its trials have done is kept\n{how}") from error
-    return study
+
+
+def _drive(study: Study, resolved: Resolved, device: str, session: Session) -> None:
+    """Runs the open trials of a study; the message of an accident says how to resume."""
+    experiment = resolved.experiment
+    note_origin(study.folder, experiment, resolved.manifest.fingerprint, device, resolved.teacher_path)
+    how = f"go on with: deit-ray tune --resume {study.name}{storage.results_option(experiment.results.uri)}"
+    if session.address:
+        how += f" --address {session.address}"
+    try:
+        with naming_database(study.folder):
+            Driver(study, resolved, device, connect.possible_resources(), session.console).run()
+    except UnavailableError as error:
+        raise UnavailableError(
+            f"{study.name}: {error}\nwhat its trials have done is kept; once this is mended, {how}"
+        ) from error
+    except (KeyboardInterrupt, Interrupted) as error:
+        session.console.close()
+        why = str(error) or "interrupted"
+        if not connect.is_alive():
+            why = "Ray has died"
+        raise Interrupted(f"{study.name}: {why}; what its trials have done is kept\n{how}") from error

@@ -1,248 +1,120 @@
-"""A training run on its own: checked, trained, tracked. Studies share the checks."""
+"""A training run on its own: trained to its end, and tracked. Studies share its parts."""
 
 import contextlib
 import json
 import posixpath
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import ray
 import ray.tune
 
 from deit_ray import storage
-from deit_ray.augment.policy import find_policy
 from deit_ray.cluster import connect
 from deit_ray.cluster.holdings import sweep
 from deit_ray.data import shards
 from deit_ray.data.damage import BAD_IMAGES, describe_bad, read_bad
 from deit_ray.errors import Interrupted, UserError
 from deit_ray.experiment.config import Experiment
-from deit_ray.models.student import create_student
-from deit_ray.models.teacher import TeacherWeights, read_teacher
-from deit_ray.results.folders import JOURNAL, MODEL, RUN, keep_best_model, new_folder, runs_of, saved_steps
+from deit_ray.results.folders import JOURNAL, MODEL, RUN, keep_best_model, new_folder, saved_steps
 from deit_ray.results.journal import iterate_points
 from deit_ray.results.lock import driving
 from deit_ray.results.origin import check_same_inputs, note_origin
-from deit_ray.terminal.console import Console
+from deit_ray.terminal.session import Session
 from deit_ray.tracking.tracked import Run
 from deit_ray.tracking.tracker import Tracker
 from deit_ray.trial.assemble import Shared, make_trial, make_worklist
 from deit_ray.trial.failure import read_failure, reason_of
 from deit_ray.trial.needs import Needs
+from deit_ray.trial.resolve import Resolved, pin_teacher, resolve
 from deit_ray.trial.trial import Trial
 
 
 @dataclass(frozen=True)
-class Ready:
-    """An experiment whose parts were found and fit together; nothing has started yet."""
-
-    experiment: Experiment
-    manifest: shards.Manifest
-    data: str  # absolute URI of the prepared data set
-    teacher: TeacherWeights | None
-    initial: dict | None  # the student's initial weights, where it does not start from scratch
-    teacher_path: str | None = None  # the local file of its weights, where it is one
-
-
-def check(experiment: Experiment) -> Ready:
-    """Finds the data, the teacher and the student of an experiment.
-
-    Raises:
-        UserError: one of them, or the augmentation's policy, is missing or does not fit the others.
-    """
-    manifest = shards.read_manifest(experiment.data.uri)
-    data = storage.absolute(experiment.data.uri)
-    make_worklist(experiment, manifest, data, ("val",))
-    for name in experiment.policies:
-        find_policy(name)
-    student = create_student(experiment.student, experiment.data.image_size, len(manifest.classes))
-    initial = student.state_dict() if experiment.student.init != "scratch" else None
-    teacher = path = None
-    if experiment.distils:
-        section = experiment.distillation.teacher
-        path = weights_path(section.weights, experiment.results.uri)
-        teacher = read_teacher(section, path, experiment.data.image_size, len(manifest.classes))
-    return Ready(experiment, manifest, data, teacher, initial, path)
-
-
-def weights_path(weights: str, results: str) -> str | None:
-    """The local file that `distillation.teacher.weights` or a MODEL on the command line stands for.
-
-    Raises:
-        UserError: run: names no finished run.
-    """
-    if weights == "pretrained":
-        return None
-    if not weights.startswith("run:"):
-        return weights
-    uri = storage.join(storage.absolute(results), _newest_with_model(weights, results), MODEL)
-    if storage.is_local(uri):
-        return storage.local_path(uri)
-    local = Path(tempfile.mkdtemp(prefix="deit_ray-")) / MODEL
-    local.write_bytes(storage.read_bytes(uri))
-    return str(local)
-
-
-def _newest_with_model(weights: str, results: str) -> str:
-    """The newest finished run that run:NAME stands for."""
-    name = weights.removeprefix("run:")
-    runs = [run for run in runs_of(name, results) if storage.exists(storage.join(results, run, MODEL))]
-    if not runs:
-        raise UserError(
-            f"distillation.teacher.weights: {weights}: no finished run of that name in {results}; "
-            f"train one first, such as: deit-ray train experiments/{name}.yaml"
-        )
-    return runs[-1]
-
-
-def pin_teacher(experiment: Experiment) -> Experiment:
-    """The experiment with its teacher run:NAME replaced by the newest run of that name: one that is trained later is another teacher."""
-    weights = experiment.distillation.teacher.weights if experiment.distils else ""
-    if not weights.startswith("run:"):
-        return experiment
-    return experiment.with_overrides(
-        {"distillation.teacher.weights": f"run:{_newest_with_model(weights, experiment.results.uri)}"}
-    )
-
-
-def share(ready: Ready) -> Shared:
-    """Puts what all trials have in common into Ray's object store, once."""
-    teacher, initial = (None if value is None else ray.put(value) for value in (ready.teacher, ready.initial))
-    return Shared(ready.manifest, ready.data, teacher, initial)
-
-
-def train(
-    experiment: Experiment, address: str | None = None, console: Console | None = None, verbose: bool = False
-) -> "TrainedRun":
-    """Trains one experiment to its end.
-
-    Args:
-        experiment: see `load_experiment`.
-        address: of a Ray cluster; by default RAY_ADDRESS, or a local Ray for this run.
-        console: what a person sees; by default nothing.
-        verbose: shows Ray's own output too.
-
-    Returns:
-        The run; its folder holds the experiment, the journal and model.safetensors.
-
-    Raises:
-        UserError: the experiment cannot run.
-    """
-    return train_in(new_folder, pin_teacher(experiment), address, console, verbose)
-
-
-def train_in(
-    make_folder: Callable[[Experiment], str],
-    experiment: Experiment,
-    address: str | None = None,
-    console: Console | None = None,
-    verbose: bool = False,
-    splits: tuple[str, ...] = ("val", "test"),
-    continues: dict | None = None,
-) -> "TrainedRun":
-    """Trains an experiment in a folder, from the latest checkpoint on where there is one; the rest is as in `train`.
-
-    Args:
-        make_folder: gives the URI of the folder, once it is certain that the experiment can run.
-        splits: which of val and test are evaluated.
-        continues: see `note_origin`.
-    """
-    ready = check(experiment)
-    console = console or Console(quiet=True)
-    with connect.connected(address, verbose, console.warn):
-        device = check_fits(experiment, connect.possible_resources())
-        for key, uri in (("results.uri", experiment.results.uri), ("data.uri", experiment.data.uri)):
-            connect.check_reachable(key, uri)
-        folder = make_folder(experiment)
-        name = posixpath.basename(folder)
-        how = f"go on with: deit-ray train --continue {name}{storage.results_option(experiment.results.uri)}"
-        check_same_inputs(folder, experiment, ready.manifest.fingerprint, ready.teacher_path)
-        note_origin(folder, experiment, ready.manifest.fingerprint, device, ready.teacher_path, continues)
-        with driving(folder, name), Tracker.of(experiment, console) as tracker:
-            run = start_single(tracker, experiment, folder)
-            console.run_started(name, experiment, device)
-            try:
-                metrics = _train_on(
-                    folder, ready, device, splits, lambda result: console.run_progress(result, experiment)
-                )
-            except BaseException as error:
-                if isinstance(error, KeyboardInterrupt):
-                    raise Interrupted(
-                        f"{name}: interrupted; its journal and checkpoints: {folder}\n{how}"
-                    ) from None
-                failure = read_failure(folder)
-                reason = failure.reason if failure else reason_of(error)
-                if failure is not None and failure.kind == "failed":
-                    tracker.end_run(run, f"failed: {reason}", folder, BAD_IMAGES)
-                    how = ""
-                mended = f"\nonce this is mended, {how}" if how else ""
-                raise UserError(
-                    f"{name}: the training failed: {reason}\n  its journal and checkpoints: {folder}{mended}"
-                ) from error
-            keep_best_model(folder, experiment.search.metric)
-            storage.write_bytes(
-                storage.join(folder, RUN), json.dumps({"outcome": "finished", "metrics": metrics}).encode()
-            )
-            tracker.end_run(run, "finished", folder, MODEL, BAD_IMAGES)
-            warn_of_bad(folder, console.warn)
-    return TrainedRun(name, folder, metrics)
-
-
-def start_single(tracker: Tracker, experiment: Experiment, folder: str) -> Run:
-    """The run of a training run on its own."""
-    return tracker.start_run(
-        posixpath.basename(folder),
-        {"experiment": experiment.name, "kind": "train"},
-        params_of(experiment),
-        folder,
-    )
-
-
-def params_of(experiment: Experiment) -> dict[str, str]:
-    """What MLflow shows of an experiment whose values are not searched: the few that people compare by."""
-    keys = ("student.model", "distillation.kind", "distillation.weight", "augment.strength", "optim.lr", "train.epochs",
-            "train.batch_size", "train.workers", "train.threads", "seed")  # fmt: skip
-    return {key: str(experiment.get(key)) for key in keys}
-
-
-def warn_of_bad(folder: str, warn: Callable[[str], None]) -> None:
-    """Says, at the end of a run, which images it could not decode."""
-    if bad := read_bad(folder):
-        warn(
-            f"{len(bad)} images could not be decoded and counted nowhere: {describe_bad(bad)}; {storage.join(folder, BAD_IMAGES)} has all"
-        )
-
-
-def _train_on(folder: str, ready: Ready, device: str, splits: tuple[str, ...], on_result) -> dict[str, float]:
-    """Trains from the latest checkpoint to the last epoch; returns the metrics of the last evaluation."""
-    experiment = ready.experiment
-    splits = tuple(split for split in splits if split == "val" or split in ready.manifest.splits)
-    steps, last = saved_steps(folder), make_worklist(experiment, ready.manifest, ready.data, splits).steps
-    if steps and steps[-1] >= last:  # the driver went away between the last checkpoint and the end
-        points = iterate_points(storage.join(folder, JOURNAL))
-        return {p.name: p.value for p in points if p.step == last and not p.name.startswith("train/")} | {
-            "step": last
-        }
-    return run_trial(partial(make_trial, experiment, device, share(ready), splits), folder, on_result)
-
-
-@dataclass(frozen=True)
 class TrainedRun:
-    """A finished training run: its name, the URI of its folder, and the metrics of its last evaluation."""
+    """A finished training run.
+
+    Attributes:
+        name: name of the run.
+        folder: URI of its folder, which holds the experiment, the journal and model.safetensors.
+        metrics: metrics of its last evaluation, by name.
+    """
 
     name: str
     folder: str
     metrics: dict[str, float]
 
 
-def check_fits(experiment: Experiment, resources: dict[str, float]) -> str:
-    """The device a trial runs on, having made sure that one fits.
+def train(experiment: Experiment, session: Session | None = None) -> TrainedRun:
+    """Trains one experiment to its end.
+
+    Args:
+        experiment: see `load_experiment`.
+        session: see `Session`.
 
     Raises:
-        UserError: with the sum of what is needed and what there is.
+        UserError: the experiment cannot run, or its training failed.
+        Interrupted: Ctrl-C was pressed; the run can be continued.
+    """
+    return train_in(new_folder, pin_teacher(experiment), session)
+
+
+def train_in(
+    make_folder: Callable[[Experiment], str],
+    experiment: Experiment,
+    session: Session | None = None,
+    splits: tuple[str, ...] = ("val", "test"),
+    continues: dict | None = None,
+) -> TrainedRun:
+    """Trains an experiment in a folder, from its latest checkpoint where there is one; the rest is as in `train`.
+
+    Args:
+        make_folder: gives the URI of the folder, once it is certain that the experiment can run.
+        splits: which of val and test are evaluated.
+        continues: see `note_origin`.
+    """
+    session = session or Session()
+    resolved = resolve(experiment)
+    with session.connected():
+        device = check_cluster(experiment)
+        folder = make_folder(experiment)
+        name = posixpath.basename(folder)
+        fingerprint, teacher = resolved.manifest.fingerprint, resolved.teacher_path
+        check_same_inputs(folder, experiment, fingerprint, teacher)
+        note_origin(folder, experiment, fingerprint, device, teacher, continues)
+        with driving(folder, name), Tracker.of(experiment, session.console) as tracker:
+            run = start_single(tracker, experiment, folder)
+            session.console.run_started(name, experiment, device)
+            with _explaining(folder, experiment, tracker, run):
+                metrics = _train_on(
+                    folder, resolved, device, splits, lambda m: session.console.run_progress(m, experiment)
+                )
+            keep_best_model(folder, experiment.search.metric)
+            finished = {"outcome": "finished", "metrics": metrics}
+            storage.write_bytes(storage.join(folder, RUN), json.dumps(finished).encode())
+            tracker.end_run(run, "finished", folder, MODEL, BAD_IMAGES)
+            warn_of_bad(folder, session.console.warn)
+    return TrainedRun(name, folder, metrics)
+
+
+def check_cluster(experiment: Experiment) -> str:
+    """The device that the experiment's trials run on: cpu or cuda. A Ray must be connected.
+
+    Raises:
+        UserError: a trial does not fit into the cluster, or a node could not reach the data or the results.
+    """
+    device = check_fits(experiment, connect.possible_resources())
+    for key, uri in (("results.uri", experiment.results.uri), ("data.uri", experiment.data.uri)):
+        connect.check_reachable(key, uri)
+    return device
+
+
+def check_fits(experiment: Experiment, resources: dict[str, float]) -> str:
+    """The device that a trial runs on, cpu or cuda.
+
+    Raises:
+        UserError: a trial does not fit; the message has the sum of its needs, and the resources.
     """
     device = connect.training_device(experiment.train.device, resources)
     needs = Needs.of(experiment, device)
@@ -255,12 +127,66 @@ def check_fits(experiment: Experiment, resources: dict[str, float]) -> str:
     return device
 
 
-def run_trial(make, folder: str, on_result) -> dict[str, float]:
-    """Runs one trial in an actor of its own, outside Ray Tune; returns the metrics of its last report."""
+@contextlib.contextmanager
+def _explaining(folder: str, experiment: Experiment, tracker: Tracker, run: Run):
+    """Turns whatever ends the training early into one message: why, what was kept, and how to continue."""
+    name = posixpath.basename(folder)
+    option = storage.results_option(experiment.results.uri)
+    how = f"go on with: deit-ray train --continue {name}{option}"
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"{name}: interrupted; its journal and checkpoints: {folder}\n{how}") from None
+    except BaseException as error:
+        failure = read_failure(folder)
+        reason = failure.reason if failure else reason_of(error)
+        message = f"{name}: the training failed: {reason}\n  its journal and checkpoints: {folder}"
+        if failure is not None and failure.kind == "failed":
+            tracker.end_run(run, f"failed: {reason}", folder, BAD_IMAGES)
+        else:
+            message += f"\nonce this is mended, {how}"
+        raise UserError(message) from error
+
+
+def _train_on(
+    folder: str,
+    resolved: Resolved,
+    device: str,
+    splits: tuple[str, ...],
+    on_metrics: Callable[[dict[str, float]], None],
+) -> dict[str, float]:
+    """Trains from the latest checkpoint to the last epoch; returns the metrics of the last evaluation."""
+    experiment, manifest = resolved.experiment, resolved.manifest
+    splits = tuple(split for split in splits if split == "val" or split in manifest.splits)
+    steps, last = saved_steps(folder), make_worklist(experiment, manifest, resolved.data, splits).steps
+    if steps and steps[-1] >= last:  # the driver died between the last checkpoint and the end
+        points = iterate_points(storage.join(folder, JOURNAL))
+        metrics = {p.name: p.value for p in points if p.step == last and not p.name.startswith("train/")}
+        return metrics | {"step": last}
+    make = partial(make_trial, experiment, device, share(resolved), splits)
+    return run_trial(make, folder, on_metrics)
+
+
+def share(resolved: Resolved) -> Shared:
+    """Puts the things that all trials have in common into Ray's object store, once."""
+    teacher = None if resolved.teacher is None else ray.put(resolved.teacher)
+    initial = None if resolved.initial is None else ray.put(resolved.initial)
+    return Shared(resolved.manifest, resolved.data, teacher, initial)
+
+
+def run_trial(
+    make: Callable, folder: str, on_metrics: Callable[[dict[str, float]], None]
+) -> dict[str, float]:
+    """Runs one trial in an actor of its own, outside Ray Tune; returns the metrics of its last report.
+
+    Args:
+        make: makes the trainer, as `Trial` needs it.
+        folder: URI of the trial's folder.
+        on_metrics: called with the metrics of each report.
+    """
     actor_class = ray.tune.with_parameters(Trial, make=make)
-    actor = ray.remote(num_cpus=0, resources={connect.HEAD: 0.001})(actor_class).remote(
-        config={"folder": folder}
-    )
+    remote_class = ray.remote(num_cpus=0, resources={connect.HEAD: 0.001})(actor_class)
+    actor = remote_class.remote(config={"folder": folder})
     metrics: dict[str, float] = {}
     try:
         while True:
@@ -269,18 +195,39 @@ def run_trial(make, folder: str, on_result) -> dict[str, float]:
                 return metrics
             metrics = {key: value for key, value in result.items() if "/" in key or key in ("epoch", "step")}
             metrics = {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
-            on_result(metrics)
+            on_metrics(metrics)
     finally:
         if ray.is_initialized():
-            with contextlib.suppress(
-                ray.exceptions.RayError, KeyboardInterrupt
-            ):  # whatever it does, it is killed next
+            # whatever happens in `stop`, the actor is killed next
+            with contextlib.suppress(ray.exceptions.RayError, KeyboardInterrupt):
                 ray.get(actor.stop.remote(), timeout=10)
             ray.kill(actor)
             sweep(folder)
 
 
+def start_single(tracker: Tracker, experiment: Experiment, folder: str) -> Run:
+    """Starts the MLflow run of a training run on its own."""
+    tags = {"experiment": experiment.name, "kind": "train"}
+    return tracker.start_run(posixpath.basename(folder), tags, params_of(experiment), folder)
+
+
+def params_of(experiment: Experiment) -> dict[str, str]:
+    """The MLflow params of an experiment that searches nothing: the few settings that people compare."""
+    keys = ("student.model", "distillation.kind", "distillation.weight", "augment.strength", "optim.lr",
+            "train.epochs", "train.batch_size", "train.workers", "train.threads", "seed")  # fmt: skip
+    return {key: str(experiment.get(key)) for key in keys}
+
+
+def warn_of_bad(folder: str, warn: Callable[[str], None]) -> None:
+    """Says, at the end of a run, which images could not be decoded."""
+    if bad := read_bad(folder):
+        warn(
+            f"{len(bad)} images could not be decoded and counted nowhere: {describe_bad(bad)}; "
+            f"{storage.join(folder, BAD_IMAGES)} has all"
+        )
+
+
 def steps_per_epoch(experiment: Experiment) -> int:
-    return make_worklist(
-        experiment, shards.read_manifest(experiment.data.uri), experiment.data.uri, ()
-    ).steps_per_epoch
+    """Optimizer steps in an epoch of an experiment."""
+    uri = experiment.data.uri
+    return make_worklist(experiment, shards.read_manifest(uri), uri, ()).steps_per_epoch

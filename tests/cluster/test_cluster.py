@@ -18,13 +18,14 @@ import deit_ray
 
 digits, results = sys.argv[1:]
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-connect.add_node(num_cpus=1)
+cluster.add_node(num_cpus=1)
 keys = {"data.uri": digits, "results.uri": results, "distillation.kind": "none"}
 try:
-    deit_ray.train(deit_ray.load_experiment("experiments/digits_student.yaml", keys), address=connect.address)
+    experiment = deit_ray.load_experiment("experiments/digits_student.yaml", keys)
+    deit_ray.train(experiment, deit_ray.Session(address=cluster.address))
 except deit_ray.UserError as error:
     print("refused:", error)
-connect.shutdown()
+cluster.shutdown()
 """
 
 

@@ -20,7 +20,9 @@ from deit_ray.results import folders
 from deit_ray.results.origin import check_same_inputs, describe_code, note_origin, read_origins
 from deit_ray.study.search import tune
 from deit_ray.study.study import Study
+from deit_ray.terminal.session import Session
 from deit_ray.trial import run
+from deit_ray.trial.resolve import resolve
 
 PLAIN = {
     "distillation.kind": "none",
@@ -75,7 +77,7 @@ def test_a_run_can_be_had_again_and_what_was_changed_is_found(ray_cluster, exper
     assert "not known of both" in shown
     assert set(compare("first", f"{other}/experiment.yaml", results).settings) == {"name", "optim.lr"}
     with pytest.raises(UserError, match=r"other: has measured nothing"):
-        reproduce("other", results)
+        reproduce("other", Session(results=results))
 
 
 @pytest.mark.cluster
@@ -126,7 +128,7 @@ def test_a_trial_that_was_stopped_early_is_had_again_as_far_as_it_came(ray_clust
     _write(
         trained.folder, study.trial_experiment({"optim.lr": 0.002})
     )  # as its study wrote it; one epoch of three is what it did
-    found = reproduce("stopped-1/0", str(Path(study.folder).parent))
+    found = reproduce("stopped-1/0", Session(results=str(Path(study.folder).parent)))
     assert found.same
     assert f"{found.equal} of {found.equal} metric points" in text_of(show_reproduction(found))
     assert (found.names, found.step) == (("stopped-1/trial-0000", "stopped-1-trial-0000-again-1"), 20)
@@ -140,7 +142,7 @@ def _write(folder: str, experiment) -> str:
 
 def test_origins_are_noted_once_and_their_differences_named(experiment, digits, tmp_path):
     exp = experiment("digits_student", PLAIN)
-    manifest = run.check(exp).manifest
+    manifest = resolve(exp).manifest
     for device in ("cpu", "cpu", "cuda"):
         note_origin(str(tmp_path), exp, manifest.fingerprint, device)
     first, second = read_origins(str(tmp_path))
@@ -176,7 +178,7 @@ def test_origins_are_noted_once_and_their_differences_named(experiment, digits, 
 
 def test_images_that_have_changed_are_refused(experiment, tmp_path):
     exp = experiment("digits_student", PLAIN)
-    manifest = run.check(exp).manifest
+    manifest = resolve(exp).manifest
     check_same_inputs(str(tmp_path), exp, manifest.fingerprint)  # nothing was noted, so nothing is known
     note_origin(str(tmp_path), exp, manifest.fingerprint, "cpu")
     check_same_inputs(str(tmp_path), exp, manifest.fingerprint)

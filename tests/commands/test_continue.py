@@ -24,6 +24,7 @@ from deit_ray.models.optim import effective_lr, lr_at
 from deit_ray.results import folders
 from deit_ray.results.origin import read_origins
 from deit_ray.study.study import Study
+from deit_ray.terminal.session import Session
 from deit_ray.trial import run
 
 PLAIN = {"distillation.kind": "none", "train.log_every": 1, "optim.warmup_epochs": 1, "student.depth": 1}
@@ -36,7 +37,7 @@ def test_a_run_that_goes_on_equals_one_that_never_stopped(ray_cluster, experimen
     half = run.train(experiment("digits_student", keys | {"train.epochs": 2, "name": "half"}))
     before = {path: path.read_bytes() for path in Path(half.folder).rglob("*") if path.is_file()}
     results = str(Path(half.folder).parent)
-    further = continue_run("half", 4, "hold", results)
+    further = continue_run("half", 4, "hold", Session(results=results))
     assert further.name == "half-1-1"
     assert {path: path.read_bytes() for path in Path(half.folder).rglob("*") if path.is_file()} == before
     expected = points_of(whole.folder)
@@ -62,14 +63,14 @@ def test_a_run_that_goes_on_equals_one_that_never_stopped(ray_cluster, experimen
         (step, expected["train/loss", step]) for step in range(1, 81)
     ]
     with pytest.raises(UserError, match=r"half-1: --epochs 2: it has 2 epochs already; allowed: above 2"):
-        continue_run("half-1", 2, results=results)
+        continue_run("half-1", 2, session=Session(results=results))
     with pytest.raises(
         UserError, match=r"half: has ended, at epoch 2; say how far it shall go: --epochs N, above 2"
     ):
-        continue_run("half", results=results)
+        continue_run("half", session=Session(results=results))
     shutil.rmtree(f"{half.folder}/step-00000040")
     with pytest.raises(UserError, match=r"half-1: its checkpoints are not kept"):
-        continue_run("half", 4, results=results)
+        continue_run("half", 4, session=Session(results=results))
 
 
 @pytest.mark.cluster
@@ -98,9 +99,9 @@ def test_a_trial_that_was_stopped_early_goes_on_as_if_it_had_not_been(ray_cluste
         UserError,
         match=r"stopped-1/0: has not ended; its study goes on with: deit-ray tune --resume stopped-1",
     ):
-        continue_run("stopped/0", 3, results=results)
+        continue_run("stopped/0", 3, session=Session(results=results))
     study.optuna.tell(trial, state=TrialState.PRUNED)
-    further = continue_run("stopped/0", 3, "hold", results)
+    further = continue_run("stopped/0", 3, "hold", Session(results=results))
     assert further.name == "stopped-1-trial-0000-1"
     whole = run.train(own.with_overrides({"name": "whole"}))
     assert points_of(further.folder) == points_of(whole.folder)
@@ -108,7 +109,7 @@ def test_a_trial_that_was_stopped_early_goes_on_as_if_it_had_not_been(ray_cluste
         UserError,
         match=r"stopped: is a study; go on with: deit-ray tune --resume stopped-1, or name one of its trials",
     ):
-        continue_run("stopped", 3, results=results)
+        continue_run("stopped", 3, session=Session(results=results))
 
 
 def test_the_policies_of_the_schedule(experiment):
@@ -150,7 +151,7 @@ def test_an_interrupted_run_goes_on_in_place(experiment, tmp_path):
     assert f"deit-ray train --continue long-1 --results {tmp_path}/results" in output
     assert not (folder / "run.json").exists()
     with pytest.raises(UserError, match="finish it first: deit-ray train --continue long-1"):
-        continue_run("long-1", 9, results=str(tmp_path / "results"))
+        continue_run("long-1", 9, session=Session(results=str(tmp_path / "results")))
 
     rest = subprocess.run(
         [*command, "--continue", "long", "--results", tmp_path / "results"],
@@ -205,7 +206,7 @@ def test_an_unknown_run_is_answered_with_what_there_is(experiment, tmp_path):
         UserError,
         match=r"nobody: no such run, study or trial in .*; there are: digits_student-1, digits_student-2",
     ):
-        continue_run("nobody", 3, results=results)
+        continue_run("nobody", 3, session=Session(results=results))
     with pytest.raises(
         UserError, match=r"digits_student-1/8: no such trial; of digits_student-1 there are: trial-0007"
     ):

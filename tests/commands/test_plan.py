@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from deit_ray.cli.views import show_plan
-from deit_ray.commands.plan import changed_settings, plan, rate_of, reckon, resources_of
+from deit_ray.commands.plan import changed_settings, plan, plan_of, rate_of, resources_of
 from deit_ray.errors import UserError
 from deit_ray.experiment.load import dump_experiment
 from deit_ray.results import folders
@@ -19,7 +19,8 @@ from deit_ray.results.journal import JournalWriter
 from deit_ray.results.origin import note_origin
 from deit_ray.study.searcher import StudySearcher
 from deit_ray.study.study import Study
-from deit_ray.trial import run
+from deit_ray.terminal.session import Session
+from deit_ray.trial.resolve import resolve
 
 PLAIN = {"distillation.kind": "none"}
 SPACE = {
@@ -40,8 +41,7 @@ def text_of(shown) -> str:
 def ran(exp, device: str, speeds: list[float], folder: str | None = None) -> str:
     """The folder of a run that measured these speeds on such a device."""
     folder = folder or folders.new_folder(exp)
-    ready = run.check(exp)
-    note_origin(folder, exp, ready.manifest.fingerprint, device)
+    note_origin(folder, exp, resolve(exp).manifest.fingerprint, device)
     journal = JournalWriter(f"{folder}/journal")
     for step, speed in enumerate(speeds):
         journal.add({"perf/images_per_s": speed}, step)
@@ -67,7 +67,7 @@ def test_the_sums(experiment):
     found = plan(exp)
     assert (found.trials, found.epochs, found.steps, found.samples) == (7, 28, 28 * 20, 28 * 20 * 64)
     assert found.worker_hours == pytest.approx(28 * 20 * 64 / 100 / 3600)
-    here = resources_of(exp, None)[0]
+    here = resources_of(exp, Session())[0]
     assert found.fit == int(here["CPU"])  # a trial takes 0.75 + 0.25 CPUs
     assert found.concurrent == min(2, found.fit)
     shown = text_of(show_plan(found))
@@ -85,7 +85,7 @@ def test_money_and_gpu_hours_where_there_are_gpus(experiment):
     exp = experiment(
         "digits_student", SEARCH | {"train.workers": 2, "cost.images_per_s": 100.0, "cost.per_gpu_hour": 2.5}
     )
-    found = reckon(run.check(exp), {"CPU": 16, "GPU": 8}, "the cluster")
+    found = plan_of(resolve(exp), {"CPU": 16, "GPU": 8}, "the cluster")
     assert (found.device, found.fit, found.concurrent) == ("cuda", 4, 4)
     # the GPU-hours are the samples over the speed of one worker, however many workers share them
     assert found.money == pytest.approx(28 * 20 * 64 / 100 / 3600 * 2.5)
@@ -95,7 +95,7 @@ def test_money_and_gpu_hours_where_there_are_gpus(experiment):
     assert "GPU-hours of training" in text_of(show_plan(found))
     unpriced = exp.with_overrides({"cost.per_gpu_hour": None})
     assert "give the price by cost.per_gpu_hour" in text_of(
-        show_plan(reckon(run.check(unpriced), {"CPU": 16, "GPU": 8}, "the cluster"))
+        show_plan(plan_of(resolve(unpriced), {"CPU": 16, "GPU": 8}, "the cluster"))
     )
 
 

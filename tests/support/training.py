@@ -10,7 +10,8 @@ from deit_ray.models.student import create_student, save_model
 from deit_ray.training.evaluate import evaluate
 from deit_ray.training.step import Batch, TrainStep
 from deit_ray.training.worker import describe
-from deit_ray.trial import assemble, run
+from deit_ray.trial import assemble
+from deit_ray.trial.resolve import resolve
 
 CPU = torch.device("cpu")
 
@@ -22,21 +23,21 @@ class Trained:
     model: str | None
 
 
-def make_step(experiment, ready=None) -> TrainStep:
+def make_step(experiment, resolved=None) -> TrainStep:
     """A training step of a single worker, as the worker makes it."""
-    ready = ready or run.check(experiment)
-    worklist = assemble.make_worklist(experiment, ready.manifest, ready.data, ("val",))
-    classes = len(ready.manifest.classes)
+    resolved = resolved or resolve(experiment)
+    worklist = assemble.make_worklist(experiment, resolved.manifest, resolved.data, ("val",))
+    classes = len(resolved.manifest.classes)
     torch.set_num_threads(1)
     torch.manual_seed(experiment.seed)
     model = create_student(experiment.student, experiment.data.image_size, classes)
-    return TrainStep(experiment, model, model, ready.teacher, classes, worklist.steps_per_epoch, 0, CPU)
+    return TrainStep(experiment, model, model, resolved.teacher, classes, worklist.steps_per_epoch, 0, CPU)
 
 
-def local_batches(experiment, ready=None, splits=("val", "test"), world_size: int = 1, start: int = 0):
+def local_batches(experiment, resolved=None, splits=("val", "test"), world_size: int = 1, start: int = 0):
     """All batches of a run from a step on, in the order of its work list, made in this process; for one rank or, in turn, for several."""
-    ready = ready or run.check(experiment)
-    worklist = assemble.make_worklist(experiment, ready.manifest, ready.data, splits)
+    resolved = resolved or resolve(experiment)
+    worklist = assemble.make_worklist(experiment, resolved.manifest, resolved.data, splits)
     recipe = assemble.make_recipe(experiment, "cpu")
     local = experiment.train.batch_size // world_size
     for task in worklist.tasks_between(start, worklist.steps):
@@ -47,9 +48,14 @@ def local_batches(experiment, ready=None, splits=("val", "test"), world_size: in
 
 def train_locally(experiment, folder: Path | None = None) -> Trained:
     """Trains to the end and returns the last metrics, all losses, and the path of the saved model where a folder is given."""
-    ready = run.check(experiment)
-    worklist = assemble.make_worklist(experiment, ready.manifest, ready.data, ("val", "test"))
-    step, batches, losses, metrics = make_step(experiment, ready), local_batches(experiment, ready), [], {}
+    resolved = resolve(experiment)
+    worklist = assemble.make_worklist(experiment, resolved.manifest, resolved.data, ("val", "test"))
+    step, batches, losses, metrics = (
+        make_step(experiment, resolved),
+        local_batches(experiment, resolved),
+        [],
+        {},
+    )
     for epoch in range(experiment.train.epochs):
         for number in range(epoch * worklist.steps_per_epoch, (epoch + 1) * worklist.steps_per_epoch):
             losses.append(step(Batch.of(next(batches), CPU), number)["loss"].item())
@@ -59,5 +65,5 @@ def train_locally(experiment, folder: Path | None = None) -> Trained:
     model = None
     if folder:
         model = str(folder / "model.safetensors")
-        save_model(model, step.model.state_dict(), describe(experiment, ready.manifest.classes))
+        save_model(model, step.model.state_dict(), describe(experiment, resolved.manifest.classes))
     return Trained(metrics, losses, model)

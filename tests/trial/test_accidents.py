@@ -17,9 +17,10 @@ from deit_ray.errors import UserError
 from deit_ray.experiment.load import load_experiment
 from deit_ray.results.folders import SNAPSHOT
 from deit_ray.results.journal import iterate_points
-from deit_ray.study.search import tune
+from deit_ray.study.search import resume_study, tune
 from deit_ray.study.status import stop, trial_status
 from deit_ray.study.study import Study
+from deit_ray.terminal.session import Session
 from tests.support.commands import SPACE, command, output_of, wait_for
 
 pytestmark = pytest.mark.cluster
@@ -100,7 +101,7 @@ def test_a_disk_that_fills_up_stops_a_study_which_goes_on_once_there_is_room(
         assert "Traceback" not in output
         (disk / "big").unlink()
         assert Study.open("short", str(disk)).optuna.trials[0].state.name == "RUNNING"
-        study = tune(None, resume="short", results=str(disk))
+        study = resume_study("short", session=Session(results=str(disk)))
         assert [trial.state.name for trial in study.optuna.trials] == ["COMPLETE"]
         assert sorted(study.optuna.trials[0].intermediate_values) == list(range(1, 13))
     finally:
@@ -127,7 +128,7 @@ def test_a_shard_that_is_gone_is_named_and_the_study_goes_on_when_it_is_back(
     ):
         tune(load_experiment(path))
     (tmp_path / "away").rename(shard)
-    study = tune(None, resume="short", results=str(tmp_path / "results"))
+    study = resume_study("short", session=Session(results=str(tmp_path / "results")))
     assert [trial.state.name for trial in study.optuna.trials] == ["COMPLETE"]
 
 
@@ -208,12 +209,8 @@ def test_a_target_ends_a_study_and_more_trials_extend_it(ray_cluster, search_fil
     assert len(study.optuna.trials) == 1
     assert study.ended.startswith("search.budget.target: trial 0 has reached 0.01")
     first = study.optuna.trials[0]
-    study = tune(
-        None,
-        resume="short",
-        results=str(tmp_path / "results"),
-        amend={"search.trials": 2, "search.budget.target": 0.99},
-    )
+    changes = {"search.trials": 2, "search.budget.target": 0.99}
+    study = resume_study("short", changes, session=Session(results=str(tmp_path / "results")))
     assert study.ended == "all trials have ended"
     assert [trial.state.name for trial in study.optuna.trials] == ["COMPLETE", "COMPLETE"]
     assert study.optuna.trials[0] == first

@@ -94,8 +94,9 @@ def main(digits: str, folder: str, what: str, setting: str) -> None:
     from deit_ray.cluster import connect
     from deit_ray.cluster.holdings import sweep
     from deit_ray.experiment.load import load_experiment
-    from deit_ray.trial import run
     from deit_ray.trial.assemble import make_trial
+    from deit_ray.trial.resolve import resolve
+    from deit_ray.trial.run import share
     from deit_ray.trial.trial import Trial
 
     other = start_other_ray() if setting == "second ray" else None
@@ -107,8 +108,8 @@ def main(digits: str, folder: str, what: str, setting: str) -> None:
         "train.epochs": 3,
         "optim.warmup_epochs": 1,
     }
-    ready = run.check(load_experiment(EXPERIMENTS / "digits_student.yaml", keys))
-    make = Ends(partial(make_trial, ready.experiment, "cpu", run.share(ready), ("val",)), Path(folder))
+    resolved = resolve(load_experiment(EXPERIMENTS / "digits_student.yaml", keys))
+    make = Ends(partial(make_trial, resolved.experiment, "cpu", share(resolved), ("val",)), Path(folder))
     baseline = snapshot()
     ended, left = {}, []
 

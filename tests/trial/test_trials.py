@@ -25,6 +25,7 @@ from deit_ray.errors import UserError
 from deit_ray.results import folders
 from deit_ray.results.journal import iterate_points
 from deit_ray.trial import run
+from deit_ray.trial.resolve import resolve
 from tests.conftest import EXPERIMENTS, write_colours
 from tests.support.training import train_locally
 
@@ -159,8 +160,8 @@ def die_at_step(step: int, flag: Path) -> None:
 def test_resumed_run_equals_uninterrupted_run(ray_cluster, experiment, teacher_file, tmp_path):
     keys = {"distillation.teacher": {"weights": teacher_file}, "train.log_every": 1, "student.drop_path": 0.1}
     exp = experiment("digits_student", SHORT | keys)
-    ready = run.check(exp)
-    make = partial(run.make_trial, exp, "cpu", run.share(ready), ("val", "test"))
+    resolved = resolve(exp)
+    make = partial(run.make_trial, exp, "cpu", run.share(resolved), ("val", "test"))
     whole, resumed = str(tmp_path / "whole"), str(tmp_path / "resumed")
     run.run_trial(make, whole, lambda metrics: None)
     run.run_trial(KilledOnce(make, tmp_path / "died"), resumed, lambda metrics: None)
