@@ -104,6 +104,7 @@ def measure(folder: Path, trials: int, concurrent: int, sampler: str) -> dict[st
     from deit_ray.cluster import connect
     from deit_ray.data.shards import Manifest
     from deit_ray.study.driver import Driver
+    from deit_ray.study.observers import Observer
     from deit_ray.study.study import Study
     from deit_ray.terminal.console import Console
     from deit_ray.trial.resolve import Resolved
@@ -112,8 +113,8 @@ def measure(folder: Path, trials: int, concurrent: int, sampler: str) -> dict[st
         def trainable(self) -> type:
             return Idle
 
-        def _end(self, number, *arguments) -> None:
-            super()._end(number, *arguments)
+    class Ends(Observer):
+        def trial_ended(self, end) -> None:
             ends.append((time.process_time(), time.monotonic()))
 
     experiment = make_experiment(folder, trials, concurrent, sampler)
@@ -126,6 +127,7 @@ def measure(folder: Path, trials: int, concurrent: int, sampler: str) -> dict[st
         study = Study.create(experiment)
         with study.driving():
             driver = IdleDriver(study, resolved, "cpu", {"CPU": 2.0 * concurrent}, console)
+            driver.observers.append(Ends())
             driver.run()
         ended = (time.process_time(), time.monotonic())
     check(study, trials)

@@ -82,6 +82,11 @@ class Outcome:
         return f"{self.kind}: {self.detail}" if self.detail else str(self.kind)
 
     @property
+    def brief(self) -> str:
+        """The text without the reason of a failure."""
+        return str(self.kind) if self.kind == Kind.FAILED else self.text
+
+    @property
     def mlflow_status(self) -> str:
         return MLFLOW_STATUS[self.kind]
 

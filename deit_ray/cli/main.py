@@ -143,22 +143,22 @@ def tune(
         raise UserError(f"tune: --trials {trials}: must be +N, so many trials more, such as +20")
     session = Session(address, results or "results", Console(), verbose)
     more, overrides = int(trials or 0), overrides_of(set)
-    try:
-        if experiment:
-            loaded = load(experiment, set)
-            from deit_ray.study.search import tune
+    from deit_ray.cli.views import show_result, show_resume
 
-            tune(loaded, session)
-        elif dry_run:
-            from deit_ray.study.search import plan_resume
+    if experiment:
+        loaded = load(experiment, set)
+        from deit_ray.study.search import tune
 
-            plan_resume(resume, overrides, more, session)
-        else:
-            from deit_ray.study.search import resume_study
+        view = show_result(tune(loaded, session))
+    elif dry_run:
+        from deit_ray.study.search import plan_resume
 
-            resume_study(resume, overrides, more, session)
-    finally:
-        session.console.close()
+        view = show_resume(plan_resume(resume, overrides, more, session))
+    else:
+        from deit_ray.study.search import resume_study
+
+        view = show_result(resume_study(resume, overrides, more, session))
+    session.console.out.print(view)
 
 
 @app.command()
@@ -170,16 +170,18 @@ def status(
 ):
     """Show all studies, the leaderboard of one, or how one of its trials stands and why."""
     console = Console()
+    from deit_ray.cli.views import show_studies, show_study, show_trial
     from deit_ray.cluster.connect import calling
     from deit_ray.study.status import list_status, study_status, trial_status
 
     with calling(address, console.warn) as call:
         if study is None:
-            console.show_studies(call(list_status, results))
+            view = show_studies(call(list_status, results))
         elif trial is None:
-            console.show_study(call(study_status, study, results))
+            view = show_study(call(study_status, study, results))
         else:
-            console.show_trial(call(trial_status, study, trial, results))
+            view = show_trial(call(trial_status, study, trial, results))
+    console.out.print(view)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""What people look at: the leaderboard of a study."""
+"""The leaderboard of a study: its trials as one table, best first."""
 
 import math
 from typing import TYPE_CHECKING
@@ -6,48 +6,24 @@ from typing import TYPE_CHECKING
 from deit_ray.terminal.format import standard_error
 
 if TYPE_CHECKING:
-    import optuna
     import pandas as pd
 
-STATES = {
-    "COMPLETE": "finished",
-    "PRUNED": "stopped early",
-    "FAIL": "failed",
-    "RUNNING": "running",
-    "WAITING": "waiting",
-}
+    from deit_ray.study.records import TrialRecord
+
+STATES = {"RUNNING": "running", "WAITING": "waiting"}  # of Optuna, for trials that have not ended
 
 
-def leaderboard(study: "optuna.Study", keys: list[str]) -> "pd.DataFrame":
+def leaderboard(trials: "list[TrialRecord]", keys: list[str]) -> "pd.DataFrame":
     """All trials of a study, best first, those of full length before the others.
 
     Returns:
-        One row a trial: trial, state, epochs, best and last value of the metric, its standard error, whether it is `close` to the
-        best one (within their standard errors), and the searched values by dotted key.
+        One row a trial: trial (its number), state, outcome, epochs, best and last value of the metric, the standard error of
+        the best value, whether it is `close` to the best trial (within their standard errors), and the searched values by
+        dotted key.
     """
     import pandas as pd
 
-    rows = []
-    for trial in study.get_trials(deepcopy=False):
-        values = [trial.intermediate_values[e] for e in sorted(trial.intermediate_values)]
-        finite = [value for value in values if math.isfinite(value)]
-        best = max(finite, default=math.nan)
-        images, outcome = (
-            trial.user_attrs.get("images"),
-            trial.user_attrs.get("outcome", "") if trial.state.is_finished() else "",
-        )
-        rows.append(
-            {
-                "trial": trial.number,
-                "state": "cancelled" if outcome == "cancelled" else STATES[trial.state.name],
-                "outcome": outcome,
-                "epochs": max(trial.intermediate_values, default=0),
-                "best": best,
-                "last": values[-1] if values else math.nan,
-                "error": standard_error(best, images) if images else math.nan,
-                **{key: trial.params.get(key) for key in keys},
-            }
-        )
+    rows = [_row(trial, keys) for trial in trials]
     table = pd.DataFrame(
         rows, columns=["trial", "state", "outcome", "epochs", "best", "last", "error", *keys]
     )
@@ -63,3 +39,18 @@ def leaderboard(study: "optuna.Study", keys: list[str]) -> "pd.DataFrame":
     else:
         table["close"] = False
     return table.drop(columns="full")
+
+
+def _row(trial: "TrialRecord", keys: list[str]) -> dict:
+    ended = trial.state.is_finished()
+    best = math.nan if trial.best is None else trial.best
+    return {
+        "trial": trial.number,
+        "state": str(trial.ending.kind) if ended else STATES[trial.state.name],
+        "outcome": trial.outcome.text if ended and trial.outcome else "",
+        "epochs": trial.epoch,
+        "best": best,
+        "last": math.nan if trial.last is None else trial.last,
+        "error": standard_error(best, trial.images) if trial.images else math.nan,
+        **{key: trial.params.get(key) for key in keys},
+    }

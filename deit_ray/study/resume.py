@@ -1,18 +1,21 @@
-"""What a resume finds: how far the trials of a study had come when its driver went away, and what is to be done with each."""
+"""What a resume finds: how far the trials of a study had come when its driver went away, and what it does with each."""
 
 import math
 from dataclasses import dataclass
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from deit_ray import storage
+from deit_ray.outcome import Outcome
 from deit_ray.results.folders import JOURNAL, saved_steps
 from deit_ray.results.journal import iterate_points
 from deit_ray.study.budget import exceeded
+from deit_ray.study.records import TrialRecord
 from deit_ray.study.schedule import StudyScheduler
 from deit_ray.study.study import Study
-from deit_ray.terminal.console import Console
 from deit_ray.trial.failure import read_failure
+
+Results = tuple[tuple[float, int, float], ...]  # (time in s, epoch, value) of each
 
 
 @dataclass(frozen=True)
@@ -21,40 +24,75 @@ class Reconciled:
 
     Attributes:
         action: kept, ended, continued or run again.
-        step: the checkpoint that it goes on from; 0 where there is none.
-        outcome: of one that had come to its end before anybody was told.
-        late: what it had measured and Optuna was not told, see `late_results`.
+        step: the step of the checkpoint that it goes on from; 0 if it has none.
+        outcome: of a trial that had come to its end before its driver could note that.
+        late: the results that it had measured and its driver had not noted, see `late_results`.
     """
 
     number: int
     action: str
     step: int = 0
-    outcome: str | None = None
-    late: tuple[tuple[float, int, float], ...] = ()
+    outcome: Outcome | None = None
+    late: Results = ()
+
+    @property
+    def text(self) -> str:
+        """The same in words."""
+        if self.outcome:
+            return f"had {self.outcome.brief}; noted"
+        return f"{self.action} from step {self.step}" if self.step else "run again from the beginning"
 
 
-def dry_run(name: str, results: str, console: Console, amend: dict | None = None) -> list[Reconciled]:
-    """Says what a resume would do with each trial of a study, and does nothing."""
-    study = Study.open(name, results)
-    experiment = study.amended(amend or {})
-    with study.driving():  # nobody else does
+@dataclass(frozen=True)
+class Preview:
+    """What a resume would do.
+
+    Attributes:
+        name: of the study.
+        trials: what it would do with each trial, in words, by number.
+        missing: the number of new trials that it would run.
+        ends: the budget that would end the study at once; None if there is none.
+    """
+
+    name: str
+    trials: dict[int, str]
+    missing: int
+    ends: str | None
+
+
+def dry_run(study: Study, overrides: dict) -> Preview:
+    """Says what a resume would do with each trial of a study, and does nothing.
+
+    Args:
+        overrides: see `Study.amended`.
+
+    Raises:
+        UserError: an override is refused, or a driver runs the study.
+    """
+    experiment = study.amended(overrides)
+    with study.driving():  # so that no driver changes what is read
         found = reconcile(study, StudyScheduler(experiment))
-    ends = exceeded(experiment, study.optuna.get_trials(deepcopy=False), study.spent)
-    console.show_resume(study, found, max(0, experiment.search.trials - len(found)), ends)
-    return found
+    trials = {trial.number: _previewed(study, trial) for trial in found}
+    ends = exceeded(experiment, study.trials(), study.spent)
+    return Preview(study.name, trials, max(0, experiment.search.trials - len(found)), ends)
+
+
+def _previewed(study: Study, found: Reconciled) -> str:
+    if found.action != "kept":
+        return found.text
+    outcome = study.trial(found.number).outcome
+    return f"keep: {outcome.text if outcome else ''}"
 
 
 def reconcile(study: Study, scheduler: StudyScheduler) -> list[Reconciled]:
-    """What is to be done with each trial of a study that nobody drives; shows the scheduler all that is known.
+    """What to do with each trial of a study that nobody drives. It shows the scheduler all results.
 
-    First what its drivers were told, in the order in which that came, then what trials had measured since: so no later
-    result changes what was decided on an earlier one.
+    The scheduler sees the noted results first, in the order in which they came, and then the late ones. So a late result
+    does not change what was decided on an earlier one.
     """
-    trials = [trial for trial in study.optuna.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
-    told = [
-        (seconds, epoch, value, trial.number) for trial in trials for seconds, epoch, value in _told(trial)
-    ]
-    for _, epoch, value, number in sorted(told):
+    trials = [trial for trial in study.trials() if trial.state != TrialState.WAITING]
+    noted = [(*result, trial.number) for trial in trials for result in _noted(trial)]
+    for _, epoch, value, number in sorted(noted):
         scheduler.judge(number, epoch, value)
     late = {trial.number: late_results(study, trial) for trial in trials if trial.state == TrialState.RUNNING}
     for _, epoch, value, number in sorted(
@@ -64,27 +102,30 @@ def reconcile(study: Study, scheduler: StudyScheduler) -> list[Reconciled]:
     return [decide(study, trial, scheduler, late.get(trial.number, ())) for trial in trials]
 
 
-def decide(study: Study, trial: FrozenTrial, scheduler: StudyScheduler, late: tuple) -> Reconciled:
-    """What is to be done with one trial that nobody runs, whose late results the scheduler has seen."""
+def decide(study: Study, trial: TrialRecord, scheduler: StudyScheduler, late: Results) -> Reconciled:
+    """What to do with one trial that nobody runs. The scheduler has seen its late results."""
     if trial.state.is_finished():
         return Reconciled(trial.number, "kept")
     folder = study.trial_folder(trial.number)
     step = max(saved_steps(folder), default=0)
-    last = max([*trial.intermediate_values, *(epoch for _, epoch, _ in late)], default=0)
+    last = max([trial.epoch, *(epoch for _, epoch, _ in late)])
     stopped, failure = scheduler.stopped_at(trial.number), read_failure(folder)
+    outcome = None
     if last >= study.experiment.train.epochs:
-        return Reconciled(trial.number, "ended", step, "finished", late)
-    if stopped is not None:
-        return Reconciled(trial.number, "ended", step, f"stopped early at epoch {stopped}", late)
-    if failure is not None and failure.kind == "failed":
-        return Reconciled(trial.number, "ended", step, f"failed: {failure.reason}", late)
+        outcome = Outcome.finished()
+    elif stopped is not None:
+        outcome = Outcome.stopped_early(stopped)
+    elif failure is not None and failure.kind == "failed":
+        outcome = Outcome.failed(failure.reason)
+    if outcome:
+        return Reconciled(trial.number, "ended", step, outcome, late)
     return Reconciled(trial.number, "continued" if step else "run again", step, None, late)
 
 
-def late_results(study: Study, trial: FrozenTrial) -> tuple[tuple[float, int, float], ...]:
-    """(time in s, epoch, value) of what a trial had measured and Optuna was not told, in order.
+def late_results(study: Study, trial: TrialRecord) -> Results:
+    """The results that a trial had measured and its driver had not noted, in order.
 
-    It counts as far as the last whole checkpoint goes; what came later is measured again, to the same values.
+    They count up to the last whole checkpoint. Later ones will be measured again, with the same values.
     """
     folder, metric = study.trial_folder(trial.number), study.experiment.search.metric
     saved = max(saved_steps(folder), default=-1)
@@ -99,12 +140,10 @@ def late_results(study: Study, trial: FrozenTrial) -> tuple[tuple[float, int, fl
         for epoch, value in evaluations
         if value is not None
     ]
-    return tuple(sorted(result for result in results if result[1] not in trial.intermediate_values))
+    return tuple(sorted(result for result in results if result[1] not in trial.values))
 
 
-def _told(trial: FrozenTrial) -> list[tuple[float, int, float]]:
-    """(time in s, epoch, value) of what Optuna was told of a trial."""
-    times = trial.user_attrs.get("times", {})
-    return [
-        (times.get(str(epoch), math.inf), epoch, value) for epoch, value in trial.intermediate_values.items()
-    ]
+def _noted(trial: TrialRecord) -> Results:
+    """The results of a trial that its driver has noted."""
+    times = trial.times
+    return tuple((times.get(epoch, math.inf), epoch, value) for epoch, value in trial.values.items())

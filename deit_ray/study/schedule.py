@@ -1,7 +1,8 @@
-"""Which trials to stop early: Ray Tune's schedulers, knowing a trial by its number and all that the study knows."""
+"""Which trials to stop early: Ray Tune's schedulers, which know a trial by its number, over all resumes of a study."""
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 
@@ -10,56 +11,69 @@ from deit_ray.experiment.config import Experiment
 
 @dataclass(frozen=True)
 class Stub:
-    """All that a rule knows of a trial."""
+    """All that a rule knows about a trial."""
 
     trial_id: str
 
 
 class StudyScheduler(FIFOScheduler):
-    """Decides by a rule of Ray Tune's, which sees each result of a trial once, whoever runs it and however often it is resumed.
-
-    Attributes:
-        controller: Tune's, once it has started.
-        trials: Tune's, by number.
-    """
+    """Decides by a rule of Ray Tune. The rule sees each result of a trial once, whoever runs it and however often it is resumed."""
 
     def __init__(self, experiment: Experiment):
         super().__init__()
         self.rule, self._metric = make_rule(experiment), experiment.search.metric
-        self.controller, self.trials = None, {}
-        self.stubs: dict[int, Stub] = {}
-        self.decisions: dict[int, dict[int, str]] = {}  # by number and epoch
+        self._controller = None  # Tune's, once it has started
+        self._trials: dict[int, Any] = {}  # Tune's, by number
+        self._stubs: dict[int, Stub] = {}
+        self._decisions: dict[int, dict[int, str]] = {}  # by number and epoch
 
     def __deepcopy__(self, memo):
-        return self
+        return self  # Tune copies its configuration, but the study has one scheduler
 
     def __reduce__(self):
-        return object, ()
+        return object, ()  # Tune saves its configuration for `Tuner.restore`, which is never called
 
     def judge(self, number: int, epoch: int, value: float) -> str:
-        """Whether a trial goes on after an epoch's result."""
-        decided = self.decisions.setdefault(number, {})
+        """Whether a trial goes on after an epoch's result: CONTINUE or STOP."""
+        decided = self._decisions.setdefault(number, {})
         if self.rule is None or not math.isfinite(value):
             return self.CONTINUE
-        if number not in self.stubs:
-            self.stubs[number] = Stub(trial_id=f"trial-{number:04d}")
-            self.rule.on_trial_add(None, self.stubs[number])
+        if number not in self._stubs:
+            self._stubs[number] = Stub(trial_id=f"trial-{number:04d}")
+            self.rule.on_trial_add(None, self._stubs[number])
         if epoch not in decided:
             decided[epoch] = self.rule.on_trial_result(
-                None, self.stubs[number], {"epoch": epoch, self._metric: value}
+                None, self._stubs[number], {"epoch": epoch, self._metric: value}
             )
         return decided[epoch]
 
     def stopped_at(self, number: int) -> int | None:
-        """The epoch after which the rule has stopped a trial; None where it goes on."""
-        return min(
-            (epoch for epoch, decision in self.decisions.get(number, {}).items() if decision == self.STOP),
-            default=None,
-        )
+        """The epoch after which the rule has stopped a trial; None if the trial goes on."""
+        decided = self._decisions.get(number, {})
+        return min((epoch for epoch, decision in decided.items() if decision == self.STOP), default=None)
+
+    def states(self) -> dict[int, str]:
+        """Tune's state of each trial that this driver has started, by number."""
+        return {number: trial.status for number, trial in self._trials.items()}
+
+    def started(self) -> tuple[int, ...]:
+        """The numbers of the trials that Tune has and that have not ended, pending or running."""
+        return tuple(number for number, trial in self._trials.items() if not trial.is_finished())
+
+    def is_running(self, number: int) -> bool:
+        """Whether a trial that Tune has runs, so that its process can end it."""
+        trial = self._trials[number]
+        return trial.status == trial.RUNNING
+
+    def stop(self, number: int) -> None:
+        """Makes Tune stop a trial that has no process yet; Tune tells its callbacks before this returns."""
+        trial = self._trials[number]
+        if not trial.is_finished():
+            self._controller.stop_trial(trial)
 
     def on_trial_add(self, tune_controller, trial) -> None:
-        self.controller = tune_controller
-        self.trials[trial.config["number"]] = trial
+        self._controller = tune_controller
+        self._trials[trial.config["number"]] = trial
 
     def on_trial_result(self, tune_controller, trial, result: dict) -> str:
         if self._metric not in result:
@@ -68,7 +82,10 @@ class StudyScheduler(FIFOScheduler):
 
 
 def make_rule(experiment: Experiment):
-    """The rule by name. A new scheduler goes here, and its name into `config.Search.scheduler`; it must decide from results alone."""
+    """The rule that `search.scheduler` names; None for none.
+
+    To add a scheduler, add it here, and its name to `config.Search.scheduler`. It must decide from results alone.
+    """
     search = experiment.search
     if search.scheduler == "asha":
         return ASHAScheduler(

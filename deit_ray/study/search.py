@@ -9,7 +9,7 @@ from deit_ray.errors import Interrupted, UnavailableError, UserError
 from deit_ray.experiment.config import Experiment
 from deit_ray.results.origin import check_same_inputs, note_origin
 from deit_ray.study.driver import Driver
-from deit_ray.study.resume import Reconciled, dry_run
+from deit_ray.study.resume import Preview, dry_run
 from deit_ray.study.study import Study, naming_database
 from deit_ray.terminal.session import Session
 from deit_ray.trial.resolve import Resolved, pin_teacher, resolve
@@ -79,8 +79,8 @@ def plan_resume(
     overrides: dict[str, Any] | None = None,
     more_trials: int = 0,
     session: Session | None = None,
-) -> list[Reconciled]:
-    """What `resume_study` would do with each trial of a study; it is printed, and nothing is done.
+) -> Preview:
+    """What `resume_study` would do with each trial of a study; nothing is done.
 
     Raises:
         UserError: there is no such study, it is running, or an override is refused.
@@ -88,7 +88,7 @@ def plan_resume(
     session = session or Session()
     study = Study.open(name, session.results)
     overrides = _with_more_trials(study, overrides, more_trials)
-    return dry_run(name, session.results, session.console, overrides)
+    return dry_run(study, overrides)
 
 
 def _with_more_trials(study: Study, overrides: dict[str, Any] | None, more_trials: int) -> dict[str, Any]:
@@ -125,7 +125,6 @@ def _drive(study: Study, resolved: Resolved, device: str, session: Session) -> N
             f"{study.name}: {error}\nwhat its trials have done is kept; once this is mended, {how}"
         ) from error
     except (KeyboardInterrupt, Interrupted) as error:
-        session.console.close()
         why = str(error) or "interrupted"
         if not connect.is_alive():
             why = "Ray has died"

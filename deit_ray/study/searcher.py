@@ -1,77 +1,91 @@
 """What to run next: Ray Tune's view of an Optuna study, and the samplers."""
 
+from collections.abc import Callable
+
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from deit_ray import rng
 from deit_ray.experiment.config import Experiment
 from deit_ray.experiment.space import Distribution
+from deit_ray.study.optuna_private import open_trial, read_trial
 
 
 class StudySearcher(Searcher):
-    """Proposes a study's unfinished trials first, then new ones. How trials end is told by the `Driver`, not here.
+    """Proposes a study's waiting trials first, then new ones. The `Driver` ends trials, not the searcher.
 
     Args:
         study: the Optuna study.
         experiment: what it searches.
-        folder_of: the results folder of a trial's number.
-
-    Attributes:
-        unfinished: trials to go on with; one whose process died is put back here.
-        closed: set when no more trials may start.
+        folder_of: gives the results folder of a trial's number.
     """
 
-    def __init__(self, study: optuna.Study, experiment: Experiment, folder_of):
+    def __init__(self, study: optuna.Study, experiment: Experiment, folder_of: Callable[[int], str]):
         super().__init__(metric=experiment.search.metric, mode="max")
         self.study, self.experiment, self.folder_of = study, experiment, folder_of
         self.space = {key: make_distribution(d) for key, d in experiment.search.space.items()}
-        self.unfinished: list[FrozenTrial] = []
-        self.closed = False
-        self.running: set[str] = set()  # Tune's names of the trials that it has
+        self._waiting: list[int] = []  # trials to continue
+        self._is_closed = False
+        self._running: set[str] = set()  # Tune's names of the trials that it has
 
     def __deepcopy__(self, memo):
-        return self  # Tune copies its configuration; what speaks to the study must stay the one that does
+        return self  # Tune copies its configuration, but the study has one searcher
 
     def __reduce__(self):
         return object, ()  # Tune saves its configuration for `Tuner.restore`, which is never called
 
     def remaining(self) -> int:
-        """Trials that are still to run: unfinished ones and those never drawn."""
+        """The number of trials that are still to run: waiting ones and those never drawn."""
         trials = self.study.get_trials(deepcopy=False)
         drawn = sum(trial.state != TrialState.WAITING for trial in trials)
-        return len(self.unfinished) + max(0, self.experiment.search.trials - drawn)
+        return len(self._waiting) + max(0, self.experiment.search.trials - drawn)
+
+    def waiting(self) -> tuple[int, ...]:
+        """The numbers of the trials that wait to be continued, in the order in which they will be proposed."""
+        return tuple(self._waiting)
+
+    def put_back(self, number: int) -> None:
+        """Proposes a trial again, which goes on from its checkpoint."""
+        self._waiting.append(number)
+
+    def remove(self, number: int) -> None:
+        """Proposes a waiting trial no more."""
+        self._waiting.remove(number)
+
+    def close(self) -> None:
+        """Starts no more trials."""
+        self._is_closed = True
 
     def suggest(self, trial_id: str) -> dict | str | None:
-        if self.closed or not self.remaining():
-            return (
-                None if self.running and not self.closed else Searcher.FINISHED
-            )  # one that runs may have to be continued
-        trial = self.unfinished.pop(0) if self.unfinished else self.ask()
-        self.running.add(trial_id)
+        if self._is_closed:
+            return Searcher.FINISHED
+        if not self.remaining():
+            return None if self._running else Searcher.FINISHED  # a trial that runs may have to be continued
+        trial = read_trial(self.study, self._waiting.pop(0)) if self._waiting else self.ask()
+        self._running.add(trial_id)
         return {**trial.params, "number": trial.number, "folder": self.folder_of(trial.number)}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        self.running.discard(trial_id)
+        self._running.discard(trial_id)
 
     def ask(self) -> optuna.trial.Trial:
         """Draws a new trial; the first one has the file's own values, where they lie in the space."""
         number = len(self.study.get_trials(deepcopy=False))
         base = {key: self.experiment.get(key) for key in self.space}
-        if number == 0 and all(
-            contains(self.experiment.search.space[key], value) for key, value in base.items()
-        ):
+        space = self.experiment.search.space
+        if number == 0 and all(contains(space[key], value) for key, value in base.items()):
             self.study.enqueue_trial(base)
         self.study.sampler = make_sampler(self.experiment, number)
         return self.study.ask(self.space)
 
-    def complete(self, trial: FrozenTrial) -> FrozenTrial:
-        """Draws the values that a trial lacks because its driver was killed while it asked for them."""
-        self.study.sampler = make_sampler(self.experiment, trial.number)
-        live = optuna.trial.Trial(self.study, trial._trial_id)
+    def complete(self, number: int) -> None:
+        """Draws the values that a running trial lacks because its driver was killed while it drew them."""
+        self.study.sampler = make_sampler(self.experiment, number)
+        live = open_trial(self.study, number)
         for name, distribution in self.space.items():
-            live._suggest(name, distribution)
-        return self.study.get_trials(deepcopy=False)[trial.number]
+            suggest(live, name, distribution)
 
     def save(self, checkpoint_path: str) -> None:
         pass  # the study's database is the state
@@ -81,9 +95,9 @@ class StudySearcher(Searcher):
 
 
 class SeededSampler(optuna.samplers.BaseSampler):
-    """A sampler whose draws for a trial follow from its number alone: those of one parameter do not move another's.
+    """A sampler whose draws for a trial depend on its number alone, and for one parameter not on the other parameters.
 
-    So a trial that was interrupted while its values were drawn gets the very values that it would have had.
+    So a trial that was interrupted while its values were drawn gets the values that it would have had.
     """
 
     def __init__(self, make, seed: int, number: int):
@@ -102,9 +116,9 @@ class SeededSampler(optuna.samplers.BaseSampler):
 
 
 def make_sampler(experiment: Experiment, number: int) -> optuna.samplers.BaseSampler:
-    """The sampler that draws trial `number`; its seed follows from (seed, number), so a resumed study draws the same.
+    """The sampler that draws trial `number`. Its seed depends on (seed, number) alone, so a resumed study draws the same.
 
-    A new sampler goes here, and its name into `config.Search.sampler`.
+    To add a sampler, add it here, and its name to `config.Search.sampler`.
     """
     if experiment.search.sampler == "random":
         return SeededSampler(optuna.samplers.RandomSampler, experiment.seed, number)
@@ -114,12 +128,22 @@ def make_sampler(experiment: Experiment, number: int) -> optuna.samplers.BaseSam
     )
 
 
-def make_distribution(d: Distribution) -> optuna.distributions.BaseDistribution:
+def make_distribution(d: Distribution) -> BaseDistribution:
     if d.kind == "choice":
-        return optuna.distributions.CategoricalDistribution(d.values)
+        return CategoricalDistribution(d.values)
     if d.kind == "int":
-        return optuna.distributions.IntDistribution(*d.values)
-    return optuna.distributions.FloatDistribution(*d.values, log=d.kind == "log")
+        return IntDistribution(*d.values)
+    return FloatDistribution(*d.values, log=d.kind == "log")
+
+
+def suggest(trial: optuna.trial.Trial, name: str, distribution: BaseDistribution) -> None:
+    """Draws one value of a trial, unless it has it already."""
+    if isinstance(distribution, CategoricalDistribution):
+        trial.suggest_categorical(name, distribution.choices)
+    elif isinstance(distribution, IntDistribution):
+        trial.suggest_int(name, distribution.low, distribution.high)
+    else:
+        trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
 
 
 def contains(d: Distribution, value) -> bool:

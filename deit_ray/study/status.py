@@ -1,18 +1,21 @@
 """What people ask from another terminal: how studies and trials stand, and to stop them.
 
-Every function gives plain values, so that it can be called on the head of a cluster too.
+Every function returns values without a database behind them, so that it can be called on the head of a cluster too.
 """
 
+import math
 import time
 from dataclasses import dataclass
 
 import pandas as pd
-from optuna.trial import TrialState
 
 from deit_ray import storage
 from deit_ray.errors import UserError
+from deit_ray.outcome import Outcome
 from deit_ray.results.folders import JOURNAL, saved_steps
 from deit_ray.results.journal import checkpoint_name, iterate_points
+from deit_ray.study.leaderboard import STATES
+from deit_ray.study.records import TrialRecord
 from deit_ray.study.study import Study, list_studies
 from deit_ray.trial.failure import Failure, read_failure, read_worker, tail_files
 
@@ -26,8 +29,8 @@ class StudyStatus:
     Attributes:
         state: running, interrupted, or why it has ended.
         driver: host, pid and start of the process that runs it.
-        counts: trials by state.
-        missing: trials not drawn yet.
+        counts: number of trials by state.
+        missing: the number of trials not drawn yet.
         spent_s, gpu_s: wall time and GPU time so far.
         board: see `Study.leaderboard`.
     """
@@ -50,20 +53,22 @@ class TrialStatus:
     """A trial as it stands.
 
     Attributes:
-        outcome: how it ended; running or interrupted before.
-        value, last: the best and the last value of the metric.
-        step: the last one in its journal, with the metrics there; `total` is the last of the whole trial.
+        state: running, interrupted, waiting, or the kind of its outcome.
+        outcome: how it ended; None before its end.
+        value, last: the best and the last value of the metric; None if there is none.
+        step: the last step in its journal, and `metrics` the last value of each metric there.
         workers: rank, host, process and log files of each of its workers.
-        checkpoint: URI of the last whole one.
-        failure: where it failed.
-        log: the last lines of rank 0's output, where they can be read here.
+        checkpoint: URI of the last whole checkpoint.
+        failure: why and where it failed.
+        log: the last lines of rank 0's output, if this machine can read them.
     """
 
     study: str
     number: int
     folder: str
     params: dict
-    outcome: str
+    state: str
+    outcome: Outcome | None
     metric: str
     value: float | None
     last: float | None
@@ -78,24 +83,27 @@ class TrialStatus:
 
 
 def list_status(results: str) -> list[StudyStatus]:
+    """How all studies in a results folder stand."""
     return [_status(study) for study in list_studies(results)]
 
 
 def study_status(name: str, results: str) -> StudyStatus:
-    """How a study stands. Raises UserError where there is none."""
+    """How a study stands. Raises UserError if there is no such study."""
     return _status(Study.open(name, results))
 
 
 def _status(study: Study) -> StudyStatus:
     driver, board, spent = study.driver(), study.leaderboard(), study.spent
+    state = "running"
     if driver is None:
         board["state"] = board["state"].replace("running", "interrupted")
+        state = study.ended or "interrupted"
     return StudyStatus(
         name=study.name,
         metric=study.experiment.search.metric,
         keys=list(study.experiment.search.space),
         epochs=study.experiment.train.epochs,
-        state=study.ended or "interrupted" if driver is None else "running",
+        state=state,
         driver=driver,
         counts=dict(board["state"].value_counts()),
         missing=max(0, study.experiment.search.trials - len(board)),
@@ -106,34 +114,29 @@ def _status(study: Study) -> StudyStatus:
 
 
 def trial_status(name: str, number: int, results: str) -> TrialStatus:
-    """How a trial stands. Raises UserError where there is none."""
+    """How a trial stands. Raises UserError if there is no such study or trial."""
     study = Study.open(name, results)
-    trials = study.optuna.get_trials(deepcopy=False)
-    if not 0 <= number < len(trials):
-        raise UserError(
-            f"{study.name}: no trial {number}; it has {f'0 to {len(trials) - 1}' if trials else 'none yet'}"
-        )
-    trial, folder, metric = trials[number], study.trial_folder(number), study.experiment.search.metric
+    trial = _find_trial(study, number)
+    folder, metric = study.trial_folder(number), study.experiment.search.metric
     points = list(iterate_points(storage.join(folder, JOURNAL)))
-    values = [trial.intermediate_values[epoch] for epoch in sorted(trial.intermediate_values)]
     steps, workers = saved_steps(folder), []
     while (worker := read_worker(folder, len(workers))) is not None:
         workers.append(worker)
-    running = "interrupted" if study.driver() is None else "running"
+    ended = trial.state.is_finished()
+    state = str(trial.ending.kind) if ended else STATES[trial.state.name]
+    if state == "running" and study.driver() is None:
+        state = "interrupted"
     return TrialStatus(
         study=study.name,
         number=number,
         folder=folder,
         params=trial.params,
-        outcome=trial.user_attrs["outcome"]
-        if trial.state.is_finished()
-        else running
-        if trial.state == TrialState.RUNNING
-        else "waiting",
+        state=state,
+        outcome=trial.ending if ended else None,
         metric=metric,
-        value=max((value for value in values if value == value), default=None),
-        last=values[-1] if values else None,
-        epoch=max(trial.intermediate_values, default=0),
+        value=max((value for value in trial.values.values() if not math.isnan(value)), default=None),
+        last=trial.last,
+        epoch=trial.epoch,
         epochs=study.experiment.train.epochs,
         step=max((point.step for point in points), default=None),
         metrics={point.name: point.value for point in sorted(points, key=lambda point: point.step)},
@@ -144,11 +147,22 @@ def trial_status(name: str, number: int, results: str) -> TrialStatus:
     )
 
 
+def _find_trial(study: Study, number: int) -> TrialRecord:
+    trials = study.trials()
+    if not 0 <= number < len(trials):
+        known = f"0 to {len(trials) - 1}" if trials else "none yet"
+        raise UserError(f"{study.name}: no trial {number}; it has {known}")
+    return trials[number]
+
+
 def stop(name: str, number: int | None, results: str) -> str:
-    """Asks the driver of a study to cancel a trial, or to end the study, and waits until it has; returns what came of it.
+    """Asks the driver of a study to cancel a trial, or to end the study, and waits until that is done.
+
+    Returns:
+        What came of it, in words.
 
     Raises:
-        UserError: there is no such study or trial, or it does not run.
+        UserError: there is no such study or trial, the study is not running, or the trial has ended.
     """
     study = Study.open(name, results)
     driver = study.driver()
@@ -157,19 +171,19 @@ def stop(name: str, number: int | None, results: str) -> str:
             f"{study.name}: is not running ({study.ended or 'interrupted'}), so there is nothing to stop"
         )
     if number is not None:
-        states = [trial.state for trial in study.optuna.get_trials(deepcopy=False)]
-        if not 0 <= number < len(states):
-            raise UserError(f"{study.name}: no trial {number}; it has 0 to {len(states) - 1}")
-        if states[number].is_finished():
-            raise UserError(
-                f"{study.name}: trial {number} has ended already: {study.trial(number).user_attrs['outcome']}"
-            )
+        trial = _find_trial(study, number)
+        if trial.state.is_finished():
+            raise UserError(f"{study.name}: trial {number} has ended already: {trial.ending.text}")
     study.request_stop(number)
     deadline = time.monotonic() + STOPPED_WITHIN_S
     while time.monotonic() < deadline:
         time.sleep(0.2)
-        if number is not None and study.trial(number).state.is_finished():
-            return f"{study.name}: trial {number}: {study.trial(number).user_attrs['outcome']}"
-        if number is None and study.driver() is None:
-            return f"{study.name}: {study.ended}"
-    return f"{study.name}: asked process {driver.get('pid')} on {driver.get('host')}, which has not done it within {STOPPED_WITHIN_S:.0f} s"
+        if number is None:
+            if study.driver() is None:
+                return f"{study.name}: {study.ended}"
+        elif study.trial(number).state.is_finished():
+            return f"{study.name}: trial {number}: {study.trial(number).ending.text}"
+    return (
+        f"{study.name}: asked process {driver.get('pid')} on {driver.get('host')}, "
+        f"which has not done it within {STOPPED_WITHIN_S:.0f} s"
+    )

@@ -3,7 +3,6 @@
 import contextlib
 import posixpath
 from collections.abc import Iterator
-from dataclasses import asdict
 
 import optuna
 import pandas as pd
@@ -15,8 +14,8 @@ from deit_ray.experiment.config import Experiment, flatten
 from deit_ray.experiment.load import dump_experiment, load_experiment
 from deit_ray.results import lock
 from deit_ray.results.folders import BEST, EXPERIMENT, MODEL, experiment_of, new_folder, runs_of, trial_name
-from deit_ray.study.budget import Spent
 from deit_ray.study.leaderboard import leaderboard
+from deit_ray.study.records import StudyRecord, TrialRecord
 
 DATABASE = "study.db"
 REQUESTS = "stop"  # a folder: a file for each trial that is to be stopped, or one for the whole study
@@ -31,7 +30,7 @@ AMENDABLE = (
 )
 
 
-class Study:
+class Study(StudyRecord):
     """A search over an experiment, finished or not.
 
     Attributes:
@@ -45,18 +44,18 @@ class Study:
         self.folder, self.experiment = folder, experiment
         self.name = posixpath.basename(folder)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
+        uri = f"sqlite:///{storage.join(folder, DATABASE)}"
         with naming_database(folder):
-            self.optuna = optuna.create_study(
-                study_name=self.name,
-                storage=f"sqlite:///{storage.join(folder, DATABASE)}",
-                direction="maximize",
-                load_if_exists=True,
+            super().__init__(
+                optuna.create_study(
+                    study_name=self.name, storage=uri, direction="maximize", load_if_exists=True
+                )
             )
 
     @classmethod
     def create(cls, experiment: Experiment) -> "Study":
         study = cls(new_folder(experiment), experiment)
-        study.optuna.set_user_attr("experiment", experiment.as_dict())
+        study.made_with = experiment.as_dict()
         return study
 
     @classmethod
@@ -78,8 +77,8 @@ class Study:
             raise UserError(f"{name}: no such study in {results}; there are: {', '.join(known) or 'none'}")
         folder = storage.join(storage.absolute(results), found[-1])
         study = cls(folder, experiment_of(folder))
-        made_with = study.optuna.user_attrs.get("experiment")
-        if made_with is not None:  # else its driver was killed before it had begun
+        made_with = study.made_with
+        if made_with is not None:  # else its driver was killed before it began
             _check_same(storage.join(folder, EXPERIMENT), study.experiment.as_dict(), made_with)
         return study
 
@@ -91,7 +90,7 @@ class Study:
         """
         here, there = (
             flatten(self.experiment.as_dict()),
-            flatten(self.optuna.user_attrs.get("experiment") or self.experiment.as_dict()),
+            flatten(self.made_with or self.experiment.as_dict()),
         )
         if unknown := sorted(here.keys() - there.keys()):
             raise UserError(
@@ -137,19 +136,6 @@ class Study:
             storage.remove(storage.join(self.folder, REQUESTS, name))
         return [None if name == WHOLE else int(name) for name in names]
 
-    @property
-    def spent(self) -> Spent:
-        return Spent(**self.optuna.user_attrs.get("spent", {}))
-
-    @spent.setter
-    def spent(self, spent: Spent) -> None:
-        self.optuna.set_user_attr("spent", asdict(spent))
-
-    @property
-    def ended(self) -> str | None:
-        """Why the study has ended, in words; None before its end."""
-        return self.optuna.user_attrs.get("ended")
-
     def trial_folder(self, number: int) -> str:
         return storage.join(self.folder, trial_name(number))
 
@@ -157,27 +143,25 @@ class Study:
         """The experiment of one trial: the study's with the searched values set and nothing left to search."""
         return self.experiment.with_overrides({**params, "search.space": {}})
 
-    def trial(self, number: int) -> optuna.trial.FrozenTrial:
-        """One trial as it stands in the database now; `study.optuna.trials` would read them all."""
-        database = self.optuna._storage
-        return database.get_trial(
-            database.get_trial_id_from_study_id_trial_number(self.optuna._study_id, number)
-        )
-
     def leaderboard(self) -> pd.DataFrame:
         """All trials, best first; see `leaderboard.leaderboard`."""
-        return leaderboard(self.optuna, list(self.experiment.search.space))
+        return leaderboard(self.trials(), list(self.experiment.search.space))
 
-    def best(self) -> optuna.trial.FrozenTrial:
+    def find_best(self) -> TrialRecord | None:
+        """The trial with the best value among those of full length; None if no trial has finished."""
+        finished = self.trials(TrialState.COMPLETE)
+        return max(finished, key=lambda trial: trial.value, default=None)  # the first of equals
+
+    def best(self) -> TrialRecord:
         """The trial with the best value among those of full length.
 
         Raises:
             UserError: no trial has finished.
         """
-        finished = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if not finished:
+        best = self.find_best()
+        if best is None:
             raise UserError(f"{self.name}: no trial has finished yet, so there is no best one")
-        return max(finished, key=lambda trial: trial.value)  # the first of equals
+        return best
 
     def save_best(self) -> tuple[str, str]:
         """Writes best.yaml and model.safetensors into the study's folder; returns their URIs."""

@@ -144,12 +144,13 @@ class Delivery:
         if found.info.run_id != record.run_id or not self._holds(found, run):
             record.begin_again(found.info.run_id)
         if run.ending is None:
-            record.outcome = None
+            record.outcome = record.status = None
         self._save(run)
         self._describe(run, found, tags)
         if run.ending is None and found.info.status != "RUNNING":  # it had ended, and goes on
-            if "outcome" in found.data.tags:
-                self._request(self.client.delete_tag, record.run_id, "outcome")
+            for tag in ("outcome", "state"):
+                if tag in found.data.tags:
+                    self._request(self.client.delete_tag, record.run_id, tag)
             self._request(self.client.update_run, record.run_id, status="RUNNING")
         run.segments, run.closed, run.seen = record.segments, None, self.state
 
@@ -178,9 +179,8 @@ class Delivery:
     def _read_record(self, run: Run) -> bool:
         """Reads what the run's folder says, or begins a new record; returns whether it says anything."""
         new = Record(uuid.uuid4().hex, self.uri, self.experiment)
-        try:
-            known = Record(**json.loads(storage.read_bytes(storage.join(run.folder, RECORD))))
-        except FileNotFoundError:
+        known = Record.read(run.folder)
+        if known is None:
             run.record = new
             return False
         run.record = (
@@ -301,18 +301,19 @@ class Delivery:
             for k, v in ending.metrics.items()
             if not is_same(kept.data.metrics.get(k), v)
         ]
-        if metrics or record.outcome != ending.outcome:
+        if metrics or record.outcome != ending.outcome.text:
             for file in ending.files:
                 self._log_artifact(run, file)
-        outcome = fitting(ending.outcome, TAG_CHARS)
+        tags = {key: fitting(value, TAG_CHARS) for key, value in ending.outcome.mlflow_tags.items()}
         with contextlib.suppress(Refused):
-            if metrics or kept.data.tags.get("outcome") != outcome:
-                tags = [RunTag("outcome", outcome)]
+            if metrics or any(kept.data.tags.get(key) != value for key, value in tags.items()):
+                tags = [RunTag(key, value) for key, value in tags.items()]
                 self._offer(run, "its end", self.client.log_batch, record.run_id, metrics=metrics, tags=tags)
-        if kept.info.status != ending.status:
-            self._request(self.client.set_terminated, record.run_id, ending.status, ending.time_ms)
+        status = ending.outcome.mlflow_status
+        if kept.info.status != status:
+            self._request(self.client.set_terminated, record.run_id, status, ending.time_ms)
         if not run.refused:
-            record.outcome = ending.outcome
+            record.outcome, record.status = ending.outcome.text, status
             self._save(run)
         run.closed, run.made = ending, None
 

@@ -1,10 +1,14 @@
 """A run as it shall be in MLflow, and how far it is so; what is kept of that in the run's folder."""
 
 import dataclasses
+import json
 import math
 
+from deit_ray import storage
+from deit_ray.outcome import Kind, Outcome
+
 RECORD = "tracking.json"
-STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped early": "KILLED", "cancelled": "KILLED"}
+STOPPED_EARLY_STATUS_0_1 = "KILLED"  # what the versions that recorded no status delivered for such a run
 
 
 @dataclasses.dataclass
@@ -17,7 +21,7 @@ class Record:
         run_id: MLflow's, once it is known.
         described: whether params, tags and experiment.yaml are there.
         segments: how many of the journal's are there.
-        outcome: with which it was closed there.
+        outcome, status: with which it was closed there; status is missing where an earlier version closed it.
     """
 
     id: str
@@ -27,24 +31,39 @@ class Record:
     described: bool = False
     segments: int = 0
     outcome: str | None = None
+    status: str | None = None
+
+    @classmethod
+    def read(cls, folder: str) -> "Record | None":
+        """The record in a folder; None where there is none."""
+        try:
+            return cls(**json.loads(storage.read_bytes(storage.join(folder, RECORD))))
+        except FileNotFoundError:
+            return None
+
+    def is_delivered(self, outcome: Outcome) -> bool:
+        """Whether the run was closed with this outcome and its MLflow status."""
+        if self.outcome != outcome.text:
+            return False
+        status = self.status or (
+            STOPPED_EARLY_STATUS_0_1 if outcome.kind == Kind.STOPPED_EARLY else outcome.mlflow_status
+        )
+        return status == outcome.mlflow_status
 
     def begin_again(self, run_id: str | None = None) -> None:
         """Of what was delivered nothing counts any more."""
-        self.run_id, self.described, self.segments, self.outcome = run_id, False, 0, None
+        self.run_id, self.described, self.segments = run_id, False, 0
+        self.outcome = self.status = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Ending:
     """How a run ends: its outcome, artifacts (names of files in its folder), and last values that are in no journal."""
 
-    outcome: str
+    outcome: Outcome
     files: tuple[str, ...]
     metrics: dict[str, float]
     time_ms: int
-
-    @property
-    def status(self) -> str:
-        return next(status for prefix, status in STATUS.items() if self.outcome.startswith(prefix))
 
 
 @dataclasses.dataclass(eq=False)

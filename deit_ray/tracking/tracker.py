@@ -15,6 +15,7 @@ from deit_ray import storage
 from deit_ray.cluster.phase import show_phase
 from deit_ray.errors import UserError
 from deit_ray.experiment.config import Experiment
+from deit_ray.outcome import Outcome
 from deit_ray.results.folders import JOURNAL
 from deit_ray.results.journal import iterate_segments
 from deit_ray.tracking.delivery import Delivery, one_line
@@ -111,7 +112,7 @@ class Tracker:
     def end_run(
         self,
         run: Run,
-        outcome: str,
+        outcome: Outcome,
         folder: str,
         *files: str,
         metrics: dict[str, float] | None = None,
@@ -120,13 +121,13 @@ class Tracker:
         """Notes that a run shall be closed, with the rest of its journal and some of its files.
 
         Args:
-            outcome: finished, failed: REASON, stopped early at epoch N, or cancelled; MLflow's status follows from it.
+            outcome: MLflow's status, tags and artifacts follow from it.
             folder: where the files are.
-            files: names of artifacts.
+            files: names of further artifacts.
             metrics: last values that are in no journal.
             ended_ms: when it ended, if that was not now.
         """
-        uris = tuple(storage.join(folder, file) for file in files)
+        uris = tuple(storage.join(folder, file) for file in (*outcome.artifacts, *files))
         ending = Ending(outcome, uris, metrics or {}, ended_ms or now_ms())
         with self.lock:
             run.ending, run.left = ending, True

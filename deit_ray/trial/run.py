@@ -17,10 +17,12 @@ from deit_ray.data import shards
 from deit_ray.data.damage import BAD_IMAGES, describe_bad, read_bad
 from deit_ray.errors import Interrupted, UserError
 from deit_ray.experiment.config import Experiment
-from deit_ray.results.folders import JOURNAL, MODEL, RUN, keep_best_model, new_folder, saved_steps
+from deit_ray.outcome import Outcome
+from deit_ray.results.folders import JOURNAL, RUN, keep_best_model, new_folder, saved_steps
 from deit_ray.results.journal import iterate_points
 from deit_ray.results.lock import driving
 from deit_ray.results.origin import check_same_inputs, note_origin
+from deit_ray.terminal.live import RunView
 from deit_ray.terminal.session import Session
 from deit_ray.tracking.tracked import Run
 from deit_ray.tracking.tracker import Tracker
@@ -85,15 +87,15 @@ def train_in(
         note_origin(folder, experiment, fingerprint, device, teacher, continues)
         with driving(folder, name), Tracker.of(experiment, session.console) as tracker:
             run = start_single(tracker, experiment, folder)
-            session.console.run_started(name, experiment, device)
+            view = RunView(session.console, name, experiment)
+            view.started(device)
             with _explaining(folder, experiment, tracker, run):
-                metrics = _train_on(
-                    folder, resolved, device, splits, lambda m: session.console.run_progress(m, experiment)
-                )
+                metrics = _train_on(folder, resolved, device, splits, view.reported)
             keep_best_model(folder, experiment.search.metric)
-            finished = {"outcome": "finished", "metrics": metrics}
-            storage.write_bytes(storage.join(folder, RUN), json.dumps(finished).encode())
-            tracker.end_run(run, "finished", folder, MODEL, BAD_IMAGES)
+            outcome = Outcome.finished()
+            ended = {"outcome": outcome.text, "metrics": metrics}
+            storage.write_bytes(storage.join(folder, RUN), json.dumps(ended).encode())
+            tracker.end_run(run, outcome, folder)
             warn_of_bad(folder, session.console.warn)
     return TrainedRun(name, folder, metrics)
 
@@ -142,7 +144,7 @@ def _explaining(folder: str, experiment: Experiment, tracker: Tracker, run: Run)
         reason = failure.reason if failure else reason_of(error)
         message = f"{name}: the training failed: {reason}\n  its journal and checkpoints: {folder}"
         if failure is not None and failure.kind == "failed":
-            tracker.end_run(run, f"failed: {reason}", folder, BAD_IMAGES)
+            tracker.end_run(run, Outcome.failed(reason), folder)
         else:
             message += f"\nonce this is mended, {how}"
         raise UserError(message) from error

@@ -6,18 +6,20 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from deit_ray.study.budget import Spent, exceeded
+from deit_ray.study.budget import exceeded
+from deit_ray.study.records import Spent, TrialRecord
 
 BEGIN = datetime.datetime(2026, 1, 1)
 COMPLETE, PRUNED, FAIL, RUNNING = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING
 
 
 def trial(number: int, state: TrialState, value: float | None = None, **attrs):
-    return optuna.trial.FrozenTrial(
+    frozen = optuna.trial.FrozenTrial(
         number=number, trial_id=number, state=state, value=value, values=None, params={}, distributions={}, user_attrs=attrs,
         system_attrs={}, intermediate_values={}, datetime_start=BEGIN,
         datetime_complete=BEGIN + datetime.timedelta(minutes=number) if state.is_finished() else None,
     )  # fmt: skip
+    return TrialRecord(frozen)
 
 
 def failed(number: int, signature: str):

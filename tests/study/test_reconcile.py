@@ -11,7 +11,8 @@ from optuna.trial import TrialState
 
 from deit_ray.errors import UnavailableError, UserError
 from deit_ray.results.journal import JournalWriter, checkpoint_name
-from deit_ray.study.budget import Spent, exceeded
+from deit_ray.study.budget import exceeded
+from deit_ray.study.records import Spent
 from deit_ray.study.resume import reconcile
 from deit_ray.study.schedule import StudyScheduler
 from deit_ray.study.searcher import StudySearcher
@@ -54,7 +55,10 @@ def leave(study: Study, values: list[float], saved: int, told: int = 0) -> int:
 
 
 def found(study: Study) -> list[tuple]:
-    return [(r.action, r.step, r.outcome) for r in reconcile(study, StudyScheduler(study.experiment))]
+    return [
+        (r.action, r.step, r.outcome and r.outcome.text)
+        for r in reconcile(study, StudyScheduler(study.experiment))
+    ]
 
 
 def test_a_trial_goes_on_from_its_last_whole_checkpoint_or_begins_again(study):
@@ -167,9 +171,9 @@ def test_a_folder_whose_experiment_is_another_one_is_refused(study):
 
 
 def test_a_study_of_an_earlier_version_is_shown_and_not_continued(study):
-    made_with = study.optuna.user_attrs["experiment"]
+    made_with = study.made_with
     del made_with["augment"]["policy"]
-    study.optuna.set_user_attr("experiment", made_with)
+    study.made_with = made_with
     reopened = Study.open("made", study.experiment.results.uri)
     with pytest.raises(
         UserError,

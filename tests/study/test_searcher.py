@@ -57,8 +57,8 @@ def test_a_driver_killed_while_it_asked_leaves_a_trial_that_gets_the_values_it_w
         study._storage.set_trial_param(
             number, key, distribution.to_internal_repr(expected[key]), distribution
         )
-    trial = searcher.complete(study.trials[2])
-    assert trial.params == {key: expected[key] for key in SPACE}
+    searcher.complete(2)
+    assert study.trials[2].params == {key: expected[key] for key in SPACE}
 
 
 def test_the_first_trial_has_the_files_own_values_where_they_lie_in_the_space(searcher_of, experiment):
@@ -75,7 +75,7 @@ def test_it_waits_while_trials_run_that_may_have_to_be_continued(searcher_of):
     assert searcher.suggest("tune-2") is None
     searcher.on_trial_complete("tune-0")
     searcher.on_trial_complete("tune-1", error=True)
-    searcher.unfinished.append(study.trials[1])  # its process died
+    searcher.put_back(1)  # its process died
     assert searcher.suggest("tune-3")["number"] == 1
     searcher.on_trial_complete("tune-3")
     assert searcher.suggest("tune-4") == Searcher.FINISHED

@@ -56,7 +56,8 @@ def test_a_study_runs_is_tracked_and_gives_its_best(search_file, tmp_path):
         ended = trial.user_attrs["outcome"]
         assert run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
         assert run.data.tags["outcome"] == ended
-        assert run.info.status == {"COMPLETE": "FINISHED", "PRUNED": "KILLED"}[trial.state.name]
+        assert run.info.status == "FINISHED"
+        assert run.data.tags.get("state") == {"COMPLETE": None, "PRUNED": "PRUNED"}[trial.state.name]
         assert {key: float(value) for key, value in run.data.params.items()} == pytest.approx(trial.params)
         curve = client.get_metric_history(run.info.run_id, "val/top1")
         assert {

@@ -1,5 +1,6 @@
 """What sync delivers of studies and runs afterwards, and what a driver tells as it goes: the same."""
 
+import json
 from pathlib import Path
 
 import mlflow
@@ -9,9 +10,12 @@ from optuna.trial import TrialState
 
 from deit_ray.errors import UserError
 from deit_ray.experiment.load import dump_experiment
+from deit_ray.outcome import Outcome
 from deit_ray.study import sync as syncing
+from deit_ray.study.observers import Tracking
 from deit_ray.study.study import Study
-from deit_ray.study.sync import end_trial, start_study, start_trial, sync, tell_study
+from deit_ray.study.sync import end_trial, is_told, start_study, start_trial, sync, tell_study, to_ms
+from deit_ray.terminal.console import Console
 from deit_ray.tracking import tracker as tracking
 from deit_ray.tracking.tracker import Tracker
 from tests.support.tracked import EXPERIMENT, Told, Trial
@@ -56,7 +60,7 @@ def test_sync_delivers_what_a_study_could_not_and_nothing_twice(study, proxy, mo
     proxy.misbehave("close")  # away, and nothing of the study gets there
     with Tracker(proxy.uri, EXPERIMENT, None, told) as tracker:
         parent = start_study(tracker, study)
-        for trial in study.optuna.trials[:2]:
+        for trial in study.trials()[:2]:
             end_trial(tracker, study, trial, start_trial(tracker, study, trial, parent))
     assert len(told) == 2
     assert told.count_of("tracking is behind") == 1
@@ -86,7 +90,7 @@ def test_sync_delivers_what_a_study_could_not_and_nothing_twice(study, proxy, mo
     Trial(Path(study.trial_folder(3))).journal.add({"val/top1": 0.7}, 60)
     Path(study.trial_folder(3), "model.safetensors").write_bytes(b"best")
     study.save_best()
-    study.optuna.set_user_attr("outcome", "finished")
+    study.outcome = Outcome.finished()
     assert sync("short", results) == 5
     assert_agrees(study, proxy.uri)
     client = mlflow.MlflowClient(proxy.uri)
@@ -101,7 +105,7 @@ def test_sync_delivers_what_a_study_could_not_and_nothing_twice(study, proxy, mo
 
 def assert_agrees(study: Study, uri: str) -> None:
     """Optuna, the journals and MLflow say the same of every trial."""
-    statuses = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "RUNNING": "RUNNING"}
+    statuses = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "FAILED", "RUNNING": "RUNNING"}
     outcomes = {
         "COMPLETE": "finished",
         "PRUNED": "stopped early at epoch 1",
@@ -117,6 +121,7 @@ def assert_agrees(study: Study, uri: str) -> None:
             statuses[trial.state.name],
             outcomes[trial.state.name],
         )
+        assert run.data.tags.get("state") == ("PRUNED" if trial.state == TrialState.PRUNED else None)
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert {key: float(value) for key, value in run.data.params.items()} == pytest.approx(trial.params)
         assert run.info.start_time == int(trial.datetime_start.timestamp() * 1000)
@@ -153,3 +158,38 @@ def test_a_study_is_told_as_its_driver_tells_it(study, server):
     with Tracker(server.uri, EXPERIMENT, None, Told()) as tracker:
         assert len(list(tell_study(tracker, study))) == 5
     assert_agrees(study, server.uri)
+
+
+def test_a_resume_brings_an_early_stopped_run_of_version_0_1_to_its_status_and_tags_once(study, proxy):
+    with Tracker(proxy.uri, EXPERIMENT, None, Told()) as tracker:
+        list(tell_study(tracker, study))
+    client, trials = mlflow.MlflowClient(proxy.uri), [Trial(Path(study.trial_folder(n))) for n in range(3)]
+    (pruned,) = trials[1].runs(proxy.uri)
+    client.set_terminated(pruned.info.run_id, "KILLED")  # as version 0.1 did, which recorded no status
+    client.delete_tag(pruned.info.run_id, "state")
+    for trial in trials:
+        record = trial.record()
+        del record["status"]
+        Path(trial.folder, "tracking.json").write_text(json.dumps(record))
+    assert [is_told(study, number) for number in range(3)] == [True, False, True]
+
+    resume(study)
+    assert_agrees(study, proxy.uri)
+    assert [is_told(study, number) for number in range(3)] == [True, True, True]
+    (again,) = trials[1].runs(proxy.uri)
+    assert again.info.run_id == pruned.info.run_id
+    assert again.info.end_time == to_ms(study.trial(1).ended)
+    assert trials[1].record()["status"] == "FINISHED"
+
+    proxy.seen.clear()
+    resume(study)
+    assert not [path for path in proxy.seen if path.endswith(("create", "log-batch", "update", "set-tag"))]
+
+
+def resume(study: Study) -> None:
+    """What a driver delivers at its start."""
+    tracking = Tracking(study, Console(quiet=True))
+    with tracking.delivering():
+        tracking.study_opened()
+        for number in range(3):
+            tracking.trial_kept(number)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import mlflow
 
+from deit_ray.outcome import Outcome
 from deit_ray.results.journal import JournalWriter, iterate_points
 from deit_ray.tracking.tracked import Run
 from deit_ray.tracking.tracker import Tracker
@@ -72,4 +73,4 @@ def start(tracker: Tracker, trial: Trial, **options) -> Run:
 def deliver(uri: str, trial: Trial, told: Told | None = None) -> None:
     """The whole life of a run, in one go."""
     with Tracker(uri, EXPERIMENT, None, told if told is not None else Told()) as tracker:
-        tracker.end_run(start(tracker, trial), "finished", trial.folder)
+        tracker.end_run(start(tracker, trial), Outcome.finished(), trial.folder)

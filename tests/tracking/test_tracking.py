@@ -10,6 +10,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from deit_ray.outcome import Outcome
 from deit_ray.tracking import tracker
 from deit_ray.tracking.tracker import Tracker
 from tests.support.commands import wait_for
@@ -35,7 +36,7 @@ def test_a_server_that_starts_late_and_is_killed_in_between_gets_everything_once
             wait_for(lambda: told.count_of("tracking caught up") == 1)
             server.kill()
             trial.measure()
-            tracker.end_run(run, "finished", trial.folder)
+            tracker.end_run(run, Outcome.finished(), trial.folder)
             wait_for(lambda: told.count_of("tracking is behind") == 2)
             server.start()
             wait_for(lambda: run.closed)
@@ -66,7 +67,7 @@ def test_what_a_server_did_though_it_said_500_is_not_done_twice(proxy, trial):
             proxy.misbehave("fail_after", path, times=2)
             run = start(tracker, trial)
             wait_for(lambda run=run: run.segments == trial.journal.segments)
-            tracker.end_run(run, "finished", trial.folder, metrics={"best": 0.5})
+            tracker.end_run(run, Outcome.finished(), trial.folder, metrics={"best": 0.5})
             wait_for(lambda run=run: run.closed)
     assert sum("runs/create" in path for path in proxy.seen) == 1
     (run,) = trial.runs(proxy.uri)
@@ -81,7 +82,7 @@ def test_training_does_not_wait_for_a_slow_server_and_its_thread_shows_that_it_d
     with Tracker(proxy.uri, EXPERIMENT, None, Told()) as tracker:
         run = start(tracker, trial)
         trial.measure()
-        tracker.end_run(run, "stopped early at epoch 3", trial.folder)
+        tracker.end_run(run, Outcome.stopped_early(3), trial.folder)
         assert time.monotonic() - begin < 0.3
         comm = Path(f"/proc/self/task/{tracker.thread.native_id}/comm")
         wait_for(lambda: comm.read_text() == "delivery\n")
@@ -89,7 +90,7 @@ def test_training_does_not_wait_for_a_slow_server_and_its_thread_shows_that_it_d
         wait_for(lambda: comm.read_text() == "tracking\n")
     assert trial.delivered(server.uri) == trial.written()
     (kept,) = trial.runs(server.uri)
-    assert (kept.info.status, kept.data.tags["outcome"]) == ("KILLED", "stopped early at epoch 3")
+    assert (kept.info.status, kept.data.tags["outcome"]) == ("FINISHED", "stopped early at epoch 3")
 
 
 def test_a_repeated_delivery_doubles_nothing(server, trial):
@@ -123,7 +124,7 @@ def test_a_server_that_does_not_know_the_run_gets_all_of_it_anew(server, trial, 
         client.delete_run(run.record.run_id)
         trial.measure()
         wait_for(lambda: run.segments == 2)
-        tracker.end_run(run, "finished", trial.folder)
+        tracker.end_run(run, Outcome.finished(), trial.folder)
     assert trial.delivered(server.uri) == trial.written()
     assert told == []
 
@@ -150,9 +151,9 @@ def test_a_run_that_there_is_twice_is_mended(server, proxy, trial, tmp_path):
             tags = {"deit_ray.id": existing.record.id, "deit_ray.folder": folder}
             client.create_run(tracker.delivery.experiment_id, existing.started_ms - 1, tags)
         assert (len(trial.runs(server.uri)), len(study.runs(server.uri))) == (2, 2)
-        tracker.end_run(run, "finished", trial.folder)
+        tracker.end_run(run, Outcome.finished(), trial.folder)
         wait_for(lambda: run.closed)
-        tracker.end_run(parent, "finished", study.folder)
+        tracker.end_run(parent, Outcome.finished(), study.folder)
     assert trial.delivered(server.uri) == trial.written()
     (kept,), (kept_parent,) = trial.runs(server.uri), study.runs(server.uri)
     assert kept.info.start_time == run.started_ms - 1  # the earliest
@@ -170,8 +171,8 @@ def test_what_mlflow_refuses_is_told_once_and_stops_nothing_else(server, trial, 
     Path(trial.folder, "model.safetensors").mkdir()  # cannot be read
     with Tracker(server.uri, EXPERIMENT, None, told) as tracker:
         run = tracker.start_run("x" * 300, {"note": "t\0" * 9000}, {"long": "p" * 7000}, trial.folder)
-        tracker.end_run(run, "failed: " + "r" * 9000, trial.folder, "model.safetensors")
-        tracker.end_run(start(tracker, other), "finished", other.folder)
+        tracker.end_run(run, Outcome.failed("r" * 9000), trial.folder, "model.safetensors")
+        tracker.end_run(start(tracker, other), Outcome.finished(), other.folder)
     assert trial.delivered(server.uri) == [point for point in trial.written() if point[0] != "no!such?name"]
     assert other.delivered(server.uri) == other.written()
     (kept,) = trial.runs(server.uri)
@@ -196,7 +197,7 @@ def test_what_fails_for_one_run_for_ever_does_not_stop_the_others(proxy, trial, 
         run = start(tracker, trial)
         wait_for(lambda: told.count_of("tracking is behind") == 1)
         for other in others:
-            tracker.end_run(start(tracker, other), "finished", other.folder)
+            tracker.end_run(start(tracker, other), Outcome.finished(), other.folder)
         wait_for(
             lambda: all(other.runs(proxy.uri) and other.record()["outcome"] == "finished" for other in others)
         )
@@ -262,7 +263,7 @@ def test_postgresql_killed_behind_the_server_loses_and_doubles_nothing(tmp_path)
             writing.join()
             postgres.start()
             for run, trial in zip(runs, trials, strict=True):
-                tracker.end_run(run, "finished", trial.folder)
+                tracker.end_run(run, Outcome.finished(), trial.folder)
         assert all(len(trial.delivered(server.uri)) == 1000 for trial in trials)
         assert all(trial.delivered(server.uri) == trial.written() for trial in trials)
         for trial in trials:
