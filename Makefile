@@ -12,7 +12,7 @@ help:  ## list the tasks
 setup: $(READY)  ## make .venv with the versions of constraints.txt
 
 $(READY): constraints.txt pyproject.toml
-	@command -v $(PYTHON) > /dev/null || { echo "error: $(PYTHON) is not installed (set PYTHON to a Python 3.11 or newer)"; exit 1; }
+	@command -v $(PYTHON) > /dev/null || { echo "error: $(PYTHON) is not installed (set PYTHON to a Python 3.11, 3.12 or 3.13)"; exit 1; }
 	@echo "setting up $(VENV): a download of about 3 GB, 7 GB on the disk"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' 2>&1 | { grep -v '^WARNING: Location' || true; }

@@ -121,7 +121,7 @@ def photometric() -> Photometric:
 def augment_and_mix(
     images: np.ndarray, labels: torch.Tensor, ids: np.ndarray, epoch: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As the stream and `TrainStep.inputs` do it, normalisation included."""
+    """As the stream and `Inputs` do it, normalisation included."""
     chain, normalise = photometric(), Normalise(EXPERIMENT.data.mean, EXPERIMENT.data.std, CPU)
     pixels = (
         augment_by_cv2(images, chain.stages(epoch, ids, ids, SIZE, SIZE))
@@ -195,15 +195,12 @@ def measure_share(
         teacher, {"num_classes": CLASSES}, timm.create_model(teacher).state_dict(), [0.5] * 3, [0.5] * 3
     )
     step, ids = TrainStep(experiment, model, model, weights, CLASSES, 1000, 0, device), np.arange(batch)
-    images = torch.from_numpy(np.resize(crops(ids % BATCH), (batch, size, size, 3))).to(device)
-    samples = Batch(
-        images,
-        torch.from_numpy(ids % CLASSES).to(device),
-        torch.ones(batch, device=device),
-        ids,
-        np.zeros_like(ids),
-        0,
-    )
+    tensors = {
+        "images": torch.from_numpy(np.resize(crops(ids % BATCH), (batch, size, size, 3))).to(device),
+        "labels": torch.from_numpy(ids % CLASSES).to(device),
+        "valid": torch.ones(batch, device=device),
+    }
+    samples = Batch(tensors, ids, np.zeros_like(ids), 0)
     whole_s = seconds_each(lambda number: step(samples, number), steps, device)
     augment_s = seconds_each(lambda number: step.inputs(samples, number), steps, device)
     return {"gpu_share_of_step": augment_s / whole_s, "gpu_step_s": whole_s, "gpu_augment_s": augment_s}

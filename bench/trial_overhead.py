@@ -422,16 +422,14 @@ def epochs_of(split: str, config: dict) -> Iterator[Iterator[Samples]]:
 def samples_of(batch: dict) -> Samples:
     """A batch in the form that steps and evaluations take; arrays are not copied."""
     count = len(batch["label"])
-    return Samples(
-        batch["image"].numpy(),
-        batch["label"].numpy().astype(np.int64),
-        np.arange(count),
-        np.zeros(count, np.int64),
-        np.ones(count, bool),
-        "",
-        0,
-        0,
-    )
+    arrays = {
+        "images": batch["image"].numpy(),
+        "labels": batch["label"].numpy().astype(np.int64),
+        "ids": np.arange(count),
+        "views": np.zeros(count, np.int64),
+        "valid": np.ones(count, bool),
+    }
+    return Samples(arrays, "", 0, 0)
 
 
 if __name__ == "__main__":

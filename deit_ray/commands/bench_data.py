@@ -174,21 +174,18 @@ def synthetic_samples(count: int, size: int, keeps_crops: bool):
 
     from deit_ray.data.blocks import Samples
 
-    images, zeros = (
-        np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8),
-        np.zeros(count, np.int64),
-    )
-    return Samples(
-        images,
-        zeros,
-        np.arange(count),
-        zeros,
-        np.ones(count, bool),
-        "train",
-        0,
-        0,
-        images if keeps_crops else None,
-    )
+    images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    zeros = np.zeros(count, np.int64)
+    arrays = {
+        "images": images,
+        "labels": zeros,
+        "ids": np.arange(count),
+        "views": zeros,
+        "valid": np.ones(count, bool),
+    }
+    if keeps_crops:
+        arrays["crops"] = images
+    return Samples(arrays, "train", 0, 0)
 
 
 def seconds_of(run: Callable[[], None], times: int, wait: Callable[[], None]) -> float:

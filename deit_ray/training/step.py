@@ -15,44 +15,125 @@ from deit_ray.augment.table import Stage
 from deit_ray.models import losses, optim
 from deit_ray.models.teacher import TeacherWeights, build_teacher
 
+COORDINATES = ("ids", "views")
+
 
 @dataclass
 class Batch:
-    """One rank's share of a batch, on the device.
+    """One rank's share of a batch.
 
     Attributes:
-        images: uint8 [batch, size, size, 3].
-        labels: int64 [batch].
-        valid: float32 [batch], 1 where the sample counts.
+        tensors: the arrays of `Samples` by name, on the device; but ids and views stay on the host, and `valid` is
+            float32 [batch], 1 where the sample counts.
         ids, views: int64 NumPy arrays [batch], coordinates of the samples.
-        epoch: of the samples.
-        crops: the images before the stream's photometric work, where the teacher is to see them; uint8 [batch, size, size, 3].
+        epoch: the samples' epoch.
     """
 
-    images: torch.Tensor
-    labels: torch.Tensor
-    valid: torch.Tensor
+    tensors: dict[str, torch.Tensor]
     ids: np.ndarray
     views: np.ndarray
     epoch: int
-    crops: torch.Tensor | None = None
 
     @classmethod
     def of(cls, samples, device: torch.device) -> "Batch":
-        """From the stream's `Samples`. The copy to a GPU does not block; on a CPU nothing is copied, and the tensors are only read."""
-        images, labels, valid, crops = (
-            None if array is None else _to_device(array, device)
-            for array in (samples.images, samples.labels, samples.valid.astype(np.float32), samples.crops)
-        )
-        return cls(images, labels, valid, samples.ids, samples.views, samples.epoch, crops)
+        """Makes a batch of the stream's `Samples`.
+
+        The copy to a GPU does not block. On a CPU nothing is copied, and the tensors are only read.
+        """
+        arrays = samples.arrays | {"valid": samples.valid.astype(np.float32)}
+        tensors = {
+            name: _to_device(array, device) for name, array in arrays.items() if name not in COORDINATES
+        }
+        return cls(tensors, samples.ids, samples.views, samples.epoch)
+
+    @property
+    def images(self) -> torch.Tensor:
+        """uint8 [batch, size, size, 3]."""
+        return self.tensors["images"]
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """int64 [batch]."""
+        return self.tensors["labels"]
+
+    @property
+    def valid(self) -> torch.Tensor:
+        """float32 [batch]."""
+        return self.tensors["valid"]
 
 
 def _to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     with warnings.catch_warnings(
         action="ignore"
-    ):  # of an array that cannot be written: it lies in Ray's object store
+    ):  # torch warns of read-only arrays; these lie in Ray's object store
         tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+class Inputs:
+    """What a batch becomes before each model's own normalisation: augmented, erased and mixed. Needs no model.
+
+    Args:
+        experiment: the trial's.
+        num_classes: of the data.
+        rank: of this worker, for the mixing draws.
+        device: where batches are.
+
+    Attributes:
+        photometric: the work on colours and shapes.
+        augments_here: whether that work is done here; otherwise the stream has done it.
+        normalise: the student's normalisation.
+    """
+
+    def __init__(self, experiment, num_classes: int, rank: int, device: torch.device):
+        self.seed, self.rank, self.num_classes = experiment.seed, rank, num_classes
+        self.smoothing = experiment.optim.label_smoothing
+        self.teacher_sees_crops = experiment.distillation.teacher_sees_crops
+        self.photometric = Photometric.of(experiment.augment, experiment.data.mean, experiment.seed)
+        self.augments_here = place_of(experiment.augment.place, device.type) == "device"
+        self.normalise = Normalise(experiment.data.mean, experiment.data.std, device)
+
+    def __call__(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Augments, erases and mixes. Mixing is linear, so it may come before the normalisation.
+
+        Returns:
+            (the student's images, soft targets, the teacher's images): images are float [batch, 3, size, size] in
+            [0, 1]. The teacher's images are the student's, or their crops mixed in the same way, so that both show
+            the same classes.
+        """
+        images = _to_float(self.augment(batch))
+        self.erase(images, batch)
+        mix = self.mix(images, step)
+        targets = mixing.smooth_targets(batch.labels, self.num_classes, self.smoothing)
+        images, targets = mix.images(images), mix.targets(targets)
+        if not self.teacher_sees_crops:
+            return images, targets, images
+        crops = batch.tensors.get("crops", batch.images)
+        return images, targets, mix.images(_to_float(crops))
+
+    def augment(self, batch: Batch) -> torch.Tensor:
+        """The images, uint8 [batch, size, size, 3], after the photometric work."""
+        images = batch.images
+        if not self.augments_here:
+            return images
+        stages = self.photometric.stages(batch.epoch, batch.ids, batch.views, *images.shape[1:3])
+        return augment_here(images, stages)
+
+    def erase(self, images_BCHW: torch.Tensor, batch: Batch) -> None:
+        """Replaces a rectangle of some images, float in [0, 1], by noise, in place."""
+        coordinates = (batch.epoch, batch.ids, batch.views)
+        probability = self.photometric.levels.random_erasing
+        mean, std = self.normalise.mean[0], self.normalise.std[0]
+        erasing.erase(images_BCHW, self.seed, *coordinates, probability, mean, std)
+
+    def mix(self, images_BCHW: torch.Tensor, step: int) -> mixing.Mix:
+        """How the images of a step are mixed."""
+        return mixing.draw(self.photometric.levels, self.seed, step, self.rank, *images_BCHW.shape[-2:])
+
+
+def _to_float(images_BHWC: torch.Tensor) -> torch.Tensor:
+    """uint8 images as float32 [batch, 3, size, size] in [0, 1]."""
+    return images_BHWC.permute(0, 3, 1, 2).float().div_(255)
 
 
 class TrainStep:
@@ -60,8 +141,8 @@ class TrainStep:
 
     Args:
         experiment: the trial's.
-        model: the student, on its device; with more than one worker also as `wrapped`, for data-parallel training.
-        wrapped: what is called in training.
+        model: the student, on its device.
+        wrapped: the module that is called in training: the model, or with several workers its data-parallel wrapper.
         teacher: None without distillation.
         num_classes: of the data.
         steps_per_epoch: for the schedule.
@@ -81,10 +162,9 @@ class TrainStep:
         device: torch.device,
     ):
         self.experiment, self.model, self.wrapped, self.device = experiment, model, wrapped, device
-        self.num_classes, self.steps_per_epoch, self.rank = num_classes, steps_per_epoch, rank
-        self.photometric = Photometric.of(experiment.augment, experiment.data.mean, experiment.seed)
-        self.augments_here = place_of(experiment.augment.place, device.type) == "device"
-        self.normalise = Normalise(experiment.data.mean, experiment.data.std, device)
+        self.steps_per_epoch, self.rank = steps_per_epoch, rank
+        self.inputs = Inputs(experiment, num_classes, rank, device)
+        self.normalise = self.inputs.normalise
         self.teacher = build_teacher(teacher, device) if teacher else None
         self.teacher_normalise = Normalise(teacher.mean, teacher.std, device) if teacher else None
         self.optimizer = optim.make_optimizer(model, experiment.optim)
@@ -94,7 +174,7 @@ class TrainStep:
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(experiment, device))
 
     def __call__(self, batch: Batch, step: int) -> dict[str, torch.Tensor]:
-        """One update.
+        """Does one update.
 
         Args:
             batch: this rank's share.
@@ -127,29 +207,6 @@ class TrainStep:
             self.ema.update(self.model, step=step + 1)
         return scalars | {"lr": torch.tensor(lr)}
 
-    def inputs(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Augments, erases and mixes, before each model's own normalisation: mixing is linear, so it may come first.
-
-        Returns:
-            (the student's images, soft targets, the teacher's images): images are float [batch, 3, size, size] in [0, 1]. The
-            teacher's are the student's, or their crops mixed in the same way, so that both tell of the same classes.
-        """
-        seed, coordinates = self.experiment.seed, (batch.epoch, batch.ids, batch.views)
-        images, levels = batch.images, self.photometric.levels
-        if self.augments_here:
-            images = augment_here(images, self.photometric.stages(*coordinates, *images.shape[1:3]))
-        images = images.permute(0, 3, 1, 2).float().div_(255)
-        erasing.erase(
-            images, seed, *coordinates, levels.random_erasing, self.normalise.mean[0], self.normalise.std[0]
-        )
-        targets = mixing.smooth_targets(batch.labels, self.num_classes, self.experiment.optim.label_smoothing)
-        mix = mixing.draw(levels, seed, step, self.rank, *images.shape[-2:])
-        images, targets = mix.images(images), mix.targets(targets)
-        if not self.experiment.distillation.teacher_sees_crops:
-            return images, targets, images
-        crops = batch.images if batch.crops is None else batch.crops
-        return images, targets, mix.images(crops.permute(0, 3, 1, 2).float().div_(255))
-
     def _teach(self, images_BCHW: torch.Tensor) -> torch.Tensor | None:
         if self.teacher is None or self.experiment.distillation.kind == "none":
             return None
@@ -157,7 +214,7 @@ class TrainStep:
             return self.teacher(self.teacher_normalise(images_BCHW)).float()
 
     def state_dict(self) -> dict:
-        """Everything that the next step depends on, but the step's number."""
+        """Everything that the next step depends on, except the step's number."""
         ema = {"ema": self.ema.module.state_dict()} if self.ema else {}
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), **ema}
 
@@ -169,7 +226,7 @@ class TrainStep:
 
 
 class Normalise:
-    """Images [batch, 3, height, width] in [0, 1] to zero mean and unit variance."""
+    """Brings images [batch, 3, height, width] in [0, 1] to zero mean and unit variance."""
 
     def __init__(self, mean: list[float], std: list[float], device: torch.device):
         self.mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
@@ -180,7 +237,7 @@ class Normalise:
 
 
 def augment_here(images_BHWC: torch.Tensor, stages: list[Stage]) -> torch.Tensor:
-    """The uint8 images with the stages applied: by the torch kernel on a GPU, on the CPU by the one that the stream uses."""
+    """The uint8 images with the stages applied: by the torch kernel on a GPU, by the stream's kernel on the CPU."""
     if images_BHWC.device.type == "cuda":
         return kernel_torch.augment_images(images_BHWC, stages)
     augmented = images_BHWC.clone()

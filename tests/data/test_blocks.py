@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from deit_ray import storage
 from deit_ray.data import shards
@@ -14,6 +15,7 @@ from deit_ray.data.crop import Geometry
 from deit_ray.data.damage import note_bad, read_bad
 from deit_ray.data.shards import read_manifest
 from deit_ray.data.worklist import Task
+from deit_ray.training.step import Batch
 from deit_ray.trial import assemble
 from tests.support.training import local_batches
 
@@ -67,28 +69,76 @@ def test_a_seek_gives_each_rank_what_an_uninterrupted_stream_gives_from_there_on
     assert len(everything) > len(parts(start)) > world_size
 
 
+def first_task(exp, steps: int = 1) -> tuple[Task, Recipe]:
+    """The task of an experiment's first steps, and the recipe that the stream follows on a CPU."""
+    worklist = assemble.make_worklist(exp, read_manifest(exp.data.uri), exp.data.uri, ("val",))
+    return next(worklist.tasks_between(0, steps)), assemble.make_recipe(exp, "cpu")
+
+
 def test_a_block_is_one_row_and_comes_back_equal(experiment):
-    exp = experiment("digits_student", {"distillation.kind": "none"})
-    manifest = read_manifest(exp.data.uri)
-    worklist = assemble.make_worklist(exp, manifest, exp.data.uri, ("val",))
-    task = next(iter(worklist.tasks_between(0, 1)))
-    samples = next(make_samples(task, assemble.make_recipe(exp, "cpu"), 64, 1))
+    samples = next(
+        make_samples(*first_task(experiment("digits_student", {"distillation.kind": "none"})), 64, 1)
+    )
     block = pack(samples)
     assert isinstance(block, pa.Table)
     assert block.num_rows == 1
     back = unpack(block)
-    for name in ("images", "labels", "ids", "views", "valid"):
-        np.testing.assert_array_equal(getattr(back, name), getattr(samples, name))
+    assert list(back.arrays) == ["images", "labels", "ids", "views", "valid"]
+    for name, array in samples.arrays.items():
+        np.testing.assert_array_equal(back.arrays[name], array, strict=True)
     assert (back.split, back.epoch, back.first_step) == ("train", 0, 0)
-    assert back.crops is None
 
 
-def test_crops_travel_beside_the_images_where_the_teacher_is_to_see_them():
-    arrays = [np.full((3, 4, 4, 3), level, np.uint8) for level in (1, 2)]
+def test_crops_travel_beside_the_images_where_the_teacher_sees_them():
     numbers = np.arange(3)
-    back = unpack(pack(Samples(arrays[0], numbers, numbers, numbers, numbers > 0, "train", 0, 5, arrays[1])))
-    np.testing.assert_array_equal(back.crops, arrays[1])
-    np.testing.assert_array_equal(back.slice(1, 2, 6).crops, arrays[1][1:2])
+    arrays = {
+        "images": np.full((3, 4, 4, 3), 1, np.uint8),
+        "labels": numbers,
+        "ids": numbers,
+        "views": numbers,
+        "valid": numbers > 0,
+        "crops": np.full((3, 4, 4, 3), 2, np.uint8),
+    }
+    back = unpack(pack(Samples(arrays, "train", 0, 5)))
+    np.testing.assert_array_equal(back.arrays["crops"], arrays["crops"])
+    np.testing.assert_array_equal(back.slice(1, 2, 6).arrays["crops"], arrays["crops"][1:2])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_one_more_array_per_sample_travels_from_the_task_to_the_batch(experiment, dtype):
+    made = next(make_samples(*first_task(experiment("digits_student", {"distillation.kind": "none"})), 64, 1))
+    logits = np.linspace(-9, 9, 64 * 10).reshape(64, 10).astype(dtype)
+    samples = Samples(made.arrays | {"teacher_logits": logits}, made.split, made.epoch, made.first_step)
+    back = unpack(pack(samples))
+    np.testing.assert_array_equal(back.arrays["teacher_logits"], logits, strict=True)
+    part = back.slice(16, 48, 3)
+    assert part.first_step == 3
+    tensor = Batch.of(part, torch.device("cpu")).tensors["teacher_logits"]
+    np.testing.assert_array_equal(tensor.numpy(), logits[16:48], strict=True)
+
+
+def packed_pixels(exp, hold: bool) -> tuple[list[bytes], int]:
+    """The pixels of a task's blocks, packed as the stream packs them, and the number of addresses that they had.
+
+    The reader holds all blocks to the end, or one at a time.
+    """
+    task, recipe = first_task(exp, 15)
+    held, pixels, addresses = [], [], set()
+    for block in map(pack, make_samples(task, recipe, exp.train.batch_size, 1)):
+        addresses.add(block["images"].chunks[0].buffers()[2].address)
+        if hold:
+            held.append(block)
+        else:
+            pixels.append(unpack(block).images.tobytes())
+    return pixels or [unpack(block).images.tobytes() for block in held], len(addresses)
+
+
+def test_blocks_share_memory_only_once_nobody_holds_them(experiment):
+    exp = experiment("digits_student", {"distillation.kind": "none", "train.batch_size": 60})
+    pixels, addresses = packed_pixels(exp, hold=True)
+    assert addresses == len(pixels) == len(set(pixels)) > 10
+    # while a block is made, the reader still holds the one before it
+    assert packed_pixels(exp, hold=False) == (pixels, 2)
 
 
 def test_a_corrupt_image_keeps_its_row_and_counts_nowhere(tmp_path, experiment):

@@ -15,6 +15,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
 
 import deit_ray
 from deit_ray.commands.predict import evaluate, predict
@@ -60,26 +61,44 @@ def test_every_image_is_counted_once_by_three_workers(ray_cluster, experiment, t
     trained = run.train(exp)
     assert trained.metrics["test/images"] == 361
 
-    state = load_file(f"{trained.folder}/model.safetensors")
     model = timm.create_model("test_resnet", num_classes=3).eval()
-    model.load_state_dict(state)
-    correct = 0
-    for row in pq.read_table(f"{uri}/test-00000.parquet").to_pylist():
-        image = cv2.imdecode(np.frombuffer(row["image"], np.uint8), cv2.IMREAD_COLOR_RGB)
-        height, width = image.shape[:2]
-        resized = cv2.resize(
-            image, (int(16 * width / height), 16), interpolation=cv2.INTER_AREA
-        )  # all are wider than high
-        left = round((resized.shape[1] - 16) / 2)
-        x = torch.from_numpy(resized[:, left : left + 16].copy()).permute(2, 0, 1)[None].float() / 255
-        with torch.no_grad():
-            correct += int(model((x - 0.5) / 0.5).argmax() == row["label"])
-    best = folders.best_step(trained.folder, "val/top1")[0]
-    if best == trained.metrics["step"]:  # the model kept is the one that the test was run on
-        assert trained.metrics["test/top1"] == pytest.approx(correct / 361, abs=1e-9)
-    assert evaluate(f"{trained.folder}/model.safetensors", uri)["test/top1"] == pytest.approx(
-        correct / 361, abs=1e-9
+    model.load_state_dict(load_file(f"{trained.folder}/model.safetensors"))
+    rows = pq.read_table(f"{uri}/test-00000.parquet").to_pylist()
+    views = np.stack([evaluation_view(row["image"]) for row in rows])
+    labels = torch.tensor([row["label"] for row in rows])
+    with torch.no_grad():
+        logits = model((torch.from_numpy(views).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5)
+    expected = {
+        "test/images": 361,
+        "test/top1": float((logits.argmax(1) == labels).double().mean()),
+        "test/loss": float(cross_entropy(logits, labels)),
+    }
+    found = [evaluate(f"{trained.folder}/model.safetensors", uri)]
+    if folders.best_step(trained.folder, "val/top1")[0] == trained.metrics["step"]:
+        found.append(trained.metrics)  # the model that is kept is the one that the run evaluated last
+    for metrics in found:
+        assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-6)
+
+
+def evaluation_view(jpeg: bytes) -> np.ndarray:
+    """What evaluation makes of an image of 20 rows and at least as many columns, uint8 [16, 16, 3].
+
+    The short side becomes 16 pixels, by OpenCV's bicubic interpolation behind a filter of three taps (s, 1 - 2s, s)
+    along each axis, s = 0.02 + 0.22 (shrink - 1). Every axis here shrinks by 20 / 16 = 1.25 to 21 / 16 = 1.31: above
+    the 1.1 from which the filter is used, and below the 2.5 from which averaging comes first. Then the centre is cut.
+    """
+    image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+    height, width = image.shape[:2]
+    new_width = 16 * width // height
+    assert 1.1 < height / 16 <= width / new_width < 2.5
+    along_x, along_y = (
+        np.array([s, 1 - 2 * s, s])
+        for s in (0.02 + 0.22 * (width / new_width - 1), 0.02 + 0.22 * (height / 16 - 1))
     )
+    smooth = cv2.sepFilter2D(image, -1, along_x, along_y, borderType=cv2.BORDER_REPLICATE)
+    resized = cv2.resize(smooth, (new_width, 16), interpolation=cv2.INTER_CUBIC)
+    left = round((new_width - 16) / 2)
+    return resized[:, left : left + 16]
 
 
 def test_images_that_cannot_be_decoded_are_named_and_too_many_of_them_end_the_trial(
