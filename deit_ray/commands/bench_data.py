@@ -1,4 +1,7 @@
-"""What limits a run: its step, on synthetic data; its stream, with nobody else at work; and both together."""
+"""What limits a run: its step, on synthetic data; its stream, with nobody else at work; and both together.
+
+Ray is imported after `resolve`: so a wrong model name is answered sooner.
+"""
 
 import dataclasses
 import math
@@ -7,18 +10,12 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-import ray.train
-import ray.train.torch
-
-from deit_ray.cluster import connect
 from deit_ray.data import shards
-from deit_ray.data.stream import Stream
 from deit_ray.experiment.config import Experiment
 from deit_ray.terminal.session import Session
-from deit_ray.trial.assemble import Shared, make_recipe, make_trainer, make_worklist
 from deit_ray.trial.needs import Needs
+from deit_ray.trial.reading import make_recipe, make_worklist
 from deit_ray.trial.resolve import resolve
-from deit_ray.trial.run import check_fits, run_trial, share
 
 STEPS = 20_000  # of the work list: more than are taken
 
@@ -77,6 +74,9 @@ def bench_data(experiment: Experiment, seconds: float = 10.0, session: Session |
     """
     experiment = experiment.with_overrides({"search.space": {}})
     resolved = resolve(experiment)
+    from deit_ray.cluster import connect
+    from deit_ray.trial.launch import check_fits, run_trial, share
+
     with (session or Session()).connected():
         device = check_fits(experiment, connect.possible_resources())
         connect.check_reachable("data.uri", experiment.data.uri)
@@ -96,9 +96,10 @@ def _tasks(experiment: Experiment, device: str) -> int:
     return max(1, int(Needs.of(experiment, device).stream_cpus))
 
 
-def _make_trainer(
-    experiment: Experiment, device: str, shared: Shared, seconds: float, config: dict, on_report
-):
+def _make_trainer(experiment: Experiment, device: str, shared, seconds: float, config: dict, on_report):
+    """The trainer whose workers run `_measure`; `shared` is a `Shared`."""
+    from deit_ray.trial.assemble import make_trainer
+
     manifest: shards.Manifest = shared.manifest
     per_epoch = max(1, make_worklist(experiment, manifest, shared.data, ()).steps_per_epoch)
     worklist = make_worklist(experiment, manifest, shared.data, (), epochs=math.ceil(STEPS / per_epoch))
@@ -116,8 +117,11 @@ def _make_trainer(
 
 def _measure(seconds: float, turn: int, keeps_crops: bool, config: dict) -> None:
     """What each worker runs."""
+    import ray.train
+    import ray.train.torch
     import torch
 
+    from deit_ray.data.stream import Stream
     from deit_ray.training.clock import Clock
     from deit_ray.training.step import Batch
     from deit_ray.training.worker import TrainJob, make_train_step, sum_over_workers

@@ -1,4 +1,7 @@
-"""What a study, or a single run, will take, said before anything starts."""
+"""What a study, or a single run, will take, said before anything starts.
+
+Ray and Optuna are imported where they are used, after `resolve`: so a wrong model name is answered sooner.
+"""
 
 import dataclasses
 import math
@@ -7,22 +10,15 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import optuna
-import ray
-from ray._private.resource_and_label_spec import ResourceAndLabelSpec
-
 from deit_ray import storage
-from deit_ray.cluster import connect
 from deit_ray.errors import UserError
 from deit_ray.experiment.config import Distillation, Experiment, flatten
 from deit_ray.results.folders import EXPERIMENT, JOURNAL, experiment_of, measured, trials_of
 from deit_ray.results.origin import origin_of
-from deit_ray.study.searcher import StudySearcher
 from deit_ray.terminal.session import Session
-from deit_ray.trial.assemble import make_worklist
 from deit_ray.trial.needs import Needs
+from deit_ray.trial.reading import make_worklist
 from deit_ray.trial.resolve import Resolved, resolve
-from deit_ray.trial.run import check_fits
 
 SAMPLED = 5  # trials that are shown
 RATE = "perf/images_per_s"
@@ -112,6 +108,8 @@ def plan(experiment: Experiment, session: Session | None = None) -> Plan:
 
 def plan_of(resolved: Resolved, resources: dict[str, float], where: str) -> Plan:
     """The plan of an experiment on given resources; `where` names their owner in words."""
+    from deit_ray.trial.launch import check_fits
+
     experiment, search = resolved.experiment, resolved.experiment.search
     device = check_fits(experiment, resources)
     needs, trials = Needs.of(experiment, device), search.trials if search.space else 1
@@ -139,6 +137,11 @@ def plan_of(resolved: Resolved, resources: dict[str, float], where: str) -> Plan
 
 def resources_of(experiment: Experiment, session: Session) -> tuple[dict[str, float], str]:
     """The resources that the cluster has or could have, and a name for it; without a cluster, those of this machine."""
+    import ray
+    from ray._private.resource_and_label_spec import ResourceAndLabelSpec
+
+    from deit_ray.cluster import connect
+
     address = (
         session.address
         or os.environ.get("RAY_ADDRESS")
@@ -157,6 +160,10 @@ def sample_trials(experiment: Experiment, count: int) -> list[dict]:
     """The values of a study's first trials, as it draws them as long as no result is known."""
     if not experiment.search.space:
         return []
+    import optuna
+
+    from deit_ray.study.searcher import StudySearcher
+
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     searcher = StudySearcher(optuna.create_study(direction="maximize"), experiment, folder_of=str)
     return [searcher.ask().params for _ in range(count)]

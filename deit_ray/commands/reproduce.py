@@ -14,6 +14,7 @@ from deit_ray.results.origin import read_origins
 from deit_ray.study.study import DATABASE
 from deit_ray.terminal.session import Session
 from deit_ray.trial.failure import FAILURE
+from deit_ray.trial.run import steps_per_epoch, train_in
 
 CLOCK = ("perf/", "cost/")  # metrics that depend on the clock
 
@@ -57,8 +58,6 @@ def reproduce(name: str, session: Session | None = None) -> Reproduction:
     Raises:
         UserError: there is no such run, it has measured nothing, or it did not begin at its beginning.
     """
-    from deit_ray.trial.run import steps_per_epoch, train_in
-
     session = session or Session()
     folder = find_run(name, session.results)
     if storage.exists(storage.join(folder, DATABASE)):

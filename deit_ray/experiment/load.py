@@ -28,15 +28,29 @@ def load_experiment(path: str | Path, overrides: dict[str, Any] | None = None) -
     """
     tree, origins = _read(Path(path), ())
     tree.setdefault("name", Path(path).stem)
-    for key, value in (overrides or {}).items():
+    return _validate(tree, origins, str(path), overrides or {})
+
+
+def default_experiment(overrides: dict[str, Any] | None = None) -> Experiment:
+    """The experiment of all defaults, without a data set and a teacher, with dotted keys replaced.
+
+    Raises:
+        UserError: naming key, value and what is allowed.
+    """
+    tree = {"name": "default", "data": {"uri": ""}, "distillation": {"kind": "none"}}
+    return _validate(tree, {}, "the defaults", overrides or {})
+
+
+def _validate(tree: dict, origins: dict[str, str], source: str, overrides: dict[str, Any]) -> Experiment:
+    """The experiment of a tree with dotted keys replaced; a mistake names the file, or --set, that it comes from."""
+    for key, value in overrides.items():
         set_key(tree, key, value)
-        origins = {k: o for k, o in origins.items() if k != key and not k.startswith(key + ".")} | {
-            key: "override"
-        }
+        origins = {k: o for k, o in origins.items() if k != key and not k.startswith(key + ".")}
+        origins[key] = "override"
     try:
         return Experiment.model_validate(tree)
     except ValidationError as error:
-        raise UserError("\n".join(_explain(e, str(path), origins) for e in error.errors())) from None
+        raise UserError("\n".join(_explain(e, source, origins) for e in error.errors())) from None
 
 
 def dump_experiment(experiment: Experiment, comment: str = "") -> str:

@@ -12,8 +12,6 @@ import sys
 import time
 from pathlib import Path
 
-import ray
-
 from deit_ray import __version__, storage
 from deit_ray.errors import UserError
 from deit_ray.experiment.config import Experiment
@@ -132,6 +130,8 @@ def package_versions() -> dict[str, str]:
 
 def describe_machine(experiment: Experiment, device: str) -> dict:
     """Where the driver runs; of a cluster also the kinds of its accelerators."""
+    import ray
+
     resources = ray.cluster_resources() if ray.is_initialized() else {}
     kinds = sorted(
         name.removeprefix("accelerator_type:") for name in resources if name.startswith("accelerator_type:")
