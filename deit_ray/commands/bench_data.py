@@ -1,4 +1,4 @@
-"""What limits a run: its step, on synthetic data; its stream, with nobody else at work; and both together.
+"""Finds what limits a run: measures its step on synthetic data, its stream alone, and both together.
 
 Ray is imported after `resolve`: so a wrong model name is answered sooner.
 """
@@ -17,20 +17,20 @@ from deit_ray.trial.needs import Needs
 from deit_ray.trial.reading import make_recipe, make_worklist
 from deit_ray.trial.resolve import resolve
 
-STEPS = 20_000  # of the work list: more than are taken
+STEPS = 20_000  # steps of the work list: more than a measurement takes
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What was measured, over all workers.
+    """The measured speeds, summed over all workers.
 
     Attributes:
-        step_per_s: images that the step trains on, of synthetic data.
-        stream_per_s: images that the stream gives while nothing trains.
-        both_per_s: images trained on as they come from the stream.
-        data_wait: share of the time in which that training waited for the stream.
-        cpus: of the stream.
-        workers: of the training.
+        step_per_s: images/s that the step trains on, with synthetic data.
+        stream_per_s: images/s that the stream delivers while nothing trains.
+        both_per_s: images/s that the step trains on, with images from the stream.
+        data_wait: fraction of the time that this training waited for the stream.
+        cpus: CPUs of the stream.
+        workers: training workers.
     """
 
     step_per_s: float
@@ -47,7 +47,7 @@ class Limits:
 
     @property
     def cpus_needed(self) -> float:
-        """Stream CPUs that would give as many images as the step takes, for each worker: tenths below one, else whole ones."""
+        """Stream CPUs for each worker that would deliver as many images as the step takes: tenths below one, else whole."""
         needed = self.cpus * self.step_per_s / self.stream_per_s / self.workers
         return max(0.1, math.ceil(needed * 10) / 10) if needed <= 1 else math.ceil(needed)
 
@@ -61,7 +61,7 @@ class Limits:
 
 
 def bench_data(experiment: Experiment, seconds: float = 10.0, session: Session | None = None) -> Limits:
-    """Runs an experiment's step on synthetic data, then its stream alone, then the step on real data.
+    """Runs an experiment's step on synthetic data, then its stream alone, then both together.
 
     Args:
         experiment: see `load_experiment`. Searched keys have the values of the experiment itself.
@@ -92,7 +92,7 @@ def bench_data(experiment: Experiment, seconds: float = 10.0, session: Session |
 
 
 def _tasks(experiment: Experiment, device: str) -> int:
-    """The stream's tasks at once; each keeps one CPU busy, whatever part of it is set aside for it."""
+    """Number of stream tasks at once; each keeps one CPU busy, even where a part of a CPU is set aside for it."""
     return max(1, int(Needs.of(experiment, device).stream_cpus))
 
 
@@ -107,7 +107,7 @@ def _make_trainer(experiment: Experiment, device: str, shared, seconds: float, c
     trainer = make_trainer(experiment, device, "train", job, worklist, config["folder"], on_report)
     turn = (
         _tasks(experiment, device) * worklist.task_steps
-    )  # batches of a round of tasks; within one they come unevenly
+    )  # batches of a round of tasks; within a round they come unevenly
     keeps_crops = make_recipe(experiment, device).keep_crops
     trainer.train_loop_per_worker = partial(
         _measure, seconds, min(turn, worklist.steps_per_epoch), keeps_crops
@@ -116,7 +116,7 @@ def _make_trainer(experiment: Experiment, device: str, shared, seconds: float, c
 
 
 def _measure(seconds: float, turn: int, keeps_crops: bool, config: dict) -> None:
-    """What each worker runs."""
+    """The loop of each worker: takes the three measurements and reports them."""
     import ray.train
     import ray.train.torch
     import torch
@@ -136,7 +136,7 @@ def _measure(seconds: float, turn: int, keeps_crops: bool, config: dict) -> None
     batch_size, steps = experiment.train.batch_size, iter(range(worklist.steps))
 
     def count_in(second_each: float) -> int:
-        """How many fit into the time: the same on every worker."""
+        """Repetitions that fit into the time: the same number on every worker."""
         return max(1, round(sum_over_workers(min(1000, seconds / second_each)) / world_size))
 
     def train_on_synthetic() -> None:
@@ -173,7 +173,7 @@ def _measure(seconds: float, turn: int, keeps_crops: bool, config: dict) -> None
 
 
 def synthetic_samples(count: int, size: int, keeps_crops: bool):
-    """Noise, as a worker gets its samples."""
+    """Samples of noise, in the form in which the stream delivers samples."""
     import numpy as np
 
     from deit_ray.data.blocks import Samples
@@ -192,11 +192,11 @@ def synthetic_samples(count: int, size: int, keeps_crops: bool):
     return Samples(arrays, "train", 0, 0)
 
 
-def seconds_of(run: Callable[[], None], times: int, wait: Callable[[], None]) -> float:
-    """Seconds of one run, of so many in a row, the device waited for at the end."""
+def seconds_of(function: Callable[[], None], times: int, wait: Callable[[], None]) -> float:
+    """Mean seconds of a call among `times` calls in a row; `wait` waits for the device, before and after them."""
     wait()
     begin = time.perf_counter()
     for _ in range(times):
-        run()
+        function()
     wait()
     return (time.perf_counter() - begin) / times
