@@ -2,12 +2,13 @@
 
     python bench/answers.py
 
-Every command is started as a process of its own, --repeats times; a command's time is the median. Prints the slowest command
-of each kind, and
+Every command is started as a process of its own, --repeats times; a command's time is the median. Prints the
+slowest command of each kind, and
 
 - help_s: of the slowest `--help`, at most 1.5;
 - mistake_s: of the slowest mistake, at most 1.5;
-- model_name_s: of the slowest command that is given a model that timm does not know, or a run that does not exist, at most 6.
+- model_name_s: of the slowest command that is given a model that timm does not know, or a run that does not
+  exist, at most 6.
 
 It takes about three minutes on two cores, which nothing else may use meanwhile.
 """

@@ -1,4 +1,4 @@
-"""The commands that look at finished studies, runs and models: best, diff, reproduce, sync, evaluate, predict."""
+"""The commands for finished studies, runs and models: best, diff, reproduce, sync, evaluate, predict."""
 
 import os
 from typing import Annotated

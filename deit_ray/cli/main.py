@@ -1,6 +1,7 @@
 """The command line: it parses, calls the package, and prints.
 
-Each command imports what it calls: so `--help` and a mistake are answered before torch, Ray and the like are imported.
+Each command imports what it calls: so `--help` and a mistake are answered before torch, Ray and the like are
+    imported.
 """
 
 import os
@@ -9,15 +10,20 @@ from typing import Annotated, Literal
 
 import typer
 
-from deit_ray import __version__
+import deit_ray
 from deit_ray.cli import data, finished
 from deit_ray.cli.options import Address, Experiment, OnHead, Results, Set, Study, Verbose, load, overrides_of
 from deit_ray.errors import Interrupted, UserError
 from deit_ray.terminal.console import Console
 from deit_ray.terminal.session import Session
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
-                  help="Search for the best way to train a distilled vision transformer, on a laptop or a Ray cluster.")  # fmt: skip
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help=deit_ray.__doc__,
+)
 app.add_typer(data.app, name="data")
 bench_app = typer.Typer(no_args_is_help=True, help="What limits a run.")
 app.add_typer(bench_app, name="bench")
@@ -26,7 +32,7 @@ TrialNumber = Annotated[int | None, typer.Argument(metavar="TRIAL", help="number
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        Console().say(f"deit-ray {__version__}")
+        Console().say(f"deit-ray {deit_ray.__version__}")
         raise typer.Exit()
 
 
@@ -48,7 +54,7 @@ def bench_data(
     address: Address = None,
     verbose: Verbose = False,
 ):
-    """Say whether the stream or the step limits a run, and how many CPUs the stream needs; nothing is kept."""
+    """Say whether the stream or the step limits a run, and how many CPUs the stream needs; keep nothing."""
     loaded = load(experiment, set)
     from deit_ray.commands.bench_data import bench_data
 
@@ -71,8 +77,8 @@ def train(
     schedule: Annotated[
         Literal["stretch", "hold"] | None,
         typer.Option(
-            help="with --epochs: the learning rate follows the cosine of all N epochs (stretch, the default), "
-            "or stays at its minimum (hold)"
+            help="with --epochs: the learning rate follows the cosine of all N epochs "
+            "(stretch, the default), or stays at its minimum (hold)"
         ),
     ] = None,
     address: Address = None,
@@ -88,7 +94,8 @@ def train(
         )
     if schedule and epochs is None:
         raise UserError(
-            f"train: --schedule {schedule} belongs to --continue RUN --epochs N, which prolong a run; name both"
+            f"train: --schedule {schedule} belongs to --continue RUN --epochs N, which extend a run; "
+            "name both"
         )
     if experiment and epochs is not None:
         raise UserError("train: --epochs belongs to --continue; for a new run use --set train.epochs=N")

@@ -47,7 +47,10 @@ class Limits:
 
     @property
     def cpus_needed(self) -> float:
-        """Stream CPUs for each worker that would deliver as many images as the step takes: tenths below one, else whole."""
+        """Stream CPUs for each worker that would deliver as many images as the step takes.
+
+        Below one CPU they are rounded up to a tenth, else to a whole CPU.
+        """
         needed = self.cpus * self.step_per_s / self.stream_per_s / self.workers
         return max(0.1, math.ceil(needed * 10) / 10) if needed <= 1 else math.ceil(needed)
 
@@ -57,7 +60,8 @@ class Limits:
         stream = f"{cpus} give{'s' * (self.cpus == 1)} {self.stream_per_s:,.0f}"
         both = f"together they train on {self.both_per_s:,.0f} and wait {self.data_wait:.0%} of the time"
         feed = f"{self.cpus_needed:g} for each worker would feed it (data.cpus_per_worker)"
-        return f"the {'stream' if self.by_stream else 'step'} is the limit: {step}, {stream}, {both}; about {feed}"
+        limit = "stream" if self.by_stream else "step"
+        return f"the {limit} is the limit: {step}, {stream}, {both}; about {feed}"
 
 
 def bench_data(experiment: Experiment, seconds: float = 10.0, session: Session | None = None) -> Limits:
@@ -65,8 +69,8 @@ def bench_data(experiment: Experiment, seconds: float = 10.0, session: Session |
 
     Args:
         experiment: see `load_experiment`. Searched keys have the values of the experiment itself.
-        seconds: about the seconds of each measurement; longer where one step, or one round of the stream's tasks,
-            takes longer.
+        seconds: about the seconds of each measurement; longer where one step, or one round of the stream's
+            tasks, takes longer.
         session: see `Session`.
 
     Raises:
@@ -92,7 +96,7 @@ def bench_data(experiment: Experiment, seconds: float = 10.0, session: Session |
 
 
 def _tasks(experiment: Experiment, device: str) -> int:
-    """Number of stream tasks at once; each keeps one CPU busy, even where a part of a CPU is set aside for it."""
+    """Number of stream tasks at once; each keeps one CPU busy, even where only a part of one is set aside."""
     return max(1, int(Needs.of(experiment, device).stream_cpus))
 
 
@@ -193,7 +197,7 @@ def synthetic_samples(count: int, size: int, keeps_crops: bool):
 
 
 def seconds_of(function: Callable[[], None], times: int, wait: Callable[[], None]) -> float:
-    """Mean seconds of a call among `times` calls in a row; `wait` waits for the device, before and after them."""
+    """Mean seconds of a call, over `times` calls in a row; `wait` waits for the device."""
     wait()
     begin = time.perf_counter()
     for _ in range(times):

@@ -40,14 +40,16 @@ def continue_run(
 ) -> TrainedRun:
     """Continues a run.
 
-    An interrupted run of `train` continues in its own folder, to its own number of epochs. A finished run, or a trial that has
+    An interrupted run of `train` continues in its own folder, to its own number of epochs. A finished run, or
+    a trial that has
     ended, stays as it is: a new run begins with its checkpoints and its journal, and trains to `epochs`.
 
     Args:
         name: see `folders.find_run`.
         epochs: total number of epochs, above those that the run has; None for an interrupted run.
-        schedule: learning rate from here on. `stretch`: the cosine of a run that was planned for `epochs`, so the rate, which
-            had fallen to min_lr, rises to that curve. `hold`: the schedule does not change, so the rate stays at min_lr.
+        schedule: learning rate from here on. `stretch`: the cosine of a run that was planned for `epochs`, so
+            the rate, which had fallen to min_lr, rises to that curve. `hold`: the schedule does not change,
+            so the rate stays at min_lr.
         session: see `Session`; the run is looked up in its `results`.
 
     Raises:
@@ -58,14 +60,17 @@ def continue_run(
     experiment = experiment_of(folder)
     if storage.exists(storage.join(folder, DATABASE)):
         raise UserError(
-            f"{name}: is a study; go on with: deit-ray tune --resume {posixpath.basename(folder)}, or name one of its trials"
+            f"{name}: is a study; go on with: deit-ray tune --resume {posixpath.basename(folder)}, "
+            "or name one of its trials"
         )
     finished = _has_ended(folder, results_of(folder))
     check_same_inputs(folder, experiment, shards.read_manifest(experiment.data.uri).fingerprint)
     if not finished:
         if epochs is not None:
-            raise UserError(f"{name}: --epochs {epochs}: it was interrupted before its {experiment.train.epochs} epochs were over; "
-                            f"finish it first: deit-ray train --continue {name}")  # fmt: skip
+            raise UserError(
+                f"{name}: --epochs {epochs}: it was interrupted before its {experiment.train.epochs} epochs "
+                f"were over; finish it first: deit-ray train --continue {name}"
+            )
         return train_in(lambda _: folder, experiment, session)
     step = _last_checkpoint(folder)
     reached = step // steps_per_epoch(experiment)
@@ -113,13 +118,14 @@ def _last_checkpoint(folder: str) -> int:
     steps = saved_steps(folder)
     if not steps or not all(storage.exists(storage.join(folder, checkpoint_name(s))) for s in steps):
         raise UserError(
-            f"{name_of(folder)}: its checkpoints are not kept, so there is nothing to go on from; looked in {folder}"
+            f"{name_of(folder)}: its checkpoints are not kept, so it cannot be continued; looked in {folder}"
         )
     return steps[-1]
 
 
 def _copy_run(source: str, step: int, schedule: Schedule, experiment: Experiment) -> str:
-    """Makes the folder of a run that begins where another stopped: with its checkpoints, Ray Train's list of them, its journal.
+    """Makes the folder of a run that begins where another stopped: with its checkpoints, Ray Train's list of
+    them, its journal.
 
     All kept checkpoints are copied, since the best one of the whole run may be among them.
     """

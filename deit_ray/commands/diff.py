@@ -61,7 +61,8 @@ def compare(a: str, b: str, results: str = "results") -> Difference:
     """The differences between two runs.
 
     Args:
-        a, b: each a run, study or trial, see `folders.find_run`, or an experiment file, which has settings alone.
+        a, b: each a run, study or trial, see `folders.find_run`, or an experiment file, which has settings
+            alone.
         results: folder in which runs and studies are looked up.
 
     Raises:
@@ -97,7 +98,7 @@ def compare_origins(a: dict | None, b: dict | None) -> dict[str, Any]:
 
 
 def value_of(folder: str, experiment: Experiment) -> tuple[float, float] | None:
-    """(best, last) value of the ranked metric of a run or trial; for a study, its best trial's value twice."""
+    """(best, last) value of a run's or trial's ranked metric; for a study, its best trial's value twice."""
     if storage.exists(storage.join(folder, DATABASE)):
         trials = Study.open(posixpath.basename(folder), results_of(folder)).optuna.get_trials(deepcopy=False)
         best = max((trial.value for trial in trials if trial.state.name == "COMPLETE"), default=None)

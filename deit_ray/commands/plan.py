@@ -91,12 +91,13 @@ class Plan:
 
 
 def plan(experiment: Experiment, session: Session | None = None) -> Plan:
-    """Checks an experiment and estimates the trials, time and money of its study or run, without starting anything.
+    """Checks an experiment and estimates the trials, time and money of its study or run, without starting
+    anything.
 
     Args:
-        session: see `Session`. Its address is that of a running cluster, whose resources are counted; by default
-            RAY_ADDRESS, or the cluster whose head this machine is. Where there is none, the resources are those that a
-            Ray started on this machine would have.
+        session: see `Session`. Its address is that of a running cluster, whose resources are counted; by
+            default RAY_ADDRESS, or the cluster whose head this machine is. Where there is none, the resources
+            are those that a Ray started on this machine would have.
 
     Raises:
         UserError: the experiment could not run.
@@ -135,7 +136,10 @@ def plan_of(resolved: Resolved, resources: dict[str, float], where: str) -> Plan
 
 
 def resources_of(experiment: Experiment, session: Session) -> tuple[dict[str, float], str]:
-    """The resources that the cluster has or could have, and a name for it; without a cluster, those of this machine."""
+    """The resources that the cluster has or could have, by Ray's name, and whose they are in words.
+
+    Without a cluster they are those that Ray would find on this machine.
+    """
     import ray
     from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 
@@ -202,7 +206,7 @@ def _newest_first(results: str) -> list[str]:
 
 
 def _speeds_if_comparable(folder: str, experiment: Experiment, device: str) -> list[float]:
-    """The speeds in images/s that a run has measured, if it is comparable: on the same device, equal `_speed_factors`."""
+    """The speeds in images/s that a run has measured; none if its device or its `_speed_factors` differ."""
     origin = origin_of(folder)
     if (
         origin is None

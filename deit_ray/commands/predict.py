@@ -52,7 +52,8 @@ def evaluate(model: str, data: str, split: str = "test", session: Session | None
 
 @dataclass(frozen=True)
 class Verification:
-    """The recorded value of a study's best trial, and the value that its saved model has when evaluated again.
+    """The recorded value of a study's best trial, and the value that its saved model has when evaluated
+    again.
 
     Attributes:
         metric: name of the metric that the study ranks by.

@@ -48,9 +48,11 @@ class Reproduction:
 
 
 def reproduce(name: str, session: Session | None = None) -> Reproduction:
-    """Trains a run or trial again in a new folder, and compares every metric that does not depend on the clock.
+    """Trains a run or trial again in a new folder, and compares every metric that does not depend on the
+    clock.
 
-    A trial that was stopped early is trained for the epochs that it had, under the schedule of all its epochs.
+    A trial that was stopped early is trained for the epochs that it had, under the schedule of all its
+    epochs.
 
     Args:
         name: see `folders.find_run`.
@@ -67,7 +69,8 @@ def reproduce(name: str, session: Session | None = None) -> Reproduction:
     if origins and "continues" in origins[-1]:
         source = name_of(origins[-1]["continues"]["folder"])
         raise UserError(
-            f"{name}: continues {source}, so it cannot be reproduced at once; reproduce {source} and continue that"
+            f"{name}: continues {source}, so it cannot be reproduced at once; "
+            f"reproduce {source} and continue that"
         )
     experiment = experiment_of(folder)
     last, per_epoch = max((step for _, step in then), default=0), steps_per_epoch(experiment)
@@ -97,7 +100,7 @@ def reproduce(name: str, session: Session | None = None) -> Reproduction:
 
 
 def points_of(folder: str) -> dict[tuple[str, int], float]:
-    """The value of every metric point of a journal by (name, step), without those that depend on the clock."""
+    """The metric points of a journal that do not depend on the clock: values by (name, step)."""
     points = iterate_points(storage.join(folder, JOURNAL))
     return {(p.name, p.step): p.value for p in points if not p.name.startswith(CLOCK)}
 

@@ -72,7 +72,7 @@ class RandAugment(Section):
 
 
 class Augment(Section):
-    """Photometric augmentation and mixing, scaled together by `strength`, which does not touch crops and flips."""
+    """Photometric augmentation and mixing, scaled together by `strength`; crops and flips are not scaled."""
 
     strength: Annotated[float, Field(ge=0, le=2)] = 1.0  # 0 none, 1 the values below, 2 the strongest
     # auto: the device where it is a GPU, else Ray Data's tasks
@@ -156,14 +156,14 @@ class Train(Section):
 
 
 class Budget(Section):
-    """What ends a study besides `search.trials`. A resume continues to count; running trials are cancelled."""
+    """Limits that end a study before `search.trials`; running trials are cancelled. A resume counts on."""
 
     hours: Positive | None = None  # wall time in which the study's driver ran
     gpu_hours: Positive | None = None  # of all trials together
     target: float | None = None  # a value of search.metric that is good enough
     patience: Count | None = None  # trials that ended in a row without a new best value
     failures: Count | None = None  # failed trials
-    # trials failed with the same traceback; a loss that is not finite is not counted, since the searched values cause it
+    # trials failed with the same traceback; losses that are not finite, the values' fault, are not counted
     same_failure: Count | None = 5
 
 
@@ -248,8 +248,8 @@ class Experiment(Section):
         _require(
             not self.distils or self.distillation.teacher is not None,
             "distillation.teacher",
-            f"missing, but distillation.kind is {self.distillation.kind}; name one (weights: run:NAME, pretrained "
-            "or a path) or set distillation.kind to none",
+            f"missing, but distillation.kind is {self.distillation.kind}; name one (weights: run:NAME, "
+            "pretrained or a path) or set distillation.kind to none",
         )
 
     def _check_searched_keys(self) -> None:

@@ -72,7 +72,8 @@ def train_in(
     splits: tuple[str, ...] = ("val", "test"),
     continues: dict | None = None,
 ) -> TrainedRun:
-    """Trains an experiment in a folder, from its latest checkpoint where there is one; the rest is as in `train`.
+    """Trains an experiment in a folder, from its latest checkpoint where there is one; the rest is as in
+    `train`.
 
     Args:
         make_folder: gives the URI of the folder, once it is certain that the experiment can run.

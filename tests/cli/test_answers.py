@@ -8,7 +8,7 @@ from tests.conftest import EXPERIMENTS
 from tests.support.mistakes import IN_THE_FILE, all_commands, mistakes_of
 
 LARGE = ["ray", "torch", "torchvision", "timm", "mlflow", "optuna", "pandas", "pyarrow", "cv2"]
-# runs command lines in one process, one after the other: [exit status, what was printed, large modules loaded by then]
+# runs command lines one after the other: [exit status, output, large modules that are loaded by then] of each
 IN_ONE_PROCESS = """
 import contextlib, io, json, sys
 from deit_ray.cli.main import main

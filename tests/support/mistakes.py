@@ -23,7 +23,7 @@ IN_THE_FILE = {  # of a value: a key, a type and a bound
     "optim.lr=fast": "optim.lr: 'fast' is not allowed: input should be a valid number",
     "augment.strength=3": "augment.strength: 3 is not allowed: input should be less than or equal to 2",
 }
-BAD_OPTIONS = {  # of an option: a type and a bound; what every command answers to an unknown option comes on top
+BAD_OPTIONS = {  # types and bounds of options, and options that do not go together
     "data prepare": [["--quality", "high"], ["--quality", "101"], ["--max-bad", "5"]],
     "data show": [["--samples", "many"], ["--samples", "65"]],
     "bench data": [["--seconds", "long"], ["--seconds", "0"]],
@@ -46,7 +46,8 @@ def all_commands(group=None, prefix: str = "") -> list[str]:
 
 
 def mistakes_of(command: str, experiment: str) -> list[list[str]]:
-    """Command lines with one mistake each, found before anything is looked up: an unknown option, a type, a bound, a key.
+    """Command lines with one mistake each, found before anything is looked up: an unknown option, a type, a
+    bound, a key.
 
     Args:
         experiment: path of an experiment file without a mistake.
