@@ -27,7 +27,6 @@ if TYPE_CHECKING:  # what they import takes seconds, and `status` needs none of 
     from deit_ray.trial.failure import Failure
 
 
-
 def show_plan(found: Plan) -> Group:
     """A `Plan` as the terminal shows it."""
     experiment, search = found.experiment, found.experiment.search
