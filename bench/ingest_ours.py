@@ -1,6 +1,6 @@
 """Our side of bench/ingest.py: the stream as a training run has it, through Ray Train's controller to a worker that only takes batches.
 
-A run is what `deit_ray.run.run_trial` starts for any trial: an actor with Train's controller, a worker, the stream's tasks and
+A run is what `launch.run_trial` starts for any trial: an actor with Train's controller, a worker, the stream's tasks and
 Ray's daemons; only the worker's loop is replaced. Its batches become tensors as they do before an optimizer step.
 """
 
@@ -25,7 +25,7 @@ from deit_ray.data import stream
 from deit_ray.data.shards import Manifest, read_manifest
 from deit_ray.data.worklist import WorkList
 from deit_ray.experiment.config import Experiment
-from deit_ray.trial import assemble, run
+from deit_ray.trial import assemble, launch
 
 IMAGENET = 1_281_167  # training images
 
@@ -112,7 +112,7 @@ def measure(ways: list[Way]) -> list[dict]:
         def start(way: Way, note: Path):
             make = MakeTrainer(way, str(note), os.getpid())
             try:
-                run.run_trial(make, f"{folder}/{note.stem}", lambda metrics: None)
+                launch.run_trial(make, f"{folder}/{note.stem}", lambda metrics: None)
             except BaseException as error:
                 failures.append(error)
 

@@ -78,10 +78,14 @@ def _most(found: Plan) -> str:
 
 def _time(found: Plan) -> str:
     if found.rate is None:
-        return "not known: no run of such a student has been measured here; give the speed of one worker by cost.images_per_s"
+        return (
+            "not known: no run of such a student has been measured here; "
+            "give the speed of one worker by cost.images_per_s"
+        )
     unit = "GPU-hours" if found.device == "cuda" else "CPU-worker-hours"
     speed = f"{found.rate.images_per_s:.0f} images/s a worker ({found.rate.source})"
-    return f"{found.worker_hours:.3g} {unit} of training, which take {_duration(found.hours)}; {speed}; starts and evaluations on top"
+    training = f"{found.worker_hours:.3g} {unit} of training, which take {_duration(found.hours)}"
+    return f"{training}; {speed}; starts and evaluations on top"
 
 
 def _duration(hours: float) -> str:
@@ -154,7 +158,8 @@ def show_reproduction(found: Reproduction) -> Group:
     style = "bold green" if found.same else "bold red"
     lines = [
         Text(
-            f"{found.names[1]}: {found.equal} of {total} metric points up to step {found.step} equal those of {found.names[0]}",
+            f"{found.names[1]}: {found.equal} of {total} metric points up to step {found.step} "
+            f"equal those of {found.names[0]}",
             style,
         )
     ]

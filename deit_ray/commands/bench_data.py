@@ -1,4 +1,7 @@
-"""What limits a run: its step, on synthetic data; its stream, with nobody else at work; and both together."""
+"""Finds what limits a run: measures its step on synthetic data, its stream alone, and both together.
+
+Ray is imported after `resolve`: so a wrong model name is answered sooner.
+"""
 
 import dataclasses
 import math
@@ -7,33 +10,27 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-import ray.train
-import ray.train.torch
-
-from deit_ray.cluster import connect
 from deit_ray.data import shards
-from deit_ray.data.stream import Stream
 from deit_ray.experiment.config import Experiment
 from deit_ray.terminal.session import Session
-from deit_ray.trial.assemble import Shared, make_recipe, make_trainer, make_worklist
 from deit_ray.trial.needs import Needs
+from deit_ray.trial.reading import make_recipe, make_worklist
 from deit_ray.trial.resolve import resolve
-from deit_ray.trial.run import check_fits, run_trial, share
 
-STEPS = 20_000  # of the work list: more than are taken
+STEPS = 20_000  # steps of the work list: more than a measurement takes
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What was measured, over all workers.
+    """The measured speeds, summed over all workers.
 
     Attributes:
-        step_per_s: images that the step trains on, of synthetic data.
-        stream_per_s: images that the stream gives while nothing trains.
-        both_per_s: images trained on as they come from the stream.
-        data_wait: share of the time in which that training waited for the stream.
-        cpus: of the stream.
-        workers: of the training.
+        step_per_s: images/s that the step trains on, with synthetic data.
+        stream_per_s: images/s that the stream delivers while nothing trains.
+        both_per_s: images/s that the step trains on, with images from the stream.
+        data_wait: fraction of the time that this training waited for the stream.
+        cpus: CPUs of the stream.
+        workers: training workers.
     """
 
     step_per_s: float
@@ -50,7 +47,10 @@ class Limits:
 
     @property
     def cpus_needed(self) -> float:
-        """Stream CPUs that would give as many images as the step takes, for each worker: tenths below one, else whole ones."""
+        """Stream CPUs for each worker that would deliver as many images as the step takes.
+
+        Below one CPU they are rounded up to a tenth, else to a whole CPU.
+        """
         needed = self.cpus * self.step_per_s / self.stream_per_s / self.workers
         return max(0.1, math.ceil(needed * 10) / 10) if needed <= 1 else math.ceil(needed)
 
@@ -60,16 +60,17 @@ class Limits:
         stream = f"{cpus} give{'s' * (self.cpus == 1)} {self.stream_per_s:,.0f}"
         both = f"together they train on {self.both_per_s:,.0f} and wait {self.data_wait:.0%} of the time"
         feed = f"{self.cpus_needed:g} for each worker would feed it (data.cpus_per_worker)"
-        return f"the {'stream' if self.by_stream else 'step'} is the limit: {step}, {stream}, {both}; about {feed}"
+        limit = "stream" if self.by_stream else "step"
+        return f"the {limit} is the limit: {step}, {stream}, {both}; about {feed}"
 
 
 def bench_data(experiment: Experiment, seconds: float = 10.0, session: Session | None = None) -> Limits:
-    """Runs an experiment's step on synthetic data, then its stream alone, then the step on real data.
+    """Runs an experiment's step on synthetic data, then its stream alone, then both together.
 
     Args:
         experiment: see `load_experiment`. Searched keys have the values of the experiment itself.
-        seconds: about the seconds of each measurement; longer where one step, or one round of the stream's tasks,
-            takes longer.
+        seconds: about the seconds of each measurement; longer where one step, or one round of the stream's
+            tasks, takes longer.
         session: see `Session`.
 
     Raises:
@@ -77,6 +78,9 @@ def bench_data(experiment: Experiment, seconds: float = 10.0, session: Session |
     """
     experiment = experiment.with_overrides({"search.space": {}})
     resolved = resolve(experiment)
+    from deit_ray.cluster import connect
+    from deit_ray.trial.launch import check_fits, run_trial, share
+
     with (session or Session()).connected():
         device = check_fits(experiment, connect.possible_resources())
         connect.check_reachable("data.uri", experiment.data.uri)
@@ -92,13 +96,14 @@ def bench_data(experiment: Experiment, seconds: float = 10.0, session: Session |
 
 
 def _tasks(experiment: Experiment, device: str) -> int:
-    """The stream's tasks at once; each keeps one CPU busy, whatever part of it is set aside for it."""
+    """Number of stream tasks at once; each keeps one CPU busy, even where only a part of one is set aside."""
     return max(1, int(Needs.of(experiment, device).stream_cpus))
 
 
-def _make_trainer(
-    experiment: Experiment, device: str, shared: Shared, seconds: float, config: dict, on_report
-):
+def _make_trainer(experiment: Experiment, device: str, shared, seconds: float, config: dict, on_report):
+    """The trainer whose workers run `_measure`; `shared` is a `Shared`."""
+    from deit_ray.trial.assemble import make_trainer
+
     manifest: shards.Manifest = shared.manifest
     per_epoch = max(1, make_worklist(experiment, manifest, shared.data, ()).steps_per_epoch)
     worklist = make_worklist(experiment, manifest, shared.data, (), epochs=math.ceil(STEPS / per_epoch))
@@ -106,7 +111,7 @@ def _make_trainer(
     trainer = make_trainer(experiment, device, "train", job, worklist, config["folder"], on_report)
     turn = (
         _tasks(experiment, device) * worklist.task_steps
-    )  # batches of a round of tasks; within one they come unevenly
+    )  # batches of a round of tasks; within a round they come unevenly
     keeps_crops = make_recipe(experiment, device).keep_crops
     trainer.train_loop_per_worker = partial(
         _measure, seconds, min(turn, worklist.steps_per_epoch), keeps_crops
@@ -115,9 +120,12 @@ def _make_trainer(
 
 
 def _measure(seconds: float, turn: int, keeps_crops: bool, config: dict) -> None:
-    """What each worker runs."""
+    """The loop of each worker: takes the three measurements and reports them."""
+    import ray.train
+    import ray.train.torch
     import torch
 
+    from deit_ray.data.stream import Stream
     from deit_ray.training.clock import Clock
     from deit_ray.training.step import Batch
     from deit_ray.training.worker import TrainJob, make_train_step, sum_over_workers
@@ -132,7 +140,7 @@ def _measure(seconds: float, turn: int, keeps_crops: bool, config: dict) -> None
     batch_size, steps = experiment.train.batch_size, iter(range(worklist.steps))
 
     def count_in(second_each: float) -> int:
-        """How many fit into the time: the same on every worker."""
+        """Repetitions that fit into the time: the same number on every worker."""
         return max(1, round(sum_over_workers(min(1000, seconds / second_each)) / world_size))
 
     def train_on_synthetic() -> None:
@@ -169,7 +177,7 @@ def _measure(seconds: float, turn: int, keeps_crops: bool, config: dict) -> None
 
 
 def synthetic_samples(count: int, size: int, keeps_crops: bool):
-    """Noise, as a worker gets its samples."""
+    """Samples of noise, in the form in which the stream delivers samples."""
     import numpy as np
 
     from deit_ray.data.blocks import Samples
@@ -188,11 +196,11 @@ def synthetic_samples(count: int, size: int, keeps_crops: bool):
     return Samples(arrays, "train", 0, 0)
 
 
-def seconds_of(run: Callable[[], None], times: int, wait: Callable[[], None]) -> float:
-    """Seconds of one run, of so many in a row, the device waited for at the end."""
+def seconds_of(function: Callable[[], None], times: int, wait: Callable[[], None]) -> float:
+    """Mean seconds of a call, over `times` calls in a row; `wait` waits for the device."""
     wait()
     begin = time.perf_counter()
     for _ in range(times):
-        run()
+        function()
     wait()
     return (time.perf_counter() - begin) / times

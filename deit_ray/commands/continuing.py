@@ -1,4 +1,4 @@
-"""A run goes on: where it was interrupted, or beyond the epochs it had."""
+"""Continues a run: from where it was interrupted, or beyond its epochs."""
 
 import posixpath
 from functools import partial
@@ -38,35 +38,39 @@ def continue_run(
     schedule: Schedule = "stretch",
     session: Session | None = None,
 ) -> TrainedRun:
-    """Goes on with a run.
+    """Continues a run.
 
-    A run of `train` that was interrupted goes on in its own folder to its own epochs. A finished run, or a trial of a study that has
-    ended, stays as it is: a new run begins where it stopped, with its checkpoints and its journal, and trains to `epochs`.
+    An interrupted run of `train` continues in its own folder, to its own number of epochs. A finished run, or
+    a trial that has
+    ended, stays as it is: a new run begins with its checkpoints and its journal, and trains to `epochs`.
 
     Args:
         name: see `folders.find_run`.
-        epochs: of the whole, above what the run has; None for one that was interrupted.
-        schedule: of the learning rate from here on. `stretch`: the cosine of a run of `epochs`, as if so many had been planned,
-            so the rate, which had come down to min_lr, rises to that curve. `hold`: the schedule stays as it was, so the
-            rate stays at min_lr behind its end.
+        epochs: total number of epochs, above those that the run has; None for an interrupted run.
+        schedule: learning rate from here on. `stretch`: the cosine of a run that was planned for `epochs`, so
+            the rate, which had fallen to min_lr, rises to that curve. `hold`: the schedule does not change,
+            so the rate stays at min_lr.
         session: see `Session`; the run is looked up in its `results`.
 
     Raises:
-        UserError: there is no such run, it cannot go on, or `epochs` is not above what it has.
+        UserError: there is no such run, it cannot be continued, or `epochs` is not above the epochs it has.
     """
     session = session or Session()
     folder = find_run(name, session.results)
     experiment = experiment_of(folder)
     if storage.exists(storage.join(folder, DATABASE)):
         raise UserError(
-            f"{name}: is a study; go on with: deit-ray tune --resume {posixpath.basename(folder)}, or name one of its trials"
+            f"{name}: is a study; go on with: deit-ray tune --resume {posixpath.basename(folder)}, "
+            "or name one of its trials"
         )
     finished = _has_ended(folder, results_of(folder))
     check_same_inputs(folder, experiment, shards.read_manifest(experiment.data.uri).fingerprint)
     if not finished:
         if epochs is not None:
-            raise UserError(f"{name}: --epochs {epochs}: it was interrupted before its {experiment.train.epochs} epochs were over; "
-                            f"finish it first: deit-ray train --continue {name}")  # fmt: skip
+            raise UserError(
+                f"{name}: --epochs {epochs}: it was interrupted before its {experiment.train.epochs} epochs "
+                f"were over; finish it first: deit-ray train --continue {name}"
+            )
         return train_in(lambda _: folder, experiment, session)
     step = _last_checkpoint(folder)
     reached = step // steps_per_epoch(experiment)
@@ -86,16 +90,16 @@ def continue_run(
 
 
 def lengthen(experiment: Experiment, epochs: int, schedule: Schedule) -> Experiment:
-    """The experiment trained for more epochs, under a policy for its learning rate; see `continue_run`."""
+    """The experiment with more epochs, and a learning rate as `continue_run` describes."""
     length = None if schedule == "stretch" else experiment.optim.schedule_epochs or experiment.train.epochs
     return experiment.with_overrides({"train.epochs": epochs, "optim.schedule_epochs": length})
 
 
 def _has_ended(folder: str, results: str) -> bool:
-    """Whether a run or trial is over, so that only a new run can go on.
+    """Whether a run or trial has ended, so that it can only be continued by a new run.
 
     Raises:
-        UserError: it is a trial of a study that is not over with it.
+        UserError: it is a trial that has not ended.
     """
     parent, _, last = folder.rpartition("/")
     if not storage.exists(storage.join(parent, DATABASE)):
@@ -114,19 +118,22 @@ def _last_checkpoint(folder: str) -> int:
     steps = saved_steps(folder)
     if not steps or not all(storage.exists(storage.join(folder, checkpoint_name(s))) for s in steps):
         raise UserError(
-            f"{name_of(folder)}: its checkpoints are not kept, so there is nothing to go on from; looked in {folder}"
+            f"{name_of(folder)}: its checkpoints are not kept, so it cannot be continued; looked in {folder}"
         )
     return steps[-1]
 
 
 def _copy_run(source: str, step: int, schedule: Schedule, experiment: Experiment) -> str:
-    """Makes the folder of a run that begins where another stopped: with its checkpoints, Ray Train's list of them, and its journal.
+    """Makes the folder of a run that begins where another stopped: with its checkpoints, Ray Train's list of
+    them, its journal.
 
-    All kept checkpoints come along, since the best of the whole run may be one of them.
+    All kept checkpoints are copied, since the best one of the whole run may be among them.
     """
     comment = f"Continues {name_of(source)} from step {step}, schedule: {schedule}."
     folder = new_folder(experiment, comment)
-    storage.remove(storage.join(folder, EXPERIMENT))  # until all is there, it is no run that could go on
+    storage.remove(
+        storage.join(folder, EXPERIMENT)
+    )  # an unfinished copy is then no run that could be continued
     for saved in saved_steps(source):
         checkpoint = checkpoint_name(saved)
         for file in storage.list_names(storage.join(source, checkpoint)):
@@ -134,7 +141,7 @@ def _copy_run(source: str, step: int, schedule: Schedule, experiment: Experiment
             storage.write_bytes(storage.join(folder, checkpoint, file), content)
     journal = JournalWriter(storage.join(folder, JOURNAL))
     points = iterate_points(storage.join(source, JOURNAL))
-    journal.pending = [point for point in points if point.step <= step]  # with the time they were measured at
+    journal.pending = [point for point in points if point.step <= step]  # with their times
     journal.flush()
     storage.write_bytes(storage.join(folder, SNAPSHOT), storage.read_bytes(storage.join(source, SNAPSHOT)))
     storage.write_bytes(storage.join(folder, EXPERIMENT), dump_experiment(experiment, comment).encode())

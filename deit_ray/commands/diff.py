@@ -1,4 +1,4 @@
-"""Why two runs differ, and whether one can be had again."""
+"""Compares two runs, studies, trials or experiment files."""
 
 import difflib
 import math
@@ -25,15 +25,17 @@ Pair = tuple[Any, Any]
 
 @dataclass(frozen=True)
 class Difference:
-    """What differs between two runs, studies, trials or experiment files; a key that is missing on one side is None there.
+    """The differences between two runs, studies, trials or experiment files.
+
+    Where a key is missing on one side, its value there is None.
 
     Attributes:
-        names: of the two.
+        names: both names.
         settings: both values by dotted key.
-        code, packages, data, machine: both values by what they are; None where it is not known of one of them.
-        patch: the uncommitted changes of the code, as a unified diff of the two patches.
-        metric: that the experiments rank by.
-        values: of each one (best, last), or None where nothing was measured.
+        code, packages, data, machine: both values by name; None where one side has no origin.json.
+        patch: unified diff of the two patches of uncommitted changes.
+        metric: metric by which the first experiment ranks.
+        values: (best, last) value of the metric on each side; None where nothing was measured.
     """
 
     names: tuple[str, str]
@@ -48,7 +50,7 @@ class Difference:
 
     @property
     def known(self) -> bool:
-        """Whether it was noted of both what made them."""
+        """Whether both have an origin.json, which names their code, packages, data and machine."""
         return self.code is not None
 
     def __bool__(self) -> bool:
@@ -56,10 +58,12 @@ class Difference:
 
 
 def compare(a: str, b: str, results: str = "results") -> Difference:
-    """What differs between two runs.
+    """The differences between two runs.
 
     Args:
-        a, b: each a run, study or trial, see `folders.find_run`, or an experiment file, of which the settings alone are known.
+        a, b: each a run, study or trial, see `folders.find_run`, or an experiment file, which has settings
+            alone.
+        results: folder in which runs and studies are looked up.
 
     Raises:
         UserError: one of them does not exist.
@@ -73,7 +77,7 @@ def compare(a: str, b: str, results: str = "results") -> Difference:
 
 
 def compare_origins(a: dict | None, b: dict | None) -> dict[str, Any]:
-    """The fields of a `Difference` that follow from the two origins."""
+    """The fields of a `Difference` that follow from two origins, see `origin.note_origin`."""
     if a is None or b is None:
         return {"code": None, "patch": "", "packages": None, "data": None, "machine": None}
     patches = [(origin["code"]["changes"] or "").splitlines() for origin in (a, b)]
@@ -94,7 +98,7 @@ def compare_origins(a: dict | None, b: dict | None) -> dict[str, Any]:
 
 
 def value_of(folder: str, experiment: Experiment) -> tuple[float, float] | None:
-    """(best, last) value of the ranked metric of a run or trial; of a study twice the value of its best trial."""
+    """(best, last) value of a run's or trial's ranked metric; for a study, its best trial's value twice."""
     if storage.exists(storage.join(folder, DATABASE)):
         trials = Study.open(posixpath.basename(folder), results_of(folder)).optuna.get_trials(deepcopy=False)
         best = max((trial.value for trial in trials if trial.state.name == "COMPLETE"), default=None)
@@ -108,7 +112,7 @@ def value_of(folder: str, experiment: Experiment) -> tuple[float, float] | None:
 
 
 def _side(name: str, results: str) -> tuple[str, Experiment, str | None]:
-    """(name, experiment, folder), without a folder for an experiment file."""
+    """(name, experiment, folder) of one side; the folder is None for an experiment file."""
     if name.endswith((".yaml", ".yml")) and Path(name).is_file():
         return name, load_experiment(name), None
     folder = find_run(name, results)

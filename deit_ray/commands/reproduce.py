@@ -1,4 +1,4 @@
-"""A run trained again, and every metric compared with those of its first time."""
+"""Trains a run again, and compares every metric of both."""
 
 import math
 import posixpath
@@ -14,21 +14,22 @@ from deit_ray.results.origin import read_origins
 from deit_ray.study.study import DATABASE
 from deit_ray.terminal.session import Session
 from deit_ray.trial.failure import FAILURE
+from deit_ray.trial.run import steps_per_epoch, train_in
 
 CLOCK = ("perf/", "cost/")  # metrics that depend on the clock
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """How a run's second time compares with its first.
+    """The comparison of a run with its repetition.
 
     Attributes:
-        names: of the run and of its repetition.
-        step: up to which they are compared.
-        equal, differing: numbers of metric points that both have.
+        names: names of the run and of its repetition.
+        step: last step that is compared.
+        equal, differing: numbers of metric points that both have, with equal and with different values.
         first: the first point that differs: (metric, step, value then, value now).
-        missing, added: points (metric, step) that only the first or only the second time has.
-        difference: of what made them.
+        missing, added: points (metric, step) of the run alone, and of the repetition alone.
+        difference: the differences between their settings, code, packages, data and machines.
     """
 
     names: tuple[str, str]
@@ -42,23 +43,24 @@ class Reproduction:
 
     @property
     def same(self) -> bool:
+        """Whether both measured the same points, with equal values."""
         return not (self.differing or self.missing or self.added)
 
 
 def reproduce(name: str, session: Session | None = None) -> Reproduction:
-    """Trains a run or trial again in a new folder and compares every metric but those that depend on the clock.
+    """Trains a run or trial again in a new folder, and compares every metric that does not depend on the
+    clock.
 
-    A trial that was stopped early is trained as far as it came, under the schedule of the whole.
+    A trial that was stopped early is trained for the epochs that it had, under the schedule of all its
+    epochs.
 
     Args:
         name: see `folders.find_run`.
         session: see `Session`; the run is looked up in its `results`.
 
     Raises:
-        UserError: there is no such run, it has measured nothing, or it did not begin at its beginning.
+        UserError: there is no such run, it has measured nothing, or it continues another run.
     """
-    from deit_ray.trial.run import steps_per_epoch, train_in
-
     session = session or Session()
     folder = find_run(name, session.results)
     if storage.exists(storage.join(folder, DATABASE)):
@@ -67,7 +69,8 @@ def reproduce(name: str, session: Session | None = None) -> Reproduction:
     if origins and "continues" in origins[-1]:
         source = name_of(origins[-1]["continues"]["folder"])
         raise UserError(
-            f"{name}: continues {source}, so it cannot be had again in one go; reproduce {source} and continue that"
+            f"{name}: continues {source}, so it cannot be reproduced at once; "
+            f"reproduce {source} and continue that"
         )
     experiment = experiment_of(folder)
     last, per_epoch = max((step for _, step in then), default=0), steps_per_epoch(experiment)
@@ -88,7 +91,7 @@ def reproduce(name: str, session: Session | None = None) -> Reproduction:
     trained = train_in(lambda e: new_folder(e, f"{name_of(folder)} once more."), again, session, splits)
     now = points_of(trained.folder)
     if all(step < last or metric.startswith("train/") for metric, step in then):
-        # it stopped before an evaluation that its repetition, which ends there, makes
+        # the run stopped before the evaluation at this step; its repetition ends here, and makes one
         now = {key: value for key, value in now.items() if key[1] < last or key[0].startswith("train/")}
     difference = compare(folder, trained.folder, session.results)
     return Reproduction(
@@ -97,7 +100,7 @@ def reproduce(name: str, session: Session | None = None) -> Reproduction:
 
 
 def points_of(folder: str) -> dict[tuple[str, int], float]:
-    """Every metric point of a journal by (name, step), but those that depend on the clock."""
+    """The metric points of a journal that do not depend on the clock: values by (name, step)."""
     points = iterate_points(storage.join(folder, JOURNAL))
     return {(p.name, p.step): p.value for p in points if not p.name.startswith(CLOCK)}
 

@@ -1,4 +1,7 @@
-"""Experiment files: YAML with `extends`, overrides on top, and errors that name file, key, value and what is allowed."""
+"""Experiment files: YAML with `extends`, and overrides on top.
+
+Errors name the file, the key, the value and what is allowed.
+"""
 
 import difflib
 import re
@@ -16,7 +19,8 @@ def load_experiment(path: str | Path, overrides: dict[str, Any] | None = None) -
     """The experiment that a YAML file describes.
 
     Args:
-        path: the file. Its key `extends` names another file, relative to it, whose values it replaces key by key.
+        path: the file. Its key `extends` names another file, relative to it, of which it replaces values key
+            by key.
         overrides: dotted keys and values that replace the file's, such as {"optim.lr": 1e-3}.
 
     Raises:
@@ -28,15 +32,29 @@ def load_experiment(path: str | Path, overrides: dict[str, Any] | None = None) -
     """
     tree, origins = _read(Path(path), ())
     tree.setdefault("name", Path(path).stem)
-    for key, value in (overrides or {}).items():
+    return _validate(tree, origins, str(path), overrides or {})
+
+
+def default_experiment(overrides: dict[str, Any] | None = None) -> Experiment:
+    """The experiment of all defaults, without a data set and a teacher, with dotted keys replaced.
+
+    Raises:
+        UserError: naming key, value and what is allowed.
+    """
+    tree = {"name": "default", "data": {"uri": ""}, "distillation": {"kind": "none"}}
+    return _validate(tree, {}, "the defaults", overrides or {})
+
+
+def _validate(tree: dict, origins: dict[str, str], source: str, overrides: dict[str, Any]) -> Experiment:
+    """The experiment of a tree with dotted keys replaced; errors name the file, or --set, with the mistake."""
+    for key, value in overrides.items():
         set_key(tree, key, value)
-        origins = {k: o for k, o in origins.items() if k != key and not k.startswith(key + ".")} | {
-            key: "override"
-        }
+        origins = {k: o for k, o in origins.items() if k != key and not k.startswith(key + ".")}
+        origins[key] = "override"
     try:
         return Experiment.model_validate(tree)
     except ValidationError as error:
-        raise UserError("\n".join(_explain(e, str(path), origins) for e in error.errors())) from None
+        raise UserError("\n".join(_explain(e, source, origins) for e in error.errors())) from None
 
 
 def dump_experiment(experiment: Experiment, comment: str = "") -> str:
@@ -57,7 +75,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def _read(path: Path, below: tuple[Path, ...]) -> tuple[dict, dict[str, str]]:
-    """The file's tree with its ancestors' merged in, and for each dotted key the file that set it."""
+    """The tree of a file, merged with those that it extends, and for each dotted key the file that set it."""
     if path.resolve() in below:
         chain = " -> ".join(p.name for p in (*below, path.resolve()))
         raise UserError(f"{path}: extends: the files contain one another: {chain}")
@@ -105,13 +123,14 @@ def _leaves(tree: dict, prefix: str = "") -> list[str]:
 def _explain(error: dict, path: str, origins: dict[str, str]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     origin = next((origins[k] for k in (key, *_parents(key)) if k in origins), path)
-    where = f"{path}, --set {key}" if origin == "override" else f"{origin}: {key}" if key else path
+    where = f"{origin}: {key}" if key else path
+    if origin == "override":
+        where = f"{path}, --set {key}"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, field_keys(), n=1, cutoff=0.5)
-        return f"{where}: no such key" + (
-            f"; did you mean {near[0]}?" if near else f"; allowed here: {_siblings(key)}"
-        )
+        hint = f"did you mean {near[0]}?" if near else f"allowed here: {_siblings(key)}"
+        return f"{where}: no such key; {hint}"
     if error["type"] == "missing":
         return f"{where}: missing; it must be set"
     if not key:
@@ -140,21 +159,21 @@ def _one_line(error: yaml.YAMLError) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without Python tags (they are refused), where a key may stand once and 1e-3 is a number."""
+    """YAML that refuses Python tags and repeated keys, and in which 1e-3 is a number."""
 
     def construct_mapping(self, node, deep=False):
-        seen = set()
+        keys = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} must be text", key_node.start_mark
                 )
-            if key in seen:
+            if key in keys:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} stands twice", key_node.start_mark
                 )
-            seen.add(key)
+            keys.add(key)
         return super().construct_mapping(node, deep)
 
 

@@ -1,6 +1,7 @@
-"""The folders of runs, studies and trials: their names, what stands in them, and what can be read from them at any time.
+"""The folders of runs, studies and trials: their names, their files, and what can be read from them at any
+time.
 
-It imports neither torch nor Ray Train, so that what only looks at results answers at once.
+It imports neither torch nor Ray, so that commands that only look at results answer at once.
 """
 
 import json
@@ -18,7 +19,7 @@ from deit_ray.outcome import MODEL
 from deit_ray.results.journal import checkpoint_name, iterate_points, step_of
 
 EXPERIMENT = "experiment.yaml"
-RUN = "run.json"  # a run that has finished has it
+RUN = "run.json"  # of a run that has finished
 JOURNAL = "journal"
 EMA = "ema.safetensors"  # of a checkpoint, and the best one's of a run
 BEST = "best.yaml"  # of a study: the configuration of its best trial
@@ -26,7 +27,7 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's name for its list o
 
 
 def runs_of(name: str, results: str) -> list[str]:
-    """The runs and studies of an experiment's name, oldest first: NAME-1, NAME-2 and so on, or NAME itself."""
+    """The runs and studies of an experiment, oldest first: NAME-1, NAME-2 and so on, or NAME itself."""
     pattern = re.compile(re.escape(name) + r"-(\d+)$")
     names = storage.list_names(results)
     numbered = sorted((int(found.group(1)), entry) for entry in names if (found := pattern.match(entry)))
@@ -34,15 +35,15 @@ def runs_of(name: str, results: str) -> list[str]:
 
 
 def find_run(name: str, results: str) -> str:
-    """The folder of what a person names.
+    """The folder of the run, study or trial that a person names.
 
     Args:
-        name: a trial (`digits_search-1/7`, `digits_search/trial-0007`), a run or study (`digits_student-2`, or `digits_student` for
-            the newest), or the path of such a folder.
+        name: a trial (`digits_search-1/7`, `digits_search/trial-0007`), a run or study (`digits_student-2`,
+            or `digits_student` for the newest), or the path of such a folder.
         results: the folder to look in.
 
     Raises:
-        UserError: there is none; it says what there is.
+        UserError: there is none; the message lists those that there are.
     """
     if "/" in name and storage.exists(storage.join(name, EXPERIMENT)):
         return storage.absolute(name.rstrip("/"))
@@ -53,14 +54,10 @@ def find_run(name: str, results: str) -> str:
         folder = storage.join(study, trial_name(int(trial.group(1))))
         if storage.exists(storage.join(folder, EXPERIMENT)):
             return folder
-        raise UserError(
-            f"{name}: no such trial; of {posixpath.basename(study)} there are: {', '.join(trials_of(study)) or 'none'}"
-        )
-    runs = (
-        []
-        if "/" in name
-        else [run for run in runs_of(name, results) if storage.exists(storage.join(results, run, EXPERIMENT))]
-    )
+        trials = ", ".join(trials_of(study)) or "none"
+        raise UserError(f"{name}: no such trial; of {posixpath.basename(study)} there are: {trials}")
+    runs = [] if "/" in name else runs_of(name, results)
+    runs = [run for run in runs if storage.exists(storage.join(results, run, EXPERIMENT))]
     if runs:
         return storage.join(storage.absolute(results), runs[-1])
     if storage.exists(storage.join(name, EXPERIMENT)):
@@ -71,7 +68,8 @@ def find_run(name: str, results: str) -> str:
         if storage.exists(storage.join(results, entry, EXPERIMENT))
     ]
     raise UserError(
-        f"{name}: no such run, study or trial in {results}; there are: {', '.join(known) or 'none'} (a trial is STUDY/7)"
+        f"{name}: no such run, study or trial in {results}; "
+        f"there are: {', '.join(known) or 'none'} (a trial is STUDY/7)"
     )
 
 
@@ -80,24 +78,27 @@ def trial_name(number: int) -> str:
 
 
 def trials_of(folder: str) -> list[str]:
-    """The names of the trials' folders in a study's; none in a run's."""
+    """The names of the trials' folders in a study's folder; a run's folder has none."""
     return [name for name in storage.list_names(folder) if name.startswith("trial-")]
 
 
 def name_of(folder: str) -> str:
-    """What people call a run's folder: digits_student-2, or digits_search-1/trial-0007 of a trial."""
+    """A run's name by its folder: digits_student-2; for a trial digits_search-1/trial-0007."""
     parent, _, last = folder.rpartition("/")
     return f"{posixpath.basename(parent)}/{last}" if last.startswith("trial-") else last
 
 
 def results_of(folder: str) -> str:
-    """The results folder that a run's, study's or trial's folder stands in."""
+    """The results folder that contains a run's, study's or trial's folder."""
     parent, _, last = folder.rpartition("/")
     return parent.rpartition("/")[0] if last.startswith("trial-") else parent
 
 
 def experiment_of(folder: str) -> Experiment:
-    """The experiment of a run's, study's or trial's folder, its results being where the folder is now: folders are moved."""
+    """The experiment of a run's, study's or trial's folder.
+
+    Its `results.uri` is where the folder is now, since people move folders.
+    """
     uri = storage.join(folder, EXPERIMENT)
     if storage.is_local(uri):
         experiment = load_experiment(storage.local_path(uri))
@@ -157,7 +158,10 @@ def measured(folder: str, name: str) -> dict[int, float]:
 
 
 def best_step(folder: str, metric: str) -> tuple[int, float] | None:
-    """The step and value of the best checkpoint that is kept; the latest of equals, and where nothing was measured."""
+    """The step and value of the best checkpoint that is kept: the latest of equals.
+
+    Where no kept checkpoint has a value, it is the latest one with NaN; None where none is kept.
+    """
     steps, values = saved_steps(folder), measured(folder, metric)
     ranked = [(step, values[step]) for step in steps if math.isfinite(values.get(step, math.nan))]
     if not ranked:
@@ -166,7 +170,11 @@ def best_step(folder: str, metric: str) -> tuple[int, float] | None:
 
 
 def keep_best_model(folder: str, metric: str) -> float | None:
-    """Copies the model of the best checkpoint, the weights that the metric is of, to the run's own folder; returns its value."""
+    """Copies the weights that a metric is measured on from the best checkpoint to the run's own folder.
+
+    Returns:
+        The metric's value, NaN if it was never measured; None if no checkpoint is kept.
+    """
     found = best_step(folder, metric)
     if found is None:
         return None
@@ -177,5 +185,5 @@ def keep_best_model(folder: str, metric: str) -> float | None:
 
 
 def file_measured_by(metric: str) -> str:
-    """Which weights of a checkpoint a metric is of."""
+    """The file of a checkpoint with the weights that a metric is measured on."""
     return EMA if metric.endswith("_ema") else MODEL

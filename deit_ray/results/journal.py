@@ -1,7 +1,8 @@
-"""What a trial has measured, kept next to its results before anybody else hears of it.
+"""The measurements of a trial, written next to its results before they are reported anywhere else.
 
-A journal is a folder of numbered segment files, each written whole or not at all, since object stores cannot append. A
-segment holds points, one JSON list a line: [name, value, step, time in ms]. A point's identity is its name and step.
+A journal is a folder of numbered segment files, each written whole or not at all, since object stores cannot
+append.
+A segment holds points, one JSON list a line: [name, value, step, time in ms]. Name and step identify a point.
 """
 
 import contextlib
@@ -13,11 +14,13 @@ from dataclasses import dataclass
 
 from deit_ray import storage
 
-FLUSH_S = 20.0  # points older than this are written though nothing is reported
+FLUSH_S = 20.0  # points older than this are written even where nothing is reported
 
 
 @dataclass(frozen=True)
 class Point:
+    """One value of a metric at an optimizer step."""
+
     name: str
     value: float
     step: int
@@ -25,10 +28,13 @@ class Point:
 
 
 class JournalWriter:
-    """Adds points to a journal; what it already holds is not written again, so a resumed run repeats no step.
+    """Adds points to a journal. It skips steps that the journal holds already, so a resumed run repeats none.
+
+    Args:
+        uri: folder of the journal.
 
     Attributes:
-        last: step and value of each name's last point.
+        last: step and value of the last point of each name.
     """
 
     def __init__(self, uri: str):
@@ -39,7 +45,7 @@ class JournalWriter:
         self._read_on()
 
     def add(self, values: dict[str, float], step: int) -> None:
-        """Notes values measured at an optimizer step."""
+        """Adds values measured at an optimizer step."""
         now = time.time_ns() // 1_000_000
         for name, value in values.items():
             if step > self.last.get(name, (-1, 0.0))[0]:
@@ -49,7 +55,10 @@ class JournalWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what is pending as the next segment. One that another process wrote in between stays, and counts."""
+        """Writes the pending points as the next segment.
+
+        A segment that another process has written meanwhile is kept, and its points are not written again.
+        """
         self.last_flush = time.monotonic()
         while self.pending:
             lines = [json.dumps([p.name, p.value, p.step, p.time_ms]) for p in self.pending]
@@ -64,14 +73,14 @@ class JournalWriter:
 
     @contextlib.contextmanager
     def flushing(self) -> Iterator[None]:
-        """Flushes while the block runs; when it is left, all is written. A disk takes a while to say that it has something."""
+        """Flushes while the block runs, since a disk takes a while; after it all points are written."""
         with ThreadPoolExecutor(1, thread_name_prefix="journal") as pool:
             flushed = pool.submit(self.flush)
             yield
             flushed.result()
 
     def at(self, names: list[str], step: int) -> dict[str, float]:
-        """What the journal holds of an optimizer step: what was measured there first, should a resumed run have measured it again."""
+        """The journal's values at an optimizer step: the first ones, where a resumed run measured again."""
         if all(self.last[name][0] == step for name in names):
             return {name: self.last[name][1] for name in names}
         return {
@@ -81,7 +90,7 @@ class JournalWriter:
         }
 
     def _read_on(self) -> dict[str, int]:
-        """Takes up the segments that are there; returns the last step of each name in them."""
+        """Reads the segments that are new; returns the last step of each name in them."""
         known: dict[str, int] = {}
         for points in iterate_segments(self.uri, self.segments):
             self.segments += 1
@@ -93,7 +102,7 @@ class JournalWriter:
 
 
 def iterate_segments(uri: str, first: int) -> Iterator[list[Point]]:
-    """The points of each segment from number `first` on, a list for each."""
+    """The points of each segment from number `first` on, one list for each segment."""
     number = first
     while True:
         try:
@@ -105,18 +114,18 @@ def iterate_segments(uri: str, first: int) -> Iterator[list[Point]]:
 
 
 def iterate_points(uri: str) -> Iterator[Point]:
-    """All points of a journal, in the order of their writing."""
+    """All points of a journal, in the order in which they were written."""
     for points in iterate_segments(uri, 0):
         yield from points
 
 
 def last_step(uri: str) -> int | None:
-    """The last optimizer step that a journal knows of; None for an empty one."""
+    """The last optimizer step in a journal; None for an empty one."""
     return max((point.step for point in iterate_points(uri)), default=None)
 
 
 def checkpoint_name(step: int) -> str:
-    """The folder of the checkpoint of an optimizer step, next to the journal."""
+    """The name of the folder with the checkpoint of an optimizer step, next to the journal."""
     return f"step-{step:08d}"
 
 

@@ -1,4 +1,7 @@
-"""One driver at a time: who drives a run or a study holds a lock on its folder, which the system lets go of however that one ends."""
+"""One driver at a time: the process that drives a run or study locks its folder.
+
+The system releases the lock however the process ends.
+"""
 
 import contextlib
 import fcntl
@@ -12,12 +15,12 @@ from deit_ray import storage
 from deit_ray.errors import UnavailableError, UserError
 
 LOCK = "driver.lock"
-LOOKING_S = 1.0  # longer than anybody holds it who only looks
+LOOKING_S = 1.0  # longer than `driver_of` holds the lock
 
 
 @contextlib.contextmanager
 def driving(folder: str, name: str) -> Iterator[None]:
-    """Holds a folder while it is driven. On an object store there are no locks, and it holds nothing.
+    """Locks a folder while it is driven. Object stores have no locks, so there nothing is locked.
 
     Raises:
         UserError: another process drives it.
@@ -39,9 +42,10 @@ def driving(folder: str, name: str) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    who = driver_of(folder) or {}
+                    driver = driver_of(folder) or {}
                     raise UserError(
-                        f"{name}: is running already, on {who.get('host')} as process {who.get('pid')}; wait for its end, or end it"
+                        f"{name}: is running already, on {driver.get('host')} as process "
+                        f"{driver.get('pid')}; wait for its end, or end it"
                     ) from None
                 time.sleep(0.1)
         file.truncate(0)
@@ -51,7 +55,7 @@ def driving(folder: str, name: str) -> Iterator[None]:
 
 
 def driver_of(folder: str) -> dict | None:
-    """Who drives a folder now: host, pid, and since when; None where nobody does."""
+    """The process that drives a folder now: its host, pid and start time; None where there is none."""
     path = Path(storage.local_path(folder)) / LOCK
     if not path.exists():
         return None

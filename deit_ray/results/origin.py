@@ -1,4 +1,4 @@
-"""What made a run: command, code, versions, data and machine, noted beside its results at every start of its driver."""
+"""The origin of a run: command, code, versions, data and machine, written to its folder at every start."""
 
 import contextlib
 import hashlib
@@ -11,8 +11,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-
-import ray
 
 from deit_ray import __version__, storage
 from deit_ray.errors import UserError
@@ -42,13 +40,16 @@ def note_origin(
     teacher: str | None = None,
     continues: dict | None = None,
 ) -> None:
-    """Adds an entry to the origin.json of a run's or study's folder, unless only the date differs from the last one.
+    """Adds an entry to the origin.json of a run's or study's folder, unless only the date differs from the
+    last entry.
 
     Args:
-        fingerprint: of the prepared data set.
+        folder: URI of the folder.
+        fingerprint: fingerprint of the prepared data set.
         device: cpu or cuda.
-        teacher: the path of its weights, since `run:NAME` is another file after the next run of that name.
-        continues: the folder and step that a run began at, where that was not the beginning.
+        teacher: path of the teacher's weights, since `run:NAME` is another file after the next run of that
+            name.
+        continues: for a run that continues another one: its folder, the step, and the schedule.
     """
     entries = read_origins(folder)
     entry = {
@@ -69,7 +70,7 @@ def note_origin(
 
 
 def read_origins(folder: str) -> list[dict]:
-    """The entries of a folder's origin.json, oldest first; none where there is no such file."""
+    """The entries of a folder's origin.json, oldest first; an empty list where there is no such file."""
     try:
         return json.loads(storage.read_bytes(storage.join(folder, ORIGIN)))
     except FileNotFoundError:
@@ -77,7 +78,7 @@ def read_origins(folder: str) -> list[dict]:
 
 
 def origin_of(folder: str | None) -> dict | None:
-    """What made a run last, where it was noted; a trial's origin is its study's."""
+    """The last entry of a run's origin.json; for a trial, of its study's. None where there is none."""
     entries = folder and (read_origins(folder) or read_origins(folder.rpartition("/")[0]))
     return entries[-1] if entries else None
 
@@ -85,25 +86,36 @@ def origin_of(folder: str | None) -> dict | None:
 def check_same_inputs(
     folder: str, experiment: Experiment, fingerprint: str, teacher: str | None = None
 ) -> None:
-    """The images, and the teacher where one is given, must be those that the run in a folder was trained with.
+    """Checks that a run would see the data set, and the teacher, with which it was trained.
+
+    Args:
+        folder: URI of the run's folder.
+        fingerprint: fingerprint of the data set now.
+        teacher: path of the teacher's weights now; None is not checked.
 
     Raises:
-        UserError: they have changed.
+        UserError: the data set or the teacher has changed.
     """
     origin = origin_of(folder)
     if origin and origin["data"]["fingerprint"] != fingerprint:
-        raise UserError(f"data.uri: {experiment.data.uri}: the data set has changed since {folder} was trained on it "
-                        f"(fingerprint {fingerprint[:12]}, then {origin['data']['fingerprint'][:12]})")  # fmt: skip
+        raise UserError(
+            f"data.uri: {experiment.data.uri}: the data set has changed since {folder} was trained on it "
+            f"(fingerprint {fingerprint[:12]}, then {origin['data']['fingerprint'][:12]})"
+        )
     if origin and teacher and origin["teacher"] and origin["teacher"] != _sha256(teacher):
-        raise UserError(f"distillation.teacher.weights: {teacher}: the weights have changed since {folder} was trained with them "
-                        f"(sha256 {_sha256(teacher)[:12]}, then {origin['teacher'][:12]})")  # fmt: skip
+        raise UserError(
+            f"distillation.teacher.weights: {teacher}: the weights have changed since {folder} was trained "
+            f"with them (sha256 {_sha256(teacher)[:12]}, then {origin['teacher'][:12]})"
+        )
 
 
 def describe_code() -> dict:
-    """The git commit of this package and what differs from it; both None where it is not in a repository of its own."""
-    if (
-        _git("ls-files", "--error-unmatch", "__init__.py") is None
-    ):  # installed, perhaps within somebody else's repository
+    """The version of this package, its git commit, and the uncommitted changes.
+
+    Commit and changes are None where the package is not in a repository of its own.
+    """
+    # an installed package may lie within another project's repository, which does not track it
+    if _git("ls-files", "--error-unmatch", "__init__.py") is None:
         return {"version": __version__, "commit": None, "changes": None}
     top = _git("rev-parse", "--show-toplevel").strip()
     changes = _git("-C", top, "diff", "HEAD") or ""
@@ -122,7 +134,7 @@ def describe_code() -> dict:
 
 
 def package_versions() -> dict[str, str]:
-    """Of Python and of the packages that numbers can depend on."""
+    """Versions of Python, and of the packages on which numbers can depend."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # OpenCV comes under several names
@@ -131,7 +143,9 @@ def package_versions() -> dict[str, str]:
 
 
 def describe_machine(experiment: Experiment, device: str) -> dict:
-    """Where the driver runs; of a cluster also the kinds of its accelerators."""
+    """The machine of the driver, and the kinds of accelerators in its cluster."""
+    import ray
+
     resources = ray.cluster_resources() if ray.is_initialized() else {}
     kinds = sorted(
         name.removeprefix("accelerator_type:") for name in resources if name.startswith("accelerator_type:")
@@ -146,7 +160,8 @@ def describe_machine(experiment: Experiment, device: str) -> dict:
 
 
 def cpu_model() -> str:
-    with contextlib.suppress(OSError):  # Linux alone has it
+    """The name of this machine's processor."""
+    with contextlib.suppress(OSError):  # only Linux has this file
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
@@ -154,7 +169,7 @@ def cpu_model() -> str:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says in the package's folder; None where it fails or is not installed."""
+    """The output of git in the package's folder; None where git fails or is not installed."""
     try:
         found = subprocess.run(
             ["git", *arguments], cwd=PACKAGE, capture_output=True, text=True, errors="replace", check=False

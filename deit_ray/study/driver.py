@@ -28,9 +28,9 @@ from deit_ray.study.trials import Trials
 from deit_ray.terminal.console import Console
 from deit_ray.trial.assemble import make_trial
 from deit_ray.trial.failure import Failure
+from deit_ray.trial.launch import share
 from deit_ray.trial.needs import Needs
 from deit_ray.trial.resolve import Resolved
-from deit_ray.trial.run import share
 from deit_ray.trial.trial import Trial
 
 TICK_S = 1.0

@@ -1,19 +1,24 @@
-"""A study from its start to its end: Optuna proposes, Ray Tune runs, and the scheduler stops weak trials early."""
+"""A study from its start to its end: Optuna proposes, Ray Tune runs, and the scheduler stops weak trials
+early.
+
+What takes long to import is imported where it is used: so a mistake is answered sooner.
+"""
+
+from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deit_ray import storage
-from deit_ray.cluster import connect
 from deit_ray.errors import Interrupted, UnavailableError, UserError
 from deit_ray.experiment.config import Experiment
 from deit_ray.results.origin import check_same_inputs, note_origin
-from deit_ray.study.driver import Driver
-from deit_ray.study.resume import Preview, dry_run
 from deit_ray.study.study import Study, naming_database
 from deit_ray.terminal.session import Session
-from deit_ray.trial.resolve import Resolved, pin_teacher, resolve
-from deit_ray.trial.run import check_cluster
+
+if TYPE_CHECKING:
+    from deit_ray.study.resume import Preview
+    from deit_ray.trial.resolve import Resolved
 
 
 def tune(experiment: Experiment, session: Session | None = None) -> Study:
@@ -30,7 +35,11 @@ def tune(experiment: Experiment, session: Session | None = None) -> Study:
     """
     session = session or Session()
     _check_searchable(experiment)
+    from deit_ray.trial.resolve import pin_teacher, resolve
+
     resolved = resolve(pin_teacher(experiment))
+    from deit_ray.trial.launch import check_cluster
+
     with contextlib.ExitStack() as lock, session.connected():
         device = check_cluster(experiment)
         study = Study.create(resolved.experiment)
@@ -49,12 +58,14 @@ def resume_study(
 
     Args:
         name: name of the study, such as digits_search-1, or digits_search for the newest.
-        overrides: dotted keys and values to change from now on; see `Study.amended` for the keys that may change.
+        overrides: dotted keys and values to change from now on; see `Study.amended` for the keys that may
+            change.
         more_trials: trials to add to `search.trials`.
         session: see `Session`; the study is looked up in its `results`.
 
     Raises:
-        UserError: there is no such study, it is running, its data or teacher have changed, or an override is refused.
+        UserError: there is no such study, it is running, its data or teacher have changed, or an override is
+            refused.
         Interrupted: as for `tune`.
         UnavailableError: as for `tune`.
     """
@@ -65,7 +76,11 @@ def resume_study(
     with study.driving():
         study.take_stop_requests()  # requests to an earlier driver
         experiment = study.amended(overrides)
+        from deit_ray.trial.resolve import resolve
+
         resolved = resolve(experiment)
+        from deit_ray.trial.launch import check_cluster
+
         check_same_inputs(study.folder, experiment, resolved.manifest.fingerprint, resolved.teacher_path)
         with session.connected():
             device = check_cluster(experiment)
@@ -88,6 +103,8 @@ def plan_resume(
     session = session or Session()
     study = Study.open(name, session.results)
     overrides = _with_more_trials(study, overrides, more_trials)
+    from deit_ray.study.resume import dry_run
+
     return dry_run(study, overrides)
 
 
@@ -106,12 +123,16 @@ def _check_searchable(experiment: Experiment) -> None:
         )
     if not storage.is_local(experiment.results.uri):
         raise UserError(
-            f"results.uri: {experiment.results.uri}: a study's database needs a local path or a shared file system"
+            f"results.uri: {experiment.results.uri}: a study's database needs a local path "
+            "or a shared file system"
         )
 
 
 def _drive(study: Study, resolved: Resolved, device: str, session: Session) -> None:
     """Runs the open trials of a study; the message of an accident says how to resume."""
+    from deit_ray.cluster import connect
+    from deit_ray.study.driver import Driver
+
     experiment = resolved.experiment
     note_origin(study.folder, experiment, resolved.manifest.fingerprint, device, resolved.teacher_path)
     how = f"go on with: deit-ray tune --resume {study.name}{storage.results_option(experiment.results.uri)}"

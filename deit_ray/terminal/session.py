@@ -12,8 +12,8 @@ class Session:
 
     Attributes:
         address: address of a Ray cluster; by default RAY_ADDRESS, or a local Ray for the call.
-        results: folder in which existing runs and studies are looked up. New ones go where `results.uri` of their
-            experiment says.
+        results: folder in which existing runs and studies are looked up. New ones go where `results.uri` of
+            their experiment says.
         console: where messages go; by default only warnings are shown.
         verbose: whether Ray's own output is shown too.
 

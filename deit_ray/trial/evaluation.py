@@ -10,8 +10,9 @@ from deit_ray.data import shards
 from deit_ray.errors import UserError
 from deit_ray.experiment.config import Experiment
 from deit_ray.models import student
-from deit_ray.trial.assemble import make_trainer, make_worklist
-from deit_ray.trial.run import run_trial
+from deit_ray.trial.assemble import make_trainer
+from deit_ray.trial.launch import run_trial
+from deit_ray.trial.reading import make_worklist
 
 
 def evaluate_here(

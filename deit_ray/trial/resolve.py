@@ -12,7 +12,7 @@ from deit_ray.experiment.config import Experiment
 from deit_ray.models.student import create_student
 from deit_ray.models.teacher import TeacherWeights, read_teacher
 from deit_ray.results.folders import MODEL, runs_of
-from deit_ray.trial.assemble import make_worklist
+from deit_ray.trial.reading import make_worklist
 
 
 @dataclass(frozen=True)

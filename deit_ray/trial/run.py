@@ -1,4 +1,9 @@
-"""A training run on its own: trained to its end, and tracked. Studies share its parts."""
+"""A training run on its own: trained to its end, and tracked.
+
+What takes long to import is imported where it is used: so a mistake is answered sooner.
+"""
+
+from __future__ import annotations
 
 import contextlib
 import json
@@ -6,13 +11,9 @@ import posixpath
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-
-import ray
-import ray.tune
+from typing import TYPE_CHECKING
 
 from deit_ray import storage
-from deit_ray.cluster import connect
-from deit_ray.cluster.holdings import sweep
 from deit_ray.data import shards
 from deit_ray.data.damage import BAD_IMAGES, describe_bad, read_bad
 from deit_ray.errors import Interrupted, UserError
@@ -26,11 +27,11 @@ from deit_ray.terminal.live import RunView
 from deit_ray.terminal.session import Session
 from deit_ray.tracking.tracked import Run
 from deit_ray.tracking.tracker import Tracker
-from deit_ray.trial.assemble import Shared, make_trial, make_worklist
 from deit_ray.trial.failure import read_failure, reason_of
-from deit_ray.trial.needs import Needs
-from deit_ray.trial.resolve import Resolved, pin_teacher, resolve
-from deit_ray.trial.trial import Trial
+from deit_ray.trial.reading import make_worklist
+
+if TYPE_CHECKING:
+    from deit_ray.trial.resolve import Resolved
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ def train(experiment: Experiment, session: Session | None = None) -> TrainedRun:
         UserError: the experiment cannot run, or its training failed.
         Interrupted: Ctrl-C was pressed; the run can be continued.
     """
+    from deit_ray.trial.resolve import pin_teacher
+
     return train_in(new_folder, pin_teacher(experiment), session)
 
 
@@ -69,15 +72,20 @@ def train_in(
     splits: tuple[str, ...] = ("val", "test"),
     continues: dict | None = None,
 ) -> TrainedRun:
-    """Trains an experiment in a folder, from its latest checkpoint where there is one; the rest is as in `train`.
+    """Trains an experiment in a folder, from its latest checkpoint where there is one; the rest is as in
+    `train`.
 
     Args:
         make_folder: gives the URI of the folder, once it is certain that the experiment can run.
         splits: which of val and test are evaluated.
         continues: see `note_origin`.
     """
+    from deit_ray.trial.resolve import resolve
+
     session = session or Session()
     resolved = resolve(experiment)
+    from deit_ray.trial.launch import check_cluster
+
     with session.connected():
         device = check_cluster(experiment)
         folder = make_folder(experiment)
@@ -98,35 +106,6 @@ def train_in(
             tracker.end_run(run, outcome, folder)
             warn_of_bad(folder, session.console.warn)
     return TrainedRun(name, folder, metrics)
-
-
-def check_cluster(experiment: Experiment) -> str:
-    """The device that the experiment's trials run on: cpu or cuda. A Ray must be connected.
-
-    Raises:
-        UserError: a trial does not fit into the cluster, or a node could not reach the data or the results.
-    """
-    device = check_fits(experiment, connect.possible_resources())
-    for key, uri in (("results.uri", experiment.results.uri), ("data.uri", experiment.data.uri)):
-        connect.check_reachable(key, uri)
-    return device
-
-
-def check_fits(experiment: Experiment, resources: dict[str, float]) -> str:
-    """The device that a trial runs on, cpu or cuda.
-
-    Raises:
-        UserError: a trial does not fit; the message has the sum of its needs, and the resources.
-    """
-    device = connect.training_device(experiment.train.device, resources)
-    needs = Needs.of(experiment, device)
-    if needs.fit(resources) < 1:
-        have = f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
-        raise UserError(
-            f"a trial can never start: it needs {needs.sum_shown(experiment)}, but the cluster has {have}; "
-            "lower train.workers, train.cpus_per_worker or data.cpus_per_worker, or use a larger cluster"
-        )
-    return device
 
 
 @contextlib.contextmanager
@@ -165,46 +144,11 @@ def _train_on(
         points = iterate_points(storage.join(folder, JOURNAL))
         metrics = {p.name: p.value for p in points if p.step == last and not p.name.startswith("train/")}
         return metrics | {"step": last}
+    from deit_ray.trial.assemble import make_trial
+    from deit_ray.trial.launch import run_trial, share
+
     make = partial(make_trial, experiment, device, share(resolved), splits)
     return run_trial(make, folder, on_metrics)
-
-
-def share(resolved: Resolved) -> Shared:
-    """Puts the things that all trials have in common into Ray's object store, once."""
-    teacher = None if resolved.teacher is None else ray.put(resolved.teacher)
-    initial = None if resolved.initial is None else ray.put(resolved.initial)
-    return Shared(resolved.manifest, resolved.data, teacher, initial)
-
-
-def run_trial(
-    make: Callable, folder: str, on_metrics: Callable[[dict[str, float]], None]
-) -> dict[str, float]:
-    """Runs one trial in an actor of its own, outside Ray Tune; returns the metrics of its last report.
-
-    Args:
-        make: makes the trainer, as `Trial` needs it.
-        folder: URI of the trial's folder.
-        on_metrics: called with the metrics of each report.
-    """
-    actor_class = ray.tune.with_parameters(Trial, make=make)
-    remote_class = ray.remote(num_cpus=0, resources={connect.HEAD: 0.001})(actor_class)
-    actor = remote_class.remote(config={"folder": folder})
-    metrics: dict[str, float] = {}
-    try:
-        while True:
-            result = ray.get(actor.train.remote())
-            if result.get("done"):
-                return metrics
-            metrics = {key: value for key, value in result.items() if "/" in key or key in ("epoch", "step")}
-            metrics = {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
-            on_metrics(metrics)
-    finally:
-        if ray.is_initialized():
-            # whatever happens in `stop`, the actor is killed next
-            with contextlib.suppress(ray.exceptions.RayError, KeyboardInterrupt):
-                ray.get(actor.stop.remote(), timeout=10)
-            ray.kill(actor)
-            sweep(folder)
 
 
 def start_single(tracker: Tracker, experiment: Experiment, folder: str) -> Run:

@@ -1,4 +1,4 @@
-"""What differs between runs, whether one can be had again, and whether the best model scores what was recorded."""
+"""What differs between runs, whether a run can be reproduced, and whether the best model has its recorded value."""
 
 import copy
 import json

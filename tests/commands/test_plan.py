@@ -99,7 +99,7 @@ def test_money_and_gpu_hours_where_there_are_gpus(experiment):
     )
 
 
-def test_the_rate_is_that_of_the_newest_run_of_its_like(experiment):
+def test_the_rate_is_that_of_the_newest_comparable_run(experiment):
     exp = experiment("digits_student", SEARCH)
     assert rate_of(exp, "cpu") is None
     assert "give the speed of one worker by cost.images_per_s" in text_of(show_plan(plan(exp)))

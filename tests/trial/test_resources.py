@@ -95,8 +95,8 @@ def main(digits: str, folder: str, what: str, setting: str) -> None:
     from deit_ray.cluster.holdings import sweep
     from deit_ray.experiment.load import load_experiment
     from deit_ray.trial.assemble import make_trial
+    from deit_ray.trial.launch import share
     from deit_ray.trial.resolve import resolve
-    from deit_ray.trial.run import share
     from deit_ray.trial.trial import Trial
 
     other = start_other_ray() if setting == "second ray" else None

@@ -25,7 +25,8 @@ from deit_ray.data.shards import read_manifest
 from deit_ray.errors import UserError
 from deit_ray.results import folders
 from deit_ray.results.journal import iterate_points
-from deit_ray.trial import run
+from deit_ray.trial import launch, run
+from deit_ray.trial.assemble import make_trial
 from deit_ray.trial.resolve import resolve
 from tests.conftest import EXPERIMENTS, write_colours
 from tests.support.training import train_locally
@@ -180,10 +181,10 @@ def test_resumed_run_equals_uninterrupted_run(ray_cluster, experiment, teacher_f
     keys = {"distillation.teacher": {"weights": teacher_file}, "train.log_every": 1, "student.drop_path": 0.1}
     exp = experiment("digits_student", SHORT | keys)
     resolved = resolve(exp)
-    make = partial(run.make_trial, exp, "cpu", run.share(resolved), ("val", "test"))
+    make = partial(make_trial, exp, "cpu", launch.share(resolved), ("val", "test"))
     whole, resumed = str(tmp_path / "whole"), str(tmp_path / "resumed")
-    run.run_trial(make, whole, lambda metrics: None)
-    run.run_trial(KilledOnce(make, tmp_path / "died"), resumed, lambda metrics: None)
+    launch.run_trial(make, whole, lambda metrics: None)
+    launch.run_trial(KilledOnce(make, tmp_path / "died"), resumed, lambda metrics: None)
     assert (tmp_path / "died").exists()
     assert measured(resumed) == measured(whole)
 
