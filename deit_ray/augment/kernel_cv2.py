@@ -6,7 +6,7 @@ import numpy as np
 from deit_ray.augment import table
 
 LUMA = np.array([[19595, 38470, 7471]]) / 65536  # ITU-R 601-2, to PIL's 16 bits
-CUT = -0.499  # makes OpenCV's rounding cut the fraction off, as PIL's blends do
+CUT = -0.499  # makes OpenCV round down, as PIL's blends do
 
 
 def augment_images(images_BHWC: np.ndarray, stages: list[table.Stage]) -> None:

@@ -1,4 +1,4 @@
-"""Shows a prepared data set: images as they are stored, beside what the student sees of them, or at several strengths."""
+"""Shows a prepared data set: images as they are stored, and what the student sees of them."""
 
 import io
 
@@ -30,9 +30,12 @@ def show(
     samples: int = 8,
     strengths: bool = False,
 ) -> str:
-    """Writes a contact sheet of the first training samples. A row shows an image as it is stored, then its views.
+    """Writes a contact sheet of the first training samples.
 
-    A view is shown as it enters the student, before normalisation: cropped, flipped, augmented, erased and mixed.
+    A row shows an image as it is stored, then its views.
+
+    A view is shown as it enters the student, before normalisation: cropped, flipped, augmented, erased and
+    mixed.
 
     Args:
         uri: of a prepared data set.
@@ -40,7 +43,8 @@ def show(
         experiment: the path of an experiment file; by default an experiment's defaults.
         overrides: dotted keys to replace.
         samples: number of images to show.
-        strengths: shows instead each image's centre crop after the policy, at augment.strength 0, 0.5, 1, 1.5 and 2.
+        strengths: shows instead each image's centre crop after the policy, at augment.strength 0, 0.5, 1, 1.5
+            and 2.
 
     Returns:
         One sentence that says what was written.
@@ -74,7 +78,7 @@ def show(
 
 
 def _load(uri: str, path: str | None, overrides: dict) -> Experiment:
-    """The experiment that decides what is shown: one worker, without a teacher, augmentation in the stream."""
+    """The experiment to show, with one worker, without a teacher, augmented in the stream."""
     fixed = {
         "data.uri": uri,
         "distillation.kind": "none",
@@ -169,7 +173,7 @@ def _draw(
 
 
 def _describe(targets: np.ndarray, classes: list[str]) -> str:
-    """The two largest of a sample's soft targets [classes], without those that label smoothing alone explains."""
+    """The two largest soft targets of a sample [classes], without those due to label smoothing."""
     largest = [c for c in np.argsort(-targets)[:2] if targets[c] > 1.5 / len(classes)]
     return " + ".join(f"{float(targets[c]):.2f} {classes[c]}" for c in largest)
 

@@ -1,6 +1,7 @@
-"""The work of one task of the stream: read row groups, decode each image once, cut its views, and pack blocks.
+"""One task of the stream: reads row groups, decodes each image once, cuts its views, and packs blocks.
 
-A block is an Arrow table of one row, so that Ray Data passes it on whole: the samples of one rank for a few steps.
+A block is an Arrow table of one row, so that Ray Data passes it on whole: the samples of one rank for a few
+steps.
 """
 
 import json
@@ -29,8 +30,8 @@ class Samples:
     """Samples of one rank, in the order of training.
 
     Attributes:
-        arrays: by name; all have the same first dimension. One more array per sample is one more entry here. Every
-            mapping holds:
+        arrays: by name; all have the same first dimension. One more array per sample is one more entry here.
+            Every mapping holds:
             images: uint8 [samples, size, size, 3].
             labels, ids, views: int64 [samples].
             valid: bool [samples]; False where the row is padding or its image could not be decoded.
@@ -152,7 +153,7 @@ class _BlockMaker:
         return Samples(arrays, task.split, task.epoch, step)
 
     def _cut(self, rows: np.ndarray, ids: np.ndarray, views: np.ndarray, out: np.ndarray) -> np.ndarray:
-        """Cuts the views into `out`, uint8 [samples, size, size, 3]; returns which are valid, bool [samples]."""
+        """Cuts views into `out`, uint8 [samples, size, size, 3]; returns which are valid, bool [samples]."""
         geometry, training = self.recipe.geometry, self.task.split == "train"
         draws = crop.draw(geometry, self.task.epoch, ids, views).tolist() if training else None
         valid = rows != MASKED

@@ -12,9 +12,10 @@ import numpy as np
 class Memory:
     """Lends uint8 arrays, and takes their memory back when they are gone.
 
-    An array is gone when the array itself and everything made from it without a copy are gone: slices, Arrow tables,
-    tensors. All of these keep the array's `_Loan` alive, and the end of the loan returns the memory. So memory that
-    anybody can still read is never lent again, and an array that is kept costs fresh memory, nothing else.
+    An array is gone when the array itself and everything made from it without a copy are gone: slices, Arrow
+    tables, tensors. All of these keep the array's `_Loan` alive, and the end of the loan returns the memory.
+    So memory that anybody can still read is never lent again, and an array that is kept costs fresh memory,
+    nothing else.
     """
 
     def __init__(self):
@@ -35,8 +36,11 @@ class Memory:
 
 
 class _Loan:
-    """Owner of an array's memory, in NumPy's eyes: every array keeps a reference to the object that it was made of
-    by `__array_interface__` (https://numpy.org/doc/stable/reference/arrays.interface.html)."""
+    """Owner of an array's memory in NumPy's eyes.
+
+    Every array keeps a reference to the object that it was made of by `__array_interface__`
+    (https://numpy.org/doc/stable/reference/arrays.interface.html).
+    """
 
     def __init__(self, memory: np.ndarray, shape: tuple[int, ...]):
         self.__array_interface__ = memory.__array_interface__ | {"shape": shape}

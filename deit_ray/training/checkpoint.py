@@ -1,4 +1,7 @@
-"""All that the loop needs to go on, saved and restored: the student and its moving average as safetensors, the rest as state.pt."""
+"""Saves and restores all that the training loop needs to continue.
+
+The student and its moving average are safetensors, the rest is state.pt.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +16,17 @@ STATE = "state.pt"
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: optimizer steps taken."""
+    """How far a run has come.
+
+    Attributes:
+        step: optimizer steps taken.
+    """
 
     step: int
 
 
 def save_checkpoint(folder: Path, train_step, progress: Progress, description: dict) -> None:
-    """Writes a checkpoint of a `TrainStep`; `description` as in `save_model`."""
+    """Writes a checkpoint of a `TrainStep`. `description` is that of `save_model`."""
     state = train_step.state_dict()
     save_model(folder / MODEL, state.pop("model"), description)
     if "ema" in state:
@@ -28,7 +35,10 @@ def save_checkpoint(folder: Path, train_step, progress: Progress, description: d
 
 
 def load_checkpoint(folder: Path, train_step) -> Progress:
-    """Restores a `TrainStep`. The files are data, never code: they load with weights_only=True."""
+    """Restores a `TrainStep`.
+
+    `weights_only=True` makes sure that the files are read as data, never run as code.
+    """
     state = torch.load(folder / STATE, map_location=train_step.device, weights_only=True)
     step = state.pop("step")
     ema = {"ema": weights_of(folder / EMA)} if train_step.ema else {}

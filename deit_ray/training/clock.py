@@ -1,4 +1,4 @@
-"""What a worker's time goes to, from one report to the next: shares that sum to 1."""
+"""How a worker spends its time from one report to the next: shares that sum to 1."""
 
 import contextlib
 import time
@@ -10,20 +10,23 @@ PARTS = ("data_wait", "step", "evaluation", "checkpoint", "other")
 
 
 class Clock:
-    """Keeps a worker's time by parts: `data_wait`, `step`, `evaluation`, `checkpoint`, and `other`, the rest.
+    """Divides a worker's time into `data_wait`, `step`, `evaluation`, `checkpoint`, and `other`, the rest.
 
-    A GPU computes while the host goes on, so on one the host's time inside a step says little, and a wait of the host for
-    its next batch costs nothing while the device is busy. There a step lasts from its begin to its end on the device, by
-    two events in its queue, which are read where the loop waits for the loss anyway; and of the host's waiting counts what
-    the device stood idle. An evaluation's part holds what it waits for. A checkpoint is made after its report, so it
-    counts in the next one.
+    A GPU computes while the host continues. So the host's time inside a step says little there, and a wait of
+    the host for its next batch costs nothing while the GPU is busy. On a GPU a step therefore lasts from its
+    begin to its end on the device. Two events in the device's queue measure that, and they are read where the
+    loop waits for the loss anyway. A wait of the host counts only as far as the device was idle.
+
+    The part of an evaluation includes its waits. A checkpoint is made after its report, so it counts in the
+    next one.
 
     Args:
-        stream: `wait_s` of it is the seconds spent waiting so far.
-        device: that steps run on.
+        stream: an object whose `wait_s` is the seconds spent waiting so far.
+        device: the device of the steps.
 
     Attributes:
-        images, bad: of the steps since the last `read`; bad ones could not be decoded.
+        images: images of the steps since the last `read`.
+        bad: those among them that could not be decoded.
     """
 
     def __init__(self, stream, device: torch.device):
@@ -31,16 +34,15 @@ class Clock:
         self.images = self.bad = 0
         self._spent = dict.fromkeys(PARTS, 0.0)
         self._events: list[tuple] = []
-        self._part, self._since, self._waited, self._step_s = (
-            "training",
-            time.perf_counter(),
-            stream.wait_s,
-            0.0,
-        )
+        self._start("training", time.perf_counter())
+
+    def _start(self, part: str, now: float) -> None:
+        self._part, self._since = part, now
+        self._waited, self._step_s = self.stream.wait_s, 0.0
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
-        """Surrounds an optimizer step, its batch's way to the device included."""
+        """Surrounds an optimizer step, including the transfer of its batch to the device."""
         if self.on_gpu:
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
@@ -53,18 +55,19 @@ class Clock:
             self._step_s += time.perf_counter() - begin
 
     def count(self, images: int, bad: int) -> None:
+        """Counts the images of a step, and those among them that could not be decoded."""
         self.images += images
         self.bad += bad
 
     def settle(self) -> None:
-        """Reads the events of the steps so far; to be called where the device has just been waited for."""
+        """Reads the events of the steps so far. Call it where the loop has just waited for the device."""
         if self._events:
             self._events[-1][1].synchronize()
             self._step_s += sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
             self._events.clear()
 
     def enter(self, part: str) -> None:
-        """From now on the time is that of `training` (steps and what is between them), `evaluation` or `checkpoint`."""
+        """Begins a part: `training` (the steps and the time between them), `evaluation` or `checkpoint`."""
         self.settle()
         now = time.perf_counter()
         elapsed = now - self._since
@@ -74,10 +77,10 @@ class Clock:
             spent = {self._part: elapsed}
         for name, seconds in spent.items():
             self._spent[name] += seconds
-        self._part, self._since, self._waited, self._step_s = part, now, self.stream.wait_s, 0.0
+        self._start(part, now)
 
     def read(self) -> dict[str, float]:
-        """The shares since the last `read`, up to the last `enter`, and the images trained on per second of training."""
+        """The shares of the time since the last `read`, up to the last `enter`, and the images per second."""
         total = max(sum(self._spent.values()), 1e-9)
         training = max(sum(self._spent[part] for part in ("data_wait", "step", "other")), 1e-9)
         metrics = {"perf/images_per_s": self.images / training} | {
@@ -88,7 +91,10 @@ class Clock:
 
 
 def split_training(elapsed_s: float, step_s: float, waited_s: float) -> dict[str, float]:
-    """A stretch of training by parts: a step on the device comes first, and the host's waiting counts where no step ran."""
+    """Splits a stretch of training into parts.
+
+    Steps on the device come first; waits count only where no step ran.
+    """
     step_s = min(step_s, elapsed_s)
     data_wait = min(waited_s, elapsed_s - step_s)
     return {"data_wait": data_wait, "step": step_s, "other": elapsed_s - step_s - data_wait}

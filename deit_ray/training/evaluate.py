@@ -1,4 +1,4 @@
-"""Evaluation: every image counted exactly once, over any number of workers."""
+"""Evaluation. Every image counts exactly once, over any number of workers."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from torch import nn
 from deit_ray.models.student import head_logits
 from deit_ray.training.step import Batch, Normalise
 
-TOP5_FROM = 6  # classes: with five or fewer every answer is among the top five
+TOP5_FROM = 6  # classes; with five or fewer every answer is among the top five
 
 
 @torch.no_grad()
@@ -27,16 +27,17 @@ def evaluate(
 
     Args:
         split: val or test, the prefix of the metrics' names.
-        model: the student; its mode is restored afterwards.
-        ema: its moving average, whose fused top1 is reported as top1_ema.
-        batches: gives this rank's `Samples`; padding is marked invalid.
-        steps: how many of them belong to this evaluation.
-        normalise: the student's.
+        model: the student. Its mode (training or evaluation) is restored afterwards.
+        ema: the student's moving average, or None.
+        batches: this rank's `Samples`. Padding is marked invalid.
+        steps: number of batches that belong to this evaluation.
+        normalise: the student's normalisation.
         autocast: the context of the forward passes.
 
     Returns:
-        top1 (a fraction), top5 where there are more than five classes, and loss of the fused output; top1 of each head; top1
-        of the moving average; and the number of images.
+        Metrics by name, with the split as prefix: top1 (a fraction), top5 where there are more than five
+        classes, and loss, all of the fused logits; top1_cls and top1_dist of the two heads; top1_ema of the
+        moving average's fused logits; images, the number of images counted.
     """
     device = normalise.mean.device
     sums: dict[str, torch.Tensor] = {}
@@ -63,6 +64,7 @@ def evaluate(
 
 
 def _count(logits: dict[str, torch.Tensor], batch: Batch) -> dict[str, torch.Tensor]:
+    """Sums over the valid samples of a batch, by name."""
     valid, labels = batch.valid.double(), batch.labels
     fused = logits["fused"].float()
     sums = {"images": valid.sum(), "top1": _correct(fused, labels, 1, valid)}
@@ -75,5 +77,6 @@ def _count(logits: dict[str, torch.Tensor], batch: Batch) -> dict[str, torch.Ten
 
 
 def _correct(logits_BC: torch.Tensor, labels_B: torch.Tensor, k: int, valid_B: torch.Tensor) -> torch.Tensor:
+    """The number of valid samples whose label is among the k largest logits."""
     hit = (logits_BC.topk(k, dim=1).indices == labels_B[:, None]).any(1)
     return (hit * valid_B).sum()

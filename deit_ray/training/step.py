@@ -23,8 +23,8 @@ class Batch:
     """One rank's share of a batch.
 
     Attributes:
-        tensors: the arrays of `Samples` by name, on the device; but ids and views stay on the host, and `valid` is
-            float32 [batch], 1 where the sample counts.
+        tensors: the arrays of `Samples` by name, on the device; but ids and views stay on the host, and
+            `valid` is float32 [batch], 1 where the sample counts.
         ids, views: int64 NumPy arrays [batch], coordinates of the samples.
         epoch: the samples' epoch.
     """
@@ -71,7 +71,7 @@ def _to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 class Inputs:
-    """What a batch becomes before each model's own normalisation: augmented, erased and mixed. Needs no model.
+    """Augments, erases and mixes a batch, before each model's own normalisation. Needs no model.
 
     Args:
         experiment: the trial's.
@@ -97,9 +97,9 @@ class Inputs:
         """Augments, erases and mixes. Mixing is linear, so it may come before the normalisation.
 
         Returns:
-            (the student's images, soft targets, the teacher's images): images are float [batch, 3, size, size] in
-            [0, 1]. The teacher's images are the student's, or their crops mixed in the same way, so that both show
-            the same classes.
+            (the student's images, soft targets, the teacher's images): images are float [batch, 3, size,
+            size] in [0, 1]. The teacher's images are the student's, or their crops mixed in the same way, so
+            that both show the same classes.
         """
         images = _to_float(self.augment(batch))
         self.erase(images, batch)
@@ -142,7 +142,8 @@ class TrainStep:
     Args:
         experiment: the trial's.
         model: the student, on its device.
-        wrapped: the module that is called in training: the model, or with several workers its data-parallel wrapper.
+        wrapped: the module that is called in training: the model, or with several workers its data-parallel
+            wrapper.
         teacher: None without distillation.
         num_classes: of the data.
         steps_per_epoch: for the schedule.
@@ -237,7 +238,7 @@ class Normalise:
 
 
 def augment_here(images_BHWC: torch.Tensor, stages: list[Stage]) -> torch.Tensor:
-    """The uint8 images with the stages applied: by the torch kernel on a GPU, by the stream's kernel on the CPU."""
+    """The uint8 images after the stages. A GPU runs the torch kernel, a CPU the kernel of the stream."""
     if images_BHWC.device.type == "cuda":
         return kernel_torch.augment_images(images_BHWC, stages)
     augmented = images_BHWC.clone()
