@@ -1,4 +1,4 @@
-"""A study from its start to its end: Optuna proposes, Ray Tune runs, and the scheduler stops weak trials early."""
+"""A study from start to end: Optuna proposes, Ray Tune runs, and the scheduler stops weak trials early."""
 
 import contextlib
 from typing import Any
@@ -49,12 +49,13 @@ def resume_study(
 
     Args:
         name: name of the study, such as digits_search-1, or digits_search for the newest.
-        overrides: dotted keys and values to change from now on; see `Study.amended` for the keys that may change.
+        overrides: dotted keys and values to change from now on; `Study.amended` says which keys may change.
         more_trials: trials to add to `search.trials`.
         session: see `Session`; the study is looked up in its `results`.
 
     Raises:
-        UserError: there is no such study, it is running, its data or teacher have changed, or an override is refused.
+        UserError: there is no such study, it is running, its data or teacher have changed, or an override is
+            refused.
         Interrupted: as for `tune`.
         UnavailableError: as for `tune`.
     """
@@ -106,7 +107,8 @@ def _check_searchable(experiment: Experiment) -> None:
         )
     if not storage.is_local(experiment.results.uri):
         raise UserError(
-            f"results.uri: {experiment.results.uri}: a study's database needs a local path or a shared file system"
+            f"results.uri: {experiment.results.uri}: a study's database needs a local path or a shared "
+            "file system"
         )
 
 
