@@ -1,4 +1,7 @@
-"""How a run, trial or study ends: one type, whose table is that of docs/architecture.md. It imports neither MLflow nor Optuna."""
+"""How a run, trial or study ends: the table of docs/architecture.md as one type.
+
+It imports neither MLflow nor Optuna.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum

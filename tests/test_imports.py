@@ -12,7 +12,7 @@ TRAINING = {"torch", "timm", "ray.train", "mlflow"}
     ("modules", "not_needed"),
     [
         (
-            "deit_ray.study.status, deit_ray.commands.diff, deit_ray.study.study",
+            "deit_ray.cli.views, deit_ray.study.status, deit_ray.commands.diff, deit_ray.study.study",
             TRAINING | {"ray.data"},
         ),  # commands that look at results
         (

@@ -7,7 +7,7 @@ import pytest
 
 from deit_ray.outcome import Outcome
 
-# docs/architecture.md: text (MLflow's tag and Optuna's attribute), Optuna's state, MLflow's status, MLflow's tag `state`
+# docs/architecture.md: text (MLflow's tag, Optuna's attribute), Optuna's state, MLflow's status and its tag `state`
 TABLE = [
     (Outcome.finished(), "finished", "COMPLETE", "FINISHED", None),
     (Outcome.stopped_early(3), "stopped early at epoch 3", "PRUNED", "FINISHED", "PRUNED"),

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deit_ray import storage
+from deit_ray.outcome import Kind
 from deit_ray.results.folders import BEST, MODEL
 from deit_ray.terminal.format import STATE_COLOURS, duration, relative, short, short_key
 
@@ -236,7 +237,7 @@ def show_leaderboard(board: pd.DataFrame, metric: str, keys: list[str]) -> Group
         parts.append(
             Text("= within the standard error of the best: on so few images they cannot be told apart")
         )
-    for _, row in board[board["state"] == "failed"].iterrows():
+    for _, row in board[board["state"] == str(Kind.FAILED)].iterrows():
         parts.append(Text(f"trial {row['trial']} {row['outcome']}", "red"))
     return Group(*parts)
 
@@ -271,7 +272,7 @@ def show_studies(found: list[StudyStatus]) -> Group:
     for name in ("study", "trials", "best", "state"):
         table.add_column(name, no_wrap=True)
     for status in found:
-        full = status.board[status.board["state"] == "finished"]
+        full = status.board[status.board["state"] == str(Kind.FINISHED)]
         best = f"{status.metric} {full.iloc[0]['best']:.4f}" if len(full) else "-"
         table.add_row(status.name, _counts(status), best, status.state)
     return Group(table)

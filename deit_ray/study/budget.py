@@ -38,7 +38,8 @@ def _values(budget: Budget, ended: list[TrialRecord]) -> str | None:
     judged = [trial for trial in ended if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     since = len(judged) - 1 - judged.index(best)
     if since >= budget.patience:
-        return f"search.budget.patience: {budget.patience} trials in a row were no better than trial {best.number}"
+        row = f"{budget.patience} trials in a row"
+        return f"search.budget.patience: {row} were no better than trial {best.number}"
     return None
 
 

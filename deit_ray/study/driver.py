@@ -1,7 +1,7 @@
-"""The driver of a study. The Optuna study in its database is the only truth: every start builds a fresh Tuner from it.
+"""The driver of a study. The Optuna study in the database is the only truth: a start builds a Tuner from it.
 
-So a study can be resumed after any accident: unfinished trials go on from their checkpoints, and the scheduler sees all
-results so far again.
+So a study can be resumed after any accident: unfinished trials go on from their checkpoints, and the
+scheduler sees all results so far again.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ class Driver:
         console: what a person sees.
 
     Attributes:
-        observers: in the order in which they are called; the database hears of a trial's end before MLflow does.
+        observers: in the order in which they are called; the database hears of an end before MLflow does.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Driver:
 
     @contextlib.contextmanager
     def guarding(self) -> Iterator[None]:
-        """An exception halts the study and is raised at its end; Tune would take it for an exception of a trial."""
+        """An exception halts the study and is raised at its end; Tune would blame a trial for it."""
         try:
             with naming_database(self.study.folder):
                 yield

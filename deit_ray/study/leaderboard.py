@@ -3,6 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
+from deit_ray.outcome import Kind
 from deit_ray.terminal.format import standard_error
 
 if TYPE_CHECKING:
@@ -17,9 +18,9 @@ def leaderboard(trials: "list[TrialRecord]", keys: list[str]) -> "pd.DataFrame":
     """All trials of a study, best first, those of full length before the others.
 
     Returns:
-        One row a trial: trial (its number), state, outcome, epochs, best and last value of the metric, the standard error of
-        the best value, whether it is `close` to the best trial (within their standard errors), and the searched values by
-        dotted key.
+        One row a trial: trial (its number), state, outcome, epochs, best and last value of the metric, the
+        standard error of the best value, whether it is `close` to the best trial (within their standard
+        errors), and the searched values by dotted key.
     """
     import pandas as pd
 
@@ -27,7 +28,7 @@ def leaderboard(trials: "list[TrialRecord]", keys: list[str]) -> "pd.DataFrame":
     table = pd.DataFrame(
         rows, columns=["trial", "state", "outcome", "epochs", "best", "last", "error", *keys]
     )
-    table["full"] = table["state"] == "finished"
+    table["full"] = table["state"] == str(Kind.FINISHED)
     table = table.sort_values(
         ["full", "best", "trial"], ascending=[False, False, True], kind="stable", ignore_index=True
     )

@@ -13,7 +13,7 @@ class Listener(ray.tune.Callback):
     """Calls the driver at each of Tune's events.
 
     Args:
-        driver: the `Driver`; its `guarding` keeps its exceptions from Tune, which would blame a trial for them.
+        driver: the `Driver`. Its `guarding` hides exceptions from Tune, which would blame a trial for them.
     """
 
     def __init__(self, driver):
@@ -64,7 +64,7 @@ def error_of(trial) -> BaseException:
 
 
 def failure_of(error: BaseException, folder: str) -> Failure | None:
-    """The failure of the trial in a folder; None if the trial's process, node or owner died, which is an interruption."""
+    """The failure of a trial; None if its process, node or owner died, which is an interruption."""
     cause = getattr(error, "cause", error)
     if isinstance(cause, TrialFailed):
         return cause.failure

@@ -63,7 +63,7 @@ class Observer:
         """The process of a trial is gone, whatever becomes of the trial."""
 
     def trial_interrupted(self, number: int, step: int) -> None:
-        """The process of a trial died; the trial goes on from the checkpoint at `step`, 0 for its beginning."""
+        """The process of a trial died; the trial goes on from `step`, that of its last checkpoint, or 0."""
 
     def trial_ended(self, end: TrialEnd) -> None:
         """A trial has ended."""
@@ -76,7 +76,7 @@ class Observer:
 
 
 class Database(Observer):
-    """Optuna: the study's database, the only truth about the study. It hears of everything before MLflow and the terminal."""
+    """Optuna: the study's database, the only truth about the study."""
 
     def __init__(self, study: Study):
         self.study = study
@@ -129,9 +129,8 @@ class Tracking(Observer):
         self.parent = start_study(self.tracker, self.study)
 
     def trial_kept(self, number: int) -> None:
-        if not is_told(
-            self.study, number
-        ):  # its driver was killed before it told MLflow, or of an earlier version
+        # its driver was killed before it told MLflow, or was of an earlier version
+        if not is_told(self.study, number):
             self._open(number)
             self._close(number)
 

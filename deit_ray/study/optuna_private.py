@@ -1,4 +1,4 @@
-"""The two private names of Optuna that this project uses; tests/study/test_optuna_private.py checks both of them."""
+"""The two private names of Optuna that this project uses; tests/study/test_optuna_private.py checks them."""
 
 import optuna
 from optuna.trial import FrozenTrial, Trial
@@ -7,8 +7,8 @@ from optuna.trial import FrozenTrial, Trial
 def read_trial(study: optuna.Study, number: int) -> FrozenTrial:
     """One trial as the database has it now.
 
-    It uses `Study._storage` and `Study._study_id`, because the public `Study.get_trials` reads and sorts all trials to
-    give one. Once they are gone, return `study.get_trials(deepcopy=False)[number]`, which is slower in a long study.
+    It uses `Study._storage` and `Study._study_id`, because the public `Study.get_trials` reads and sorts all
+    trials to give one. Once they are gone, return `study.get_trials(deepcopy=False)[number]`: it is slower.
     """
     return study._storage.get_trial(_trial_id(study, number))
 
@@ -16,9 +16,9 @@ def read_trial(study: optuna.Study, number: int) -> FrozenTrial:
 def open_trial(study: optuna.Study, number: int) -> Trial:
     """A running trial, to write to it.
 
-    It uses the same two names, because Optuna gives a `Trial` in public only to the process that has just asked for it,
-    and a resumed study goes on with trials that another process asked for. Once they are gone, keep the trial's id from
-    the storage that `optuna.create_study` was called with, whose methods are public.
+    It uses the same two names, because `Study.ask` gives a `Trial` only to the process that asked for it, and
+    a resumed study goes on with trials that another process asked for. Once they are gone, make an
+    `RDBStorage` for `optuna.create_study` and ask it for the ids: its methods are public.
     """
     return Trial(study, _trial_id(study, number))
 

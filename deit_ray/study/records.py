@@ -67,8 +67,7 @@ class TrialRecord:
 
     @property
     def value(self) -> float | None:
-        """The value that Optuna ranks, once the trial has ended: the best evaluation of a trial of full length, the last
-        one of a trial that was stopped early."""
+        """The value of an ended trial: its best one if it finished, its last one if it was stopped early."""
         return self.frozen.value
 
     @property
@@ -93,13 +92,13 @@ class TrialRecord:
 
     @property
     def outcome(self) -> Outcome | None:
-        """The outcome that the driver noted. The trial may still be open: the driver notes it before it ends the trial."""
+        """The outcome that the driver noted, which it does before it ends the trial."""
         text = self.frozen.user_attrs.get(OUTCOME)
         return Outcome.parse(text) if text else None
 
     @property
     def ending(self) -> Outcome:
-        """How an ended trial ended: its outcome, or what its state says if its driver was killed before it noted one."""
+        """How an ended trial ended: by its outcome, or by its state if no outcome was noted."""
         known = {
             TrialState.COMPLETE: Outcome.finished(),
             TrialState.PRUNED: Outcome.stopped_early(self.epoch),
@@ -134,8 +133,8 @@ class TrialRecord:
 class StudyRecord:
     """The database of a study, by typed properties. Only the study's driver may set them.
 
-    A driver can be killed between any two writes. So a trial's time is written before its value, and its outcome before
-    its state: a trial whose state has changed is complete.
+    A driver can be killed between any two writes. So the time of a value is written before the value, and the
+    outcome of a trial before its state: a trial whose state has changed is complete.
 
     Attributes:
         optuna: the Optuna study.
@@ -208,9 +207,9 @@ class StudyRecord:
         return [TrialRecord(trial) for trial in self.optuna.get_trials(deepcopy=False, states=states or None)]
 
     def report(self, number: int, epoch: int, value: float) -> None:
-        """Notes a value of a running trial, and when it came, so that a resume can show all values in their order.
+        """Notes a value of a running trial, and when it came, so that a resume can put all values in order.
 
-        A value of an epoch that has one already is ignored.
+        A second value for an epoch is ignored.
         """
         trial = self.trial(number)
         if epoch in trial.values:
@@ -225,7 +224,7 @@ class StudyRecord:
         open_trial(self.optuna, number).set_user_attr(IMAGES, images)
 
     def reopen(self, number: int) -> None:
-        """Forgets the outcome of a trial whose driver was killed after it noted that and before it ended the trial."""
+        """Forgets the outcome of a running trial, whose driver was killed before it ended the trial."""
         open_trial(self.optuna, number).set_user_attr(OUTCOME, None)
 
     def end_trial(

@@ -1,4 +1,4 @@
-"""What a resume finds: how far the trials of a study had come when its driver went away, and what it does with each."""
+"""What a resume finds: how far a study's trials came before its driver died, and what it does with each."""
 
 import math
 from dataclasses import dataclass
@@ -87,8 +87,8 @@ def _previewed(study: Study, found: Reconciled) -> str:
 def reconcile(study: Study, scheduler: StudyScheduler) -> list[Reconciled]:
     """What to do with each trial of a study that nobody drives. It shows the scheduler all results.
 
-    The scheduler sees the noted results first, in the order in which they came, and then the late ones. So a late result
-    does not change what was decided on an earlier one.
+    The scheduler sees the noted results first, in the order in which they came, and then the late ones. So a
+    late result does not change what was decided on an earlier one.
     """
     trials = [trial for trial in study.trials() if trial.state != TrialState.WAITING]
     noted = [(*result, trial.number) for trial in trials for result in _noted(trial)]

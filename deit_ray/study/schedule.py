@@ -1,4 +1,4 @@
-"""Which trials to stop early: Ray Tune's schedulers, which know a trial by its number, over all resumes of a study."""
+"""Which trials to stop early: Ray Tune's schedulers, which know a trial by its number over all resumes."""
 
 import math
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Stub:
 
 
 class StudyScheduler(FIFOScheduler):
-    """Decides by a rule of Ray Tune. The rule sees each result of a trial once, whoever runs it and however often it is resumed."""
+    """Decides by a rule of Ray Tune, which sees each result once, however often the study is resumed."""
 
     def __init__(self, experiment: Experiment):
         super().__init__()
@@ -84,7 +84,8 @@ class StudyScheduler(FIFOScheduler):
 def make_rule(experiment: Experiment):
     """The rule that `search.scheduler` names; None for none.
 
-    To add a scheduler, add it here, and its name to `config.Search.scheduler`. It must decide from results alone.
+    To add a scheduler, add it here and its name to `config.Search.scheduler`. It must decide from results
+    alone.
     """
     search = experiment.search
     if search.scheduler == "asha":

@@ -1,7 +1,6 @@
-"""A study from its start to its end: Optuna proposes, Ray Tune runs, and the scheduler stops weak trials
-early.
+"""A study from start to end: Optuna proposes, Ray Tune runs, and the scheduler stops weak trials early.
 
-What takes long to import is imported where it is used: so a mistake is answered sooner.
+Modules that take long to import are imported where they are used, so that a mistake is answered early.
 """
 
 from __future__ import annotations
@@ -58,8 +57,7 @@ def resume_study(
 
     Args:
         name: name of the study, such as digits_search-1, or digits_search for the newest.
-        overrides: dotted keys and values to change from now on; see `Study.amended` for the keys that may
-            change.
+        overrides: dotted keys and values to change from now on; `Study.amended` says which keys may change.
         more_trials: trials to add to `search.trials`.
         session: see `Session`; the study is looked up in its `results`.
 
@@ -123,8 +121,8 @@ def _check_searchable(experiment: Experiment) -> None:
         )
     if not storage.is_local(experiment.results.uri):
         raise UserError(
-            f"results.uri: {experiment.results.uri}: a study's database needs a local path "
-            "or a shared file system"
+            f"results.uri: {experiment.results.uri}: a study's database needs a local path or a shared "
+            "file system"
         )
 
 

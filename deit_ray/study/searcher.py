@@ -43,7 +43,7 @@ class StudySearcher(Searcher):
         return len(self._waiting) + max(0, self.experiment.search.trials - drawn)
 
     def waiting(self) -> tuple[int, ...]:
-        """The numbers of the trials that wait to be continued, in the order in which they will be proposed."""
+        """The numbers of the trials that wait to be continued, in the order in which they come."""
         return tuple(self._waiting)
 
     def put_back(self, number: int) -> None:
@@ -95,7 +95,7 @@ class StudySearcher(Searcher):
 
 
 class SeededSampler(optuna.samplers.BaseSampler):
-    """A sampler whose draws for a trial depend on its number alone, and for one parameter not on the other parameters.
+    """A sampler whose draws for a trial depend on its number alone, and not on draws for other parameters.
 
     So a trial that was interrupted while its values were drawn gets the values that it would have had.
     """
@@ -116,7 +116,7 @@ class SeededSampler(optuna.samplers.BaseSampler):
 
 
 def make_sampler(experiment: Experiment, number: int) -> optuna.samplers.BaseSampler:
-    """The sampler that draws trial `number`. Its seed depends on (seed, number) alone, so a resumed study draws the same.
+    """The sampler that draws trial `number`, from a seed of its own, so that a resumed study draws the same.
 
     To add a sampler, add it here, and its name to `config.Search.sampler`.
     """

@@ -1,6 +1,6 @@
 """What people ask from another terminal: how studies and trials stand, and to stop them.
 
-Every function returns values without a database behind them, so that it can be called on the head of a cluster too.
+Every function returns values without a database behind them, so that it can run on the head of a cluster too.
 """
 
 import math

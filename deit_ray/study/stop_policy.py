@@ -1,4 +1,7 @@
-"""Which trials of a study end, and how: a policy without Ray, Optuna or MLflow. The `Driver` carries out what it decides."""
+"""Which trials of a study end, and how: a policy that starts nothing, asks nothing and writes nothing.
+
+The `Driver` and its `Trials` carry out what it decides.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +84,7 @@ class StopPolicy:
         ending: why the study ends before all its trials have run; None while it does not.
         halted: why the study cannot go on now; None while it can.
         asked: the trials that were asked to end, with their outcome; None leaves a trial open for a resume.
-        deaths: how often a trial's process died in a row without a new checkpoint, and the last step saved by then.
+        deaths: how often a trial's process died in a row without a new checkpoint, and the last one's step.
     """
 
     def __init__(self, experiment: Experiment):
@@ -113,12 +116,12 @@ class StopPolicy:
         )
 
     def halt(self, error: Exception, open_trials: OpenTrials) -> Orders:
-        """Stops the study because of an error; its trials stay open. The first error is the one that is raised."""
+        """Stops the study because of an error; its trials stay open. The first error holds."""
         self.halted = self.halted or error
         return Orders(ask=self._ask(open_trials.started, None))
 
     def after_completion(self, number: int, epoch: int) -> Decision:
-        """What becomes of a trial whose process ended well: it finished, the scheduler stopped it, or it was asked to end.
+        """What becomes of a trial that finished, that the scheduler stopped, or that was asked to end.
 
         Args:
             epoch: the last one that it reported.
@@ -170,7 +173,7 @@ class StopPolicy:
         return Orders(open_trials.waiting, self._ask(open_trials.started, Outcome.cancelled()))
 
     def _ask(self, numbers: Iterable[int], outcome: Outcome | None) -> tuple[int, ...]:
-        """Asks trials to end; the first request for a trial holds. Returns the numbers of those that were not asked before."""
+        """Asks trials to end, once each; returns the numbers of those that were not asked before."""
         new = tuple(number for number in numbers if number not in self.asked)
         self.asked |= dict.fromkeys(new, outcome)
         return new

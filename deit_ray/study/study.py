@@ -1,4 +1,4 @@
-"""A study's memory: its folder, its Optuna database, who drives it, and what can be read from it at any time."""
+"""A study: its folder, its Optuna database, who drives it, and what can be read from it at any time."""
 
 import contextlib
 import posixpath
@@ -63,17 +63,11 @@ class Study(StudyRecord):
         """An existing study by its name, such as digits_search-1, or digits_search for the newest.
 
         Raises:
-            UserError: there is none, or its folder's experiment is not the one that it was made with.
+            UserError: there is no such study, or its folder has another experiment than it was made with.
         """
-        found = [
-            run
-            for run in runs_of(name, results) or [name]
-            if storage.exists(storage.join(results, run, DATABASE))
-        ]
+        found = [run for run in runs_of(name, results) or [name] if _is_study(results, run)]
         if not found:
-            known = [
-                n for n in storage.list_names(results) if storage.exists(storage.join(results, n, DATABASE))
-            ]
+            known = [run for run in storage.list_names(results) if _is_study(results, run)]
             raise UserError(f"{name}: no such study in {results}; there are: {', '.join(known) or 'none'}")
         folder = storage.join(storage.absolute(results), found[-1])
         study = cls(folder, experiment_of(folder))
@@ -83,32 +77,33 @@ class Study(StudyRecord):
         return study
 
     def amended(self, overrides: dict) -> Experiment:
-        """The experiment to go on with: what does not change any trial may be set anew, such as search.trials or search.budget.hours.
+        """The experiment with some values replaced. Only those of `AMENDABLE` may be, which change no trial.
 
         Raises:
-            UserError: another key, or a value that is not allowed; or the study is of a version whose trials were others.
+            UserError: another key, or a value that is not allowed; or the study is of an earlier version that
+                lacks a key, so that its trials could not be compared.
         """
-        here, there = (
-            flatten(self.experiment.as_dict()),
-            flatten(self.made_with or self.experiment.as_dict()),
-        )
+        here = flatten(self.experiment.as_dict())
+        there = flatten(self.made_with or self.experiment.as_dict())
         if unknown := sorted(here.keys() - there.keys()):
+            key = unknown[0]
             raise UserError(
-                f"{self.name}: was made by a version of deit_ray without {unknown[0]}, which would now be {here[unknown[0]]!r}; "
-                "go on with that version (origin.json in its folder names it), or begin a new study"
+                f"{self.name}: was made by a version of deit_ray without {key}, which would now be "
+                f"{here[key]!r}; go on with that version (origin.json in its folder names it), or begin a "
+                "new study"
             )
         for key in overrides:
             if not _amendable(key):
                 raise UserError(
-                    f"--set {key}: cannot change in a study that exists, since its trials could not be compared; "
-                    f"allowed are: {', '.join(AMENDABLE)}"
+                    f"--set {key}: cannot change in a study that exists, since its trials could not be "
+                    f"compared; allowed are: {', '.join(AMENDABLE)}"
                 )
         return load_experiment(
             storage.join(self.folder, EXPERIMENT), {"results.uri": self.experiment.results.uri, **overrides}
         )
 
     def amend(self, overrides: dict) -> None:
-        """Goes on with `amended` from now on; only for who drives the study."""
+        """Replaces the study's experiment by `amended`. Only the study's driver may call it."""
         if overrides:
             self.experiment = self.amended(overrides)
             storage.write_bytes(
@@ -120,16 +115,16 @@ class Study(StudyRecord):
         return lock.driving(self.folder, self.name)
 
     def driver(self) -> dict | None:
-        """Who drives the study now: host, pid, and since when; None where nobody does."""
+        """The process that drives the study now: host, pid, and since when; None if there is none."""
         return lock.driver_of(self.folder)
 
     def request_stop(self, number: int | None = None) -> None:
-        """Asks the driver, from any process, to cancel a trial, or all of them and to end the study."""
+        """Asks the driver, from any process, to cancel a trial, or without a number to end the study."""
         name = WHOLE if number is None else str(number)
         storage.write_bytes(storage.join(self.folder, REQUESTS, name), b"")
 
     def take_stop_requests(self) -> list[int | None]:
-        """For the driver: what is asked for since the last time; None is the whole study."""
+        """For the driver: the stop requests since its last call, each a number, or None for the study."""
         names = storage.list_names(storage.join(self.folder, REQUESTS))
         names = [name for name in names if name == WHOLE or name.isdigit()]
         for name in names:
@@ -140,7 +135,7 @@ class Study(StudyRecord):
         return storage.join(self.folder, trial_name(number))
 
     def trial_experiment(self, params: dict) -> Experiment:
-        """The experiment of one trial: the study's with the searched values set and nothing left to search."""
+        """The experiment of one trial: the study's, with its searched values set and nothing to search."""
         return self.experiment.with_overrides({**params, "search.space": {}})
 
     def leaderboard(self) -> pd.DataFrame:
@@ -182,11 +177,11 @@ class Study(StudyRecord):
 
 def list_studies(results: str) -> list["Study"]:
     """The studies in a results folder."""
-    return [
-        Study.open(name, results)
-        for name in storage.list_names(results)
-        if storage.exists(storage.join(results, name, DATABASE))
-    ]
+    return [Study.open(name, results) for name in storage.list_names(results) if _is_study(results, name)]
+
+
+def _is_study(results: str, name: str) -> bool:
+    return storage.exists(storage.join(results, name, DATABASE))
 
 
 @contextlib.contextmanager
@@ -204,16 +199,14 @@ def naming_database(folder: str) -> Iterator[None]:
 def _check_same(path: str, found: dict, made_with: dict) -> None:
     here, there = flatten(found), flatten(made_with)
     searched = {key for key in here if key.startswith("search.space.")}
-    keys = there.keys() | searched  # other keys are of a later version; see `Study.amended`
-    moved = "results.uri"  # folders are
-    changed = [
-        key for key in keys if here.get(key) != there.get(key) and not _amendable(key) and key != moved
-    ]
+    keys = there.keys() | searched  # a later version has other keys; see `Study.amended`
+    may_differ = {key for key in keys if _amendable(key)} | {"results.uri"}  # people move folders
+    changed = [key for key in keys - may_differ if here.get(key) != there.get(key)]
     if changed:
-        key = min(changed)
+        key, more = min(changed), f" ({len(changed)} keys differ)" if len(changed) > 1 else ""
         raise UserError(
             f"{path}: {key}: {here.get(key)!r}, but the study in this folder was made with {there.get(key)!r}"
-            f"{f' ({len(changed)} keys differ)' if len(changed) > 1 else ''}; put back the file that belongs to it"
+            f"{more}; put back the file that belongs to it"
         )
 
 

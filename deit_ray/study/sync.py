@@ -1,4 +1,4 @@
-"""What MLflow gets of a study or a run, from its folder: a driver delivers it while the study runs, `sync` afterwards."""
+"""What MLflow gets of a study or a run: its driver delivers it during the study, `sync` afterwards."""
 
 import json
 import posixpath
@@ -39,7 +39,8 @@ def sync(name: str, results: str = "results", console: Console | None = None) ->
         The number of runs that MLflow now has: the study's own and its trials'.
 
     Raises:
-        UserError: there is no such study or run, it is running and delivers by itself, or MLflow does not answer.
+        UserError: there is no such study or run, it is running, so that its driver delivers, or MLflow does
+            not answer.
     """
     console = console or Console(quiet=True)
     folder = find_run(name, results)
@@ -52,10 +53,8 @@ def sync(name: str, results: str = "results", console: Console | None = None) ->
             PATIENCE_S, LIMIT_S, lambda done, total: console.say(f"  {done} of {total} runs delivered")
         )
     if left:
-        error = tracker.last_error or "it does not answer"
-        raise UserError(
-            f"{name}: MLflow at {tracker.uri} does not take deliveries: {tracker.describe_left(left)}; {error}"
-        )
+        missing, error = tracker.describe_left(left), tracker.last_error or "it does not answer"
+        raise UserError(f"{name}: MLflow at {tracker.uri} does not take deliveries: {missing}; {error}")
     refused = [run.name for run in runs if run.refused]
     if refused:
         raise UserError(f"{name}: MLflow does not take all of {', '.join(refused)}; see the warnings above")
@@ -109,7 +108,7 @@ def end_trial(tracker: Tracker, study: Study, trial: TrialRecord, run: Run) -> N
 
 
 def is_told(study: Study, number: int) -> bool:
-    """Whether MLflow has all of an ended trial, with the status that its outcome has now, as the record in its folder says."""
+    """Whether MLflow has all of an ended trial, with its outcome's present status, by the trial's folder."""
     record = Record.read(study.trial_folder(number))
     return record is not None and record.is_delivered(study.trial(number).ending)
 

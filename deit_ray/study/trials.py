@@ -1,4 +1,4 @@
-"""The trials of a study while it is driven: they start, report, end and go on, as the `StopPolicy` decides."""
+"""The trials of a study while it is driven: they start, report, end and go on as the `StopPolicy` decides."""
 
 import math
 

@@ -4,13 +4,14 @@ import math
 import os
 
 from deit_ray import storage
+from deit_ray.outcome import Kind
 
-STATE_COLOURS = {
+STATE_COLOURS = {  # by the state's text
     "running": "cyan",
-    "finished": "green",
-    "stopped early": "yellow",
-    "failed": "red",
-    "cancelled": "magenta",
+    Kind.FINISHED: "green",
+    Kind.STOPPED_EARLY: "yellow",
+    Kind.FAILED: "red",
+    Kind.CANCELLED: "magenta",
 }
 
 

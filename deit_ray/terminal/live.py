@@ -1,4 +1,4 @@
-"""What a person sees of a study or a run while it runs: a live table if there is a terminal, else plain lines."""
+"""What a person sees of a study or a run while it runs: a live table on a terminal, else plain lines."""
 
 import threading
 import time

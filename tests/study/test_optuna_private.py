@@ -1,4 +1,4 @@
-"""The private names of Optuna that study/optuna_private.py uses: what a new version of Optuna breaks, it breaks here."""
+"""The private names of Optuna that study/optuna_private.py uses: this test finds what a new version breaks."""
 
 import inspect
 import re

@@ -133,5 +133,6 @@ def test_a_study_ends_as_its_trials_did_unless_a_person_ended_it(policy):
 
 
 def test_it_loads_no_ray_and_no_mlflow():
-    code = "import sys, deit_ray.study.stop_policy; print(sorted({'ray', 'mlflow', 'torch'} & sys.modules.keys()))"
+    loaded = "sorted({'ray', 'mlflow', 'torch'} & sys.modules.keys())"
+    code = f"import sys, deit_ray.study.stop_policy; print({loaded})"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout == b"[]\n"
