@@ -29,6 +29,7 @@ from record import ROOT, record
 
 sys.path.insert(0, str(ROOT))  # for tests.support
 
+from deit_ray.outcome import Outcome
 from deit_ray.results.journal import JournalWriter, Point, iterate_points
 from tests.support.servers import MlflowServer, Postgres
 
@@ -61,12 +62,12 @@ def measure_overhead(folder: Path, trials: int, epochs: int) -> dict[str, float]
 
     import deit_ray
     from deit_ray.study import driver
-    from deit_ray.tracking.delivery import Delivery
+    from deit_ray.tracking.server import Server
     from deit_ray.tracking.tracker import Tracker
 
     notes, delivery_cpu_s, startup_cpu_s = folder / "notes", [], []
     notes.mkdir()
-    make, deliver, connect = driver.make_trial, Tracker._deliver, Delivery._connect
+    make, deliver, connect = driver.make_trial, Tracker._deliver, Server.connect
 
     def make_noted(*given):
         trainer = make(*given)
@@ -77,8 +78,8 @@ def measure_overhead(folder: Path, trials: int, epochs: int) -> dict[str, float]
         deliver(tracker)
         delivery_cpu_s.append(time.thread_time())  # of this thread, which ends here
 
-    def timed_connect(delivery):
-        connect(delivery)
+    def timed_connect(server):
+        connect(server)
         startup_cpu_s.append(time.thread_time())  # MLflow is imported by now
 
     deit_ray.prepare("digits", str(folder / "digits"))
@@ -104,7 +105,7 @@ def measure_overhead(folder: Path, trials: int, epochs: int) -> dict[str, float]
         with (
             mock.patch.object(driver, "make_trial", make_noted),
             mock.patch.object(Tracker, "_deliver", timed_deliver),
-            mock.patch.object(Delivery, "_connect", timed_connect),
+            mock.patch.object(Server, "connect", timed_connect),
             mock.patch.dict(os.environ, QUIET),
             contextlib.redirect_stdout(None),
         ):
@@ -216,7 +217,7 @@ def write_and_deliver(uri: str, folder: Path, process: int, barrier, spans) -> N
             journal.flush()
         time.sleep(PAUSE_S)
     for tracker, run, one in zip(trackers, runs, folders, strict=True):
-        tracker.end_run(run, "finished", one)
+        tracker.end_run(run, Outcome.finished(), one)
         tracker.closing.set()  # all finish at once
     left = [run for tracker in trackers for run in tracker.finish(LIMIT_S, LIMIT_S)]
     spans.put((begin, time.time()))

@@ -11,6 +11,7 @@ from deit_ray.tracking.tracked import Run
 from deit_ray.tracking.tracker import Tracker
 
 EXPERIMENT = "tests"
+FINISHED = Outcome.finished()
 
 
 class Told(list):
@@ -70,7 +71,7 @@ def start(tracker: Tracker, trial: Trial, **options) -> Run:
     return tracker.start_run("trial 000", {"kind": "trial"}, {"optim.lr": 1e-3}, trial.folder, **options)
 
 
-def deliver(uri: str, trial: Trial, told: Told | None = None) -> None:
+def deliver(uri: str, trial: Trial, told: Told | None = None, outcome: Outcome = FINISHED) -> None:
     """The whole life of a run, in one go."""
     with Tracker(uri, EXPERIMENT, None, told if told is not None else Told()) as tracker:
-        tracker.end_run(start(tracker, trial), Outcome.finished(), trial.folder)
+        tracker.end_run(start(tracker, trial), outcome, trial.folder)

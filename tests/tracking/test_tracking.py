@@ -1,5 +1,6 @@
 """What MLflow gets, from real servers that are late, killed, slow, wrong or away: every run and point, once."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from deit_ray.outcome import Outcome
 from deit_ray.tracking import tracker
+from deit_ray.tracking.tracked import Record
 from deit_ray.tracking.tracker import Tracker
 from tests.support.commands import wait_for
 from tests.support.servers import MlflowServer, Postgres, free_port
@@ -107,6 +109,47 @@ def test_a_repeated_delivery_doubles_nothing(server, trial):
         assert trial.delivered(server.uri) == trial.written() != first
 
 
+def test_an_early_stop_of_an_earlier_version_is_brought_up_to_date_once_and_a_resume_takes_it_back(
+    proxy, trial
+):
+    early = Outcome.stopped_early(3)
+    trial.measure()
+    deliver(proxy.uri, trial, outcome=early)
+    (run,) = trial.runs(proxy.uri)
+    ended_ms = run.info.end_time
+    client = mlflow.MlflowClient(proxy.uri)
+    client.delete_tag(run.info.run_id, "state")  # the earlier version set no such tag, another status,
+    client.set_terminated(run.info.run_id, "KILLED", ended_ms)
+    record = trial.record()
+    assert record.pop("status") == "FINISHED"
+    Path(trial.folder, "tracking.json").write_text(json.dumps(record))  # and recorded none
+    assert not Record.read(trial.folder).is_delivered(early)
+
+    for changes in (["log-batch", "update"], []):
+        proxy.seen.clear()
+        deliver(proxy.uri, trial, outcome=early)
+        asked = [path.rpartition("/")[2].partition("?")[0] for path in proxy.seen]
+        assert [name for name in asked if name not in ("get", "get-by-name", "search")] == changes
+        assert Record.read(trial.folder).is_delivered(early)
+        (run,) = trial.runs(proxy.uri)
+        assert (run.info.status, run.data.tags["outcome"], run.data.tags["state"]) == (
+            "FINISHED",
+            "stopped early at epoch 3",
+            "PRUNED",
+        )
+    assert trial.delivered(proxy.uri) == trial.written()
+
+    with Tracker(proxy.uri, EXPERIMENT, None, Told()) as tracker:
+        resumed = start(tracker, trial)
+        wait_for(lambda: resumed.seen and trial.runs(proxy.uri)[0].info.status == "RUNNING")
+        assert not {"outcome", "state"} & set(trial.runs(proxy.uri)[0].data.tags)
+        assert (trial.record()["outcome"], trial.record()["status"]) == (None, None)
+        tracker.end_run(resumed, Outcome.finished(), trial.folder)
+    (run,) = trial.runs(proxy.uri)
+    assert (run.info.status, run.data.tags["outcome"]) == ("FINISHED", "finished")
+    assert "state" not in run.data.tags
+
+
 def test_a_server_that_does_not_know_the_run_gets_all_of_it_anew(server, trial, tmp_path):
     trial.measure()
     deliver(server.uri, trial)
@@ -149,7 +192,7 @@ def test_a_run_that_there_is_twice_is_mended(server, proxy, trial, tmp_path):
             (trial.folder, run),
         ):  # requests that had seemed lost, done late
             tags = {"deit_ray.id": existing.record.id, "deit_ray.folder": folder}
-            client.create_run(tracker.delivery.experiment_id, existing.started_ms - 1, tags)
+            client.create_run(tracker.server.experiment_id, existing.started_ms - 1, tags)
         assert (len(trial.runs(server.uri)), len(study.runs(server.uri))) == (2, 2)
         tracker.end_run(run, Outcome.finished(), trial.folder)
         wait_for(lambda: run.closed)
