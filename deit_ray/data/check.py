@@ -12,7 +12,7 @@ from deit_ray import storage
 from deit_ray.data import shards
 from deit_ray.data.crop import decode
 from deit_ray.data.tasks import run_tasks, workers
-from deit_ray.terminal.progress import Stage, silent
+from deit_ray.terminal.progress import ShowProgress, silent
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Checked:
 def check(
     uri: str,
     address: str | None = None,
-    progress: Stage = silent,
+    progress: ShowProgress = silent,
     warn: Callable[[str], None] = lambda text: None,
     verbose: bool = False,
 ) -> Checked:

@@ -5,6 +5,7 @@ of that table and fetches the bytes. Both are small and know nothing of Ray.
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ SCHEMA = pa.schema(
     ]
 )
 TEST_FOLDERS = ("test", "val", "valid", "validation")
+SPLIT_WORDS = ("train", *TEST_FOLDERS)
 TEST_FRACTION = 0.2  # part of the images that become test images, where a source has none
 SPLIT_SEED = 0  # fixed, since the split belongs to the data set, not to an experiment
 REMOTE_THREADS = 16  # requests at a time to an object store; each waits tens of milliseconds
@@ -119,6 +121,12 @@ def find_split(names: Iterable[str]) -> tuple[str | None, list[str]]:
     """(the name that stands for the test images, or None; the other names that could stand for them)."""
     found = [name for name in TEST_FOLDERS if name in names]
     return (found[0] if found else None), found[1:]
+
+
+def split_word(path: str) -> str:
+    """The first word of a path that names a split, such as train or val; empty where there is none."""
+    words = re.split(r"[^a-z]+", path.lower())
+    return next((word for word in words if word in SPLIT_WORDS), "")
 
 
 @dataclass(frozen=True)

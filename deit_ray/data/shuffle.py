@@ -94,7 +94,7 @@ def write_part(part: Part) -> tuple[int, list[tuple[str, str]]]:
 
 
 def _part_batch(images: pa.Table, places: np.ndarray, encoded: list[tuple]) -> pa.RecordBatch:
-    """One shard's images in a part, a batch of PART_SCHEMA; `encoded` has the result of `_encode` for each."""
+    """One shard's images in a part, a batch of PART_SCHEMA; `encoded` has what `_encode` gave for each."""
     jpegs, reasons, digests = zip(*encoded, strict=True) if encoded else ((), (), ())
     columns = {
         "place": places,

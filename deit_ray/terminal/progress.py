@@ -11,22 +11,21 @@ from deit_ray.terminal.format import duration
 
 LINE_S = 10  # between lines where there is no terminal
 
-Step = Callable[[int], None]  # called with how many were done since the last call
-Stage = Callable[
-    [str, int], contextlib.AbstractContextManager[Step]
-]  # of a name and the number of all there are
+# A call with a name and the number of all items begins a display, which ends with the context. Its value is
+# called with the number of items done since the last call.
+ShowProgress = Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], None]]]
 
 
 @contextlib.contextmanager
-def silent(name: str, total: int) -> Iterator[Step]:
+def silent(name: str, total: int) -> Iterator[Callable[[int], None]]:
     yield lambda done: None
 
 
-def shown_on(console: Console) -> Stage:
-    """A stage that shows its progress on a console."""
+def shown_on(console: Console) -> ShowProgress:
+    """Shows progress on a console."""
 
     @contextlib.contextmanager
-    def stage(name: str, total: int) -> Iterator[Step]:
+    def show(name: str, total: int) -> Iterator[Callable[[int], None]]:
         if not console.out.is_terminal:
             yield _Lines(console, name, total)
             return
@@ -40,14 +39,14 @@ def shown_on(console: Console) -> Stage:
         with Progress(*columns, console=console.out, transient=True) as bar:
             task, begin, count = bar.add_task(name, total=total, rate=""), time.monotonic(), 0
 
-            def step(done: int) -> None:
+            def advance(done: int) -> None:
                 nonlocal count
                 count += done
                 bar.update(task, advance=done, rate=f"{count / (time.monotonic() - begin + 1e-9):,.0f}/s")
 
-            yield step
+            yield advance
 
-    return stage
+    return show
 
 
 class _Lines:
