@@ -84,9 +84,7 @@ def test_a_checkout_that_was_never_installed_knows_its_version(not_installed):
     assert not_installed("-c", code) == str(expected)
 
 
-@pytest.mark.cluster
-@pytest.mark.slow
-def test_a_checkout_that_was_never_installed_trains(not_installed, experiment, tmp_path):
+def test_a_checkout_that_was_never_installed_trains(own_ray, not_installed, experiment, tmp_path):
     keys = {"distillation.kind": "none", "student.depth": 1, "train.epochs": 1, "optim.warmup_epochs": 0}
     file = tmp_path / "one.yaml"
     file.write_text(dump_experiment(experiment("digits_student", keys)))

@@ -16,10 +16,10 @@ import sys
 from ray.cluster_utils import Cluster
 import deit_ray
 
-digits, results = sys.argv[1:]
+data, results = sys.argv[1:]
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 cluster.add_node(num_cpus=1)
-keys = {"data.uri": digits, "results.uri": results, "distillation.kind": "none"}
+keys = {"data.uri": data, "results.uri": results, "distillation.kind": "none"}
 try:
     experiment = deit_ray.load_experiment("experiments/digits_student.yaml", keys)
     deit_ray.train(experiment, deit_ray.Session(address=cluster.address))
@@ -29,9 +29,8 @@ cluster.shutdown()
 """
 
 
-@pytest.mark.cluster
-def test_a_results_path_that_other_nodes_cannot_reach_is_refused(digits, tmp_path):
-    command = [sys.executable, "-c", TWO_NODES, digits, str(tmp_path / "results")]
+def test_a_results_path_that_other_nodes_cannot_reach_is_refused(own_ray, tints, tmp_path):
+    command = [sys.executable, "-c", TWO_NODES, tints, str(tmp_path / "results")]
     done = subprocess.run(
         command,
         capture_output=True,

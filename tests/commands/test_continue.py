@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import mlflow
+import pyarrow.parquet as pq
 import pytest
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
@@ -26,55 +28,69 @@ from deit_ray.results.origin import read_origins
 from deit_ray.study.study import Study
 from deit_ray.terminal.session import Session
 from deit_ray.trial import run
+from tests.conftest import SMALL_STEPS
+from tests.support.commands import call
+from tests.support.data import TINTS
+from tests.support.tracked import history_of, runs_below
 
 PLAIN = {"distillation.kind": "none", "train.log_every": 1, "optim.warmup_epochs": 1, "student.depth": 1}
 
 
-@pytest.mark.cluster
-def test_a_run_that_goes_on_equals_one_that_never_stopped(ray_cluster, experiment):
-    keys = PLAIN | {"optim.schedule_epochs": 4}
-    whole = run.train(experiment("digits_student", keys | {"train.epochs": 4, "name": "whole"}))
-    half = run.train(experiment("digits_student", keys | {"train.epochs": 2, "name": "half"}))
-    before = {path: path.read_bytes() for path in Path(half.folder).rglob("*") if path.is_file()}
-    results = str(Path(half.folder).parent)
-    further = continue_run("half", 4, "hold", Session(results=results))
-    assert further.name == "half-1-1"
-    assert {path: path.read_bytes() for path in Path(half.folder).rglob("*") if path.is_file()} == before
-    expected = points_of(whole.folder)
-    tested = {key: value for key, value in points_of(half.folder).items() if key[0].startswith("test/")}
-    assert len(expected) > 4 * 20 * 2
-    assert {step for _, step in tested} == {40}  # what a run of two epochs says of the test images at its end
-    assert points_of(further.folder) == expected | tested
-    a, b = (load_file(f"{trained.folder}/model.safetensors") for trained in (whole, further))
+def test_a_run_that_goes_on_equals_one_that_never_stopped(finished_run, server, tmp_path):
+    results, whole = tmp_path / "results", finished_run.folder
+    whole_file = finished_run.results.parent / "whole.yaml"
+    fixed = ["--set", f"results.uri={results}", "--set", f"tracking.uri={server.uri}"]
+    assert call("train", whole_file, *fixed, "--set", "name=half", "--set", "train.epochs=2").status == 0
+    half = results / "half-1"
+    before = {path: path.read_bytes() for path in half.rglob("*") if path.is_file()}
+    further = call("train", "--continue", "half", "--epochs", 4, "--schedule", "hold", "--results", results)
+    assert "half-1-1: finished" in further.out, further
+    assert {path: path.read_bytes() for path in half.rglob("*") if path.is_file()} == before
+    expected, further = points_of(str(whole)), results / "half-1-1"
+    tested = {key: value for key, value in points_of(str(half)).items() if key[0].startswith("test/")}
+    assert len(expected) > 4 * SMALL_STEPS * 3
+    # what a run of two epochs says of the test images at its end
+    assert {step for _, step in tested} == {2 * SMALL_STEPS}
+    assert points_of(str(further)) == expected | tested
+    a, b = (load_file(f"{folder}/model.safetensors") for folder in (whole, further))
     assert all((a[name] == b[name]).all() for name in a)
-    assert load_experiment(f"{further.folder}/experiment.yaml").train.epochs == 4
-    assert read_origins(further.folder)[-1]["continues"] == {
-        "folder": half.folder,
-        "step": 40,
-        "schedule": "hold",
-    }
-    assert "continues" not in read_origins(half.folder)[-1]
-    client = mlflow.MlflowClient(f"sqlite:///{results}/mlflow.db")
-    found = client.search_runs(
-        [client.get_experiment_by_name("deit_ray").experiment_id], "run_name = 'half-1-1'"
-    )
-    curve = client.get_metric_history(found[0].info.run_id, "train/loss")
-    assert [(p.step, p.value) for p in curve] == [
-        (step, expected["train/loss", step]) for step in range(1, 81)
-    ]
+    assert load_experiment(further / "experiment.yaml").train.epochs == 4
+    continued = {"folder": str(half), "step": 2 * SMALL_STEPS, "schedule": "hold"}
+    assert read_origins(str(further))[-1]["continues"] == continued
+    assert "continues" not in read_origins(str(half))[-1]
+    (run,) = [run for run in runs_below(server.uri, results) if run.info.run_name == "half-1-1"]
+    curve = [(p.step, p.value) for p in history_of(server.uri, run) if p.key == "train/loss"]
+    assert sorted(curve) == [(step, expected["train/loss", step]) for step in range(1, 4 * SMALL_STEPS + 1)]
+    session = Session(results=str(results))
     with pytest.raises(UserError, match=r"half-1: --epochs 2: it has 2 epochs already; allowed: above 2"):
-        continue_run("half-1", 2, session=Session(results=results))
+        continue_run("half-1", 2, session=session)
     with pytest.raises(
         UserError, match=r"half: has ended, at epoch 2; say how far it shall go: --epochs N, above 2"
     ):
-        continue_run("half", session=Session(results=results))
-    shutil.rmtree(f"{half.folder}/step-00000040")
+        continue_run("half", session=session)
+    shutil.rmtree(half / f"step-{2 * SMALL_STEPS:08d}")
     with pytest.raises(UserError, match=r"half-1: its checkpoints are not kept"):
-        continue_run("half", 4, session=Session(results=results))
+        continue_run("half", 4, session=session)
 
 
-@pytest.mark.cluster
-@pytest.mark.slow
+def test_the_model_that_a_run_keeps_scores_what_it_has_recorded(finished_run, tints, tmp_path):
+    """The best checkpoint by val/top1, evaluated on the images that the run has held out."""
+    points = points_of(str(finished_run.folder))
+    best = max(value for (name, _), value in points.items() if name == "val/top1")
+    results = ["--results", finished_run.results]
+    evaluated = call("evaluate", "whole", "--data", tints, "--split", "val", *results)
+    assert f"val/top1 {best:.4f}" in evaluated.out, evaluated  # of 40 images: four decimals are exact
+    assert "val/images 40" in evaluated.out
+
+    rows = pq.read_table(f"{tints}/test-00000.parquet").to_pylist()[:30]
+    for number, row in enumerate(rows):
+        (tmp_path / f"{number}.jpg").write_bytes(row["image"])
+    predicted = call("predict", "whole", *(tmp_path / f"{number}.jpg" for number in range(30)), *results)
+    answers = re.findall(r"^\S+: (\w+) \d+\.\d%, \w+ \d+\.\d%, \w+ \d+\.\d%$", predicted.out, re.MULTILINE)
+    right = sum(answer == TINTS[row["label"]] for answer, row in zip(answers, rows, strict=True))
+    assert right > 20  # a guess is right ten times
+
+
 def test_a_trial_that_was_stopped_early_goes_on_as_if_it_had_not_been(ray_cluster, experiment):
     keys = PLAIN | {
         "train.epochs": 3,
@@ -127,9 +143,7 @@ def test_the_policies_of_the_schedule(experiment):
     assert {lr(held, epoch) for epoch in range(10, 30)} == {done.optim.min_lr}
 
 
-@pytest.mark.cluster
-@pytest.mark.slow
-def test_an_interrupted_run_goes_on_in_place(experiment, tmp_path):
+def test_an_interrupted_run_goes_on_in_place(own_ray, experiment, tmp_path):
     path = tmp_path / "long.yaml"
     path.write_text(
         dump_experiment(

@@ -1,13 +1,11 @@
 """What a plan says is what the study then does, and it starts nothing."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import ray
 from rich.console import Console
 
 from deit_ray.cli.views import show_plan
@@ -21,6 +19,7 @@ from deit_ray.study.searcher import StudySearcher
 from deit_ray.study.study import Study
 from deit_ray.terminal.session import Session
 from deit_ray.trial.resolve import resolve
+from tests.support.commands import call
 
 PLAIN = {"distillation.kind": "none"}
 SPACE = {
@@ -151,17 +150,14 @@ def test_what_could_not_run_is_refused(experiment):
         plan(experiment("digits_student", PLAIN | {"student.model": "deit_tny"}))
 
 
-def test_the_command_starts_nothing(experiment, tmp_path):
+def test_the_command_starts_nothing(experiment, tmp_path, monkeypatch):
     (tmp_path / "one.yaml").write_text(dump_experiment(experiment("digits_student", PLAIN)))
-    command = [sys.executable, "-m", "deit_ray", "plan", tmp_path / "one.yaml", "--set", "train.epochs=5"]
-    resources = {
-        "RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": 5, "GPU": 1})
-    }  # Ray's own way to tell a node what it has
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=100, env=os.environ | resources | {"COLUMNS": "200"}
-    )
-    assert done.returncode == 0, done.stderr
-    assert "1 fit, 1 will run: this machine has 5 CPUs and 1 GPUs" in done.stdout
-    assert "1 trial x 5 epochs" in done.stdout
-    assert "started" not in done.stderr.lower()
+    # Ray's own way to tell a node what it has
+    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", json.dumps({"CPU": 5, "GPU": 1}))
+    planned = call("plan", tmp_path / "one.yaml", "--set", "train.epochs=5")
+    assert planned.status == 0, planned
+    assert "1 fit, 1 will run: this machine has 5 CPUs and 1 GPUs" in planned.out
+    assert "1 trial x 5 epochs" in planned.out
+    assert "started" not in planned.err.lower()
+    assert not ray.is_initialized()
     assert not (tmp_path / "results").exists()

@@ -12,8 +12,9 @@ from deit_ray.data.check import check
 from deit_ray.data.images import encode
 from deit_ray.data.prepare import prepare
 from deit_ray.errors import UserError
-from tests.conftest import write_colours
 from tests.data.test_prepare import contents, write_source
+from tests.support.commands import call
+from tests.support.data import write_colours
 
 
 @pytest.fixture
@@ -28,9 +29,9 @@ def prepared(tmp_path):
 
 
 def test_a_whole_data_set_is_called_so(prepared):
-    result = CliRunner().invoke(app, ["data", "check", str(prepared)])
-    assert result.exit_code == 0
-    assert "whole: 260 images, all checksums, counts and labels as the manifest says" in result.output
+    checked = call("data", "check", prepared)
+    assert checked.status == 0
+    assert "whole: 260 images, all checksums, counts and labels as the manifest says" in checked.out
 
 
 def test_damage_is_named_with_the_command_that_repairs_it(prepared):
@@ -89,7 +90,6 @@ def test_counts_that_differ_from_the_manifest_are_named(tmp_path):
     assert "no shard is to blame" in checked.verdict()
 
 
-@pytest.mark.cluster
 def test_it_checks_over_a_cluster(prepared, ray_cluster):
     checked = check(str(prepared), address="local")
     assert (checked.images, checked.problems) == (260, [])

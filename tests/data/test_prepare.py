@@ -17,6 +17,7 @@ from deit_ray.data import shards, shuffle
 from deit_ray.data.crop import decode
 from deit_ray.data.prepare import prepare
 from deit_ray.errors import UserError
+from tests.support.commands import call
 
 
 def write_image(path, size=(30, 40), grey=False, seed=0):
@@ -63,11 +64,11 @@ def test_the_same_source_gives_the_same_bytes(tmp_path, digits):
 
 
 def test_a_flat_set_of_class_folders_is_split_and_the_counts_are_printed(folders, tmp_path):
-    result = CliRunner().invoke(app, ["data", "prepare", str(folders), "--out", str(tmp_path / "out")])
-    assert result.exit_code == 0, result.output
-    assert "12 train, 3 test images of 2 classes" in result.output
-    assert "cat: 8 train, 2 test" in result.output
-    assert "dog: 4 train, 1 test" in result.output
+    prepared = call("data", "prepare", folders, "--out", tmp_path / "out")
+    assert prepared.status == 0, prepared
+    assert "12 train, 3 test images of 2 classes" in prepared.out
+    assert "cat: 8 train, 2 test" in prepared.out
+    assert "dog: 4 train, 1 test" in prepared.out
 
 
 def test_train_and_val_folders_are_kept_apart(folders, tmp_path):
@@ -160,7 +161,6 @@ def contents(folder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".parquet", ".json")}
 
 
-@pytest.mark.cluster
 def test_the_bytes_do_not_depend_on_the_workers(tmp_path, ray_cluster, monkeypatch):
     monkeypatch.setattr(shuffle, "PART", 100)
     source = write_source(tmp_path / "source", 450)
@@ -243,8 +243,7 @@ def test_a_source_that_changed_since_is_noticed(tmp_path):
         prepare(source, str(out), max_bad=0.1)
 
 
-@pytest.mark.cluster
-def test_a_killed_preparation_goes_on_and_ends_with_the_same_bytes(tmp_path):
+def test_a_killed_preparation_goes_on_and_ends_with_the_same_bytes(own_ray, tmp_path):
     """Killed twice: while images are read, and while shards are written; its Ray's workers go with it."""
     source, out = write_source(tmp_path / "source", 6000), tmp_path / "out"
     expected = prepare(source, str(tmp_path / "expected"), shard_images=64).manifest

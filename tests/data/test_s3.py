@@ -8,7 +8,6 @@ import boto3
 import cv2
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 
 from deit_ray import storage
 from deit_ray.commands.show import show
@@ -17,7 +16,6 @@ from deit_ray.data.check import check
 from deit_ray.data.prepare import prepare
 from deit_ray.errors import UnavailableError
 from tests.data.test_prepare import contents, write_source
-from tests.support.servers import free_port
 
 BUCKET = "s3://images"
 
@@ -57,25 +55,17 @@ class Line:
                 end.shutdown(socket.SHUT_RDWR)
 
 
-@pytest.fixture(scope="module")
-def server():
-    server = ThreadedMotoServer("127.0.0.1", free_port(), verbose=False)
-    server.start()
-    yield server
-    server.stop()
-
-
 @pytest.fixture
-def line(server, monkeypatch):
+def line(s3_server, monkeypatch):
     """A line to an empty bucket, which pyarrow takes."""
-    line = Line(server._port)
+    line = Line(s3_server.port)
     for name, value in {
         "AWS_ACCESS_KEY_ID": "a",
         "AWS_SECRET_ACCESS_KEY": "b",
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
-    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{server._port}")
+    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{s3_server.port}")
     client.create_bucket(Bucket="images")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{line.port}")
     line.client = client

@@ -14,9 +14,8 @@ from deit_ray.cluster.connect import store_stats
 from deit_ray.data import stream, windows
 from deit_ray.data.shards import read_manifest
 from deit_ray.trial import assemble
+from tests.conftest import SMALL_STEPS
 from tests.support.training import local_batches
-
-pytestmark = pytest.mark.cluster
 
 
 @ray.remote(num_cpus=0)
@@ -82,7 +81,9 @@ def expected(experiment, start: int) -> dict[int, list]:
     found = {}
     world, local = experiment.train.workers, experiment.train.batch_size // experiment.train.workers
     for b in local_batches(experiment, splits=("val",)):
-        if (b.split == "train" and b.first_step < start) or (b.split != "train" and b.epoch < start // 20):
+        if (b.split == "train" and b.first_step < start) or (
+            b.split != "train" and b.epoch < start // SMALL_STEPS
+        ):
             continue
         for rank in range(world):
             part = b.slice(rank * local, (rank + 1) * local, b.first_step)
@@ -99,14 +100,13 @@ def expected(experiment, start: int) -> dict[int, list]:
 
 
 def test_each_rank_gets_its_samples_in_order_over_windows_and_after_a_seek(
-    ray_cluster, experiment, tmp_path, monkeypatch
+    ray_cluster, small, tmp_path, monkeypatch
 ):
-    keys = {"distillation.kind": "none", "train.workers": 2, "train.epochs": 5, "data.views": 3}
-    exp = experiment("digits_student", keys)
+    exp = small(**{"train.workers": 2, "train.epochs": 5, "data.views": 3})
     monkeypatch.setattr(
-        stream, "BLOCK_BYTES", 7 * exp.train.batch_size // 2 * 3 * exp.data.image_size**2
-    )  # 7 of a task's steps
-    start = 27  # in the middle of the second epoch
+        stream, "BLOCK_BYTES", 2 * exp.train.batch_size // 2 * 3 * exp.data.image_size**2
+    )  # 2 of a task's steps
+    start = SMALL_STEPS + 2  # in the middle of the second epoch
     got = stream_through_ray(exp, start, tmp_path)
     want = expected(exp, start)
     assert sorted(got) == [0, 1]

@@ -4,11 +4,9 @@ import pytest
 
 from bench.chaos import Chaos
 
-pytestmark = pytest.mark.cluster
-
 
 @pytest.mark.timeout(900)
-def test_nothing_is_lost_or_doubled_when_worker_driver_and_server_are_killed(tmp_path):
+def test_nothing_is_lost_or_doubled_when_worker_driver_and_server_are_killed(own_ray, tmp_path):
     chaos = Chaos(tmp_path, seed=0, trials=3, epochs=2)
     cards = [("worker", "step"), ("driver", "checkpoint"), ("server", "delivery")]
     try:

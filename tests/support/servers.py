@@ -1,4 +1,4 @@
-"""Real servers on loopback ports, for tests and benchmarks: MLflow, PostgreSQL behind it, and a proxy that misbehaves."""
+"""Real servers on loopback ports, for tests and benchmarks: MLflow, PostgreSQL behind it, S3, and a proxy that misbehaves."""
 
 import http.client
 import os
@@ -100,6 +100,23 @@ class MlflowServer:
         if self.process is not None:
             kill_session(self.process)
             self.process = None
+
+
+class S3Server:
+    """An S3 API server in this process (moto). Starts on entering."""
+
+    def __init__(self):
+        self.port = free_port()
+
+    def __enter__(self) -> "S3Server":
+        from moto.server import ThreadedMotoServer  # a second, which only tests of S3 need
+
+        self.server = ThreadedMotoServer("127.0.0.1", self.port, verbose=False)
+        self.server.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.server.stop()
 
 
 class Postgres:

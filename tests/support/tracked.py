@@ -62,9 +62,20 @@ class Trial:
     def delivered(self, uri: str) -> list[tuple]:
         """The points of its only run in MLflow."""
         (run,) = self.runs(uri)
-        client = mlflow.MlflowClient(uri)
-        history = [p for name in run.data.metrics for p in client.get_metric_history(run.info.run_id, name)]
-        return sorted((p.key, p.step, p.value, p.timestamp) for p in history)
+        return sorted((p.key, p.step, p.value, p.timestamp) for p in history_of(uri, run))
+
+
+def runs_below(uri: str, folder) -> list:
+    """The MLflow runs of a results folder: of its runs, studies and trials."""
+    client = mlflow.MlflowClient(uri)
+    experiment_id = client.get_experiment_by_name("deit_ray").experiment_id
+    return client.search_runs([experiment_id], f"tags.`deit_ray.folder` LIKE '{folder}/%'", max_results=1000)
+
+
+def history_of(uri: str, run) -> list:
+    """All points of a run in MLflow."""
+    client = mlflow.MlflowClient(uri)
+    return [point for name in run.data.metrics for point in client.get_metric_history(run.info.run_id, name)]
 
 
 def start(tracker: Tracker, trial: Trial, **options) -> Run:

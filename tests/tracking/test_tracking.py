@@ -27,14 +27,15 @@ def trial(tmp_path) -> Trial:
     return Trial(tmp_path / "short-1" / "trial-0000")
 
 
-def test_a_server_that_starts_late_and_is_killed_in_between_gets_everything_once(tmp_path, trial):
-    server, told = MlflowServer(tmp_path / "late"), Told()
+def test_a_server_that_starts_late_and_is_killed_in_between_gets_everything_once(server, trial):
+    told = Told()
+    server.kill()
     trial.measure()
-    with Tracker(server.uri, EXPERIMENT, None, told) as tracker:
-        run = start(tracker, trial)
-        wait_for(lambda: told.count_of("tracking is behind") == 1)
-        server.start()
-        try:
+    try:
+        with Tracker(server.uri, EXPERIMENT, None, told) as tracker:
+            run = start(tracker, trial)
+            wait_for(lambda: told.count_of("tracking is behind") == 1)
+            server.start()
             wait_for(lambda: told.count_of("tracking caught up") == 1)
             server.kill()
             trial.measure()
@@ -44,8 +45,9 @@ def test_a_server_that_starts_late_and_is_killed_in_between_gets_everything_once
             wait_for(lambda: run.closed)
             assert trial.delivered(server.uri) == trial.written()
             assert trial.runs(server.uri)[0].info.status == "FINISHED"
-        finally:
-            server.kill()
+    finally:
+        if server.process is None:
+            server.start()
     assert len(told) in (
         3,
         4,
@@ -291,7 +293,7 @@ def test_a_server_that_accepts_and_never_answers_does_not_hold_the_exit(proxy, t
 @pytest.mark.skipif(
     Postgres.binaries() is None, reason="PostgreSQL's initdb is neither in /usr/lib/postgresql nor on PATH"
 )
-def test_postgresql_killed_behind_the_server_loses_and_doubles_nothing(tmp_path):
+def test_postgresql_killed_behind_the_server_loses_and_doubles_nothing(own_server, tmp_path):
     trials, told = [Trial(tmp_path / "short-1" / f"trial-{number}") for number in range(4)], Told()
     with Postgres() as postgres, MlflowServer(tmp_path / "mlflow", postgres.uri) as server:
         with Tracker(server.uri, EXPERIMENT, None, told) as tracker:

@@ -1,7 +1,4 @@
-"""However a trial ends, the cluster is free of it within ten seconds: no actor, placement group or reservation is left.
-
-Each case runs in a process of its own, with a Ray of its own, so that what is left can only be its trials'.
-"""
+"""However a trial ends, the cluster is free of it within ten seconds: no actor, placement group or reservation is left."""
 
 import json
 import os
@@ -11,37 +8,33 @@ import time
 from functools import partial
 from pathlib import Path
 
-import pytest
+from tests.conftest import EXPERIMENTS, ROOT, SMALL, SMALL_STEPS
 
-from tests.conftest import EXPERIMENTS, ROOT
-
-pytestmark = pytest.mark.cluster
-DEADLINE_S = 10.0
+SHORT = {"is stopped": 1, "raises": 1, "is killed": 1}
 
 
-def test_nothing_is_left_without_a_dashboard_and_with_a_second_ray_on_the_machine(digits, tmp_path):
-    report = run_case(digits, tmp_path, "short", "second ray")
+def test_nothing_is_left_of_trials_that_stop_raise_or_are_killed(ray_cluster, tints, tmp_path):
+    report = end_trials(tints, tmp_path, "short")
     assert report["left"] == [], report
-    assert report["ended"] == {"is stopped": 1, "raises": 1, "is killed": 1}
+    assert report["ended"] == SHORT
 
 
-@pytest.mark.slow
-def test_nothing_is_left_of_trials_that_stop_raise_hang_or_kill_their_worker(digits, tmp_path):
-    report = run_case(digits, tmp_path, "everything", "dashboard")
+def test_nothing_is_left_without_a_dashboard_and_with_a_second_ray_on_the_machine(own_ray, tints, tmp_path):
+    report = run_case(tints, tmp_path, "short", "second ray")
     assert report["left"] == [], report
-    assert report["ended"] == {
-        "is stopped": 1,
-        "raises": 1,
-        "kills its worker": 1,
-        "finishes": 1,
-        "hangs": 1,
-        "is killed": 1,
-    }
+    assert report["ended"] == SHORT
 
 
-def run_case(digits: str, folder: Path, what: str, setting: str) -> dict:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, __file__, digits, str(folder), what, setting]
+def test_nothing_is_left_of_trials_that_stop_raise_hang_or_kill_their_worker(own_ray, tints, tmp_path):
+    report = run_case(tints, tmp_path, "everything", "dashboard")
+    assert report["left"] == [], report
+    assert report["ended"] == SHORT | {"kills its worker": 1, "finishes": 1, "hangs": 1}
+
+
+def run_case(data: str, folder: Path, what: str, setting: str) -> dict:
+    """Ends trials in a process and a Ray of their own."""
+    command = [sys.executable, __file__, data, str(folder), what, setting]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -68,7 +61,7 @@ def end_as(train, end: str, folder: Path, config: dict) -> None:
     call = TrainStep.__call__
 
     def step(self, batch, number):
-        if number == 30:
+        if number == SMALL_STEPS + 2:
             if end == "raises":
                 from deit_ray.errors import HopelessError
 
@@ -87,7 +80,25 @@ def end_as(train, end: str, folder: Path, config: dict) -> None:
         TrainStep.__call__ = call
 
 
-def main(digits: str, folder: str, what: str, setting: str) -> None:
+def main(data: str, folder: str, what: str, setting: str) -> None:
+    import ray
+
+    other = start_other_ray() if setting == "second ray" else None
+    ray.init(address="local", num_cpus=2, include_dashboard=setting == "dashboard", log_to_driver=False)
+    report = end_trials(data, Path(folder), what)
+    ray.shutdown()
+    if other:
+        other.terminate()
+        other.wait()
+    print(json.dumps(report))
+
+
+def end_trials(data: str, folder: Path, what: str) -> dict:
+    """Runs trials on the Ray that is connected; says how they ended, and what was left of them ten seconds later.
+
+    Args:
+        what: everything, or short for what takes the least time.
+    """
     import ray
     import ray.tune
 
@@ -98,18 +109,11 @@ def main(digits: str, folder: str, what: str, setting: str) -> None:
     from deit_ray.trial.launch import share
     from deit_ray.trial.resolve import resolve
     from deit_ray.trial.trial import Trial
+    from tests.support.holdings import snapshot, what_is_left
 
-    other = start_other_ray() if setting == "second ray" else None
-    ray.init(address="local", num_cpus=2, include_dashboard=setting == "dashboard", log_to_driver=False)
-    keys = {
-        "data.uri": digits,
-        "results.uri": folder,
-        "distillation.kind": "none",
-        "train.epochs": 3,
-        "optim.warmup_epochs": 1,
-    }
-    resolved = resolve(load_experiment(EXPERIMENTS / "digits_student.yaml", keys))
-    make = Ends(partial(make_trial, resolved.experiment, "cpu", share(resolved), ("val",)), Path(folder))
+    keys = {"data.uri": data, "results.uri": str(folder), "distillation.kind": "none", "train.epochs": 3}
+    resolved = resolve(load_experiment(EXPERIMENTS / "digits_student.yaml", SMALL | keys))
+    make = Ends(partial(make_trial, resolved.experiment, "cpu", share(resolved), ("val",)), folder)
     baseline = snapshot()
     ended, left = {}, []
 
@@ -154,11 +158,7 @@ def main(digits: str, folder: str, what: str, setting: str) -> None:
     sweep(f"{folder}/is-killed")  # the driver does
     left.extend(what_is_left(baseline, "is killed"))
     ended["is killed"] = 1
-    ray.shutdown()
-    if other:
-        other.terminate()
-        other.wait()
-    print(json.dumps({"left": left, "ended": ended}))
+    return {"left": left, "ended": ended}
 
 
 def start_other_ray() -> subprocess.Popen:
@@ -169,60 +169,6 @@ def start_other_ray() -> subprocess.Popen:
     )
     assert process.stdout.readline().strip() == "up"
     return process
-
-
-def snapshot() -> dict:
-    """What the cluster holds: living actors by class, placement groups, free CPUs."""
-    import ray
-    from ray._private.state import actors
-    from ray.util import placement_group_table
-
-    alive = [a["ActorClassName"] for a in actors().values() if a["State"] not in ("DEAD",)]
-    groups = [
-        row["name"] or row["placement_group_id"]
-        for row in placement_group_table().values()
-        if row["state"] != "REMOVED"
-    ]
-    shared = {
-        "AutoscalingCoordinator",
-        "_AutoscalingCoordinatorActor",
-        "StatsActor",
-        "_StatsActor",
-        "DatasetStatsActor",
-    }
-    return {
-        "actors": sorted(name for name in alive if name.rpartition(".")[2] not in shared),
-        "groups": sorted(groups),
-        "cpus": ray.available_resources().get("CPU", 0),
-        "reserved": reservations(),
-    }
-
-
-def reservations() -> int:
-    """How many requests for CPUs stand with Ray Data's coordinator, by Train and by streams."""
-    import ray
-
-    try:
-        from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
-            get_or_create_autoscaling_coordinator,
-        )
-    except ImportError:
-        return -1
-    coordinator = get_or_create_autoscaling_coordinator()
-    return ray.get(coordinator.__ray_call__.remote(lambda self: len(self._ongoing_reqs)))
-
-
-def what_is_left(baseline: dict, what: str = "") -> list[str]:
-    """What there is more of than before, once ten seconds have passed; nothing as soon as all is free."""
-    deadline = time.monotonic() + DEADLINE_S
-    while True:
-        now = snapshot()
-        left = [f"{what} {key}: {now[key]}" for key in ("actors", "groups") if now[key] != baseline[key]]
-        left += [f"{what} cpus: {now['cpus']}"] if now["cpus"] < baseline["cpus"] else []
-        left += [f"{what} reservations: {now['reserved']}"] if now["reserved"] > baseline["reserved"] else []
-        if not left or time.monotonic() > deadline:
-            return left
-        time.sleep(0.5)
 
 
 if __name__ == "__main__":
