@@ -15,7 +15,7 @@ from deit_ray.data import shards
 from deit_ray.data.stream import Stream
 from deit_ray.experiment.config import Experiment
 from deit_ray.terminal.console import Console
-from deit_ray.trial.assemble import Shared, make_recipe, make_trainer, make_worklist
+from deit_ray.trial.assemble import TRAIN, Shared, make_recipe, make_trainer, make_worklist
 from deit_ray.trial.needs import Needs
 from deit_ray.trial.run import check, check_fits, run_trial, share
 
@@ -107,19 +107,22 @@ def _make_trainer(
     per_epoch = max(1, make_worklist(experiment, manifest, shared.data, ()).steps_per_epoch)
     worklist = make_worklist(experiment, manifest, shared.data, (), epochs=math.ceil(STEPS / per_epoch))
     job = {"classes": manifest.classes, "teacher": shared.teacher, "initial": shared.initial}
-    trainer = make_trainer(experiment, device, "train", job, worklist, config["folder"], on_report)
-    turn = (
-        _tasks(experiment, device) * worklist.task_steps
-    )  # batches of a round of tasks; within one they come unevenly
+    # batches of a round of tasks; within a round they come unevenly
+    turn = _tasks(experiment, device) * worklist.task_steps
     keeps_crops = make_recipe(experiment, device).keep_crops
-    trainer.train_loop_per_worker = partial(
-        _measure, seconds, min(turn, worklist.steps_per_epoch), keeps_crops
-    )
-    return trainer
+    loop = partial(_measure, seconds, min(turn, worklist.steps_per_epoch), keeps_crops)
+    return make_trainer(experiment, device, TRAIN, job, worklist, config["folder"], on_report, loop)
 
 
-def _measure(seconds: float, turn: int, keeps_crops: bool, config: dict) -> None:
-    """What each worker runs."""
+def _measure(seconds: float, turn: int, keeps_crops: bool, worker: str, config: dict) -> None:
+    """What each worker runs instead of training.
+
+    Args:
+        seconds: see `bench_data`.
+        turn: batches of a round of the stream's tasks.
+        keeps_crops: whether samples have the crops for the teacher too.
+        worker, config: see `assemble.run_worker`; the worker's function is not called.
+    """
     import torch
 
     from deit_ray.training.clock import Clock

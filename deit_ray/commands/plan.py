@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import optuna
 import ray
-from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 
 from deit_ray import storage
-from deit_ray.cluster import connect
+from deit_ray.cluster import connect, ray_private
 from deit_ray.errors import UserError
 from deit_ray.experiment.config import Distillation, Experiment, flatten
 from deit_ray.results.folders import EXPERIMENT, JOURNAL, experiment_of, measured, trials_of
@@ -145,8 +144,7 @@ def resources_of(experiment: Experiment, address: str | None) -> tuple[dict[str,
             for key, uri in (("results.uri", experiment.results.uri), ("data.uri", experiment.data.uri)):
                 connect.check_reachable(key, uri)
             return connect.possible_resources(), "the cluster"
-    found = ResourceAndLabelSpec().resolve(is_head=True)
-    return {"CPU": found.num_cpus, "GPU": found.num_gpus}, "this machine"
+    return ray_private.machine_resources(), "this machine"
 
 
 def sample_trials(experiment: Experiment, count: int) -> list[dict]:

@@ -128,22 +128,10 @@ def test_the_same_experiment_gives_the_same_numbers_at_every_step(ray_cluster, e
     )  # at each evaluation, all of a worker's time has a name
 
 
-class KilledOnce:
-    """Makes the trial's worker die once, after the checkpoint of the first epoch."""
-
-    def __init__(self, make, flag: Path):
-        self.make, self.flag = make, flag
-
-    def __call__(self, config, on_report):
-        trainer = self.make(config, on_report)
-        inner, flag = trainer.train_loop_per_worker, self.flag
-        trainer.train_loop_per_worker = lambda config: die_at_step(30, flag) or inner(config)
-        return trainer
-
-
-def die_at_step(step: int, flag: Path) -> None:
-    """Arranges that this worker's process dies before an optimizer step, the first time that it comes there."""
+def die_once(step: int, flag: Path, worker: str, config: dict) -> None:
+    """What a worker runs: it trains, but its process dies before an optimizer step, the first time that it comes there."""
     from deit_ray.training.step import TrainStep
+    from deit_ray.trial.assemble import run_worker
 
     call = TrainStep.__call__
 
@@ -154,6 +142,7 @@ def die_at_step(step: int, flag: Path) -> None:
         return call(self, batch, number)
 
     TrainStep.__call__ = dies
+    run_worker(worker, config)
 
 
 def test_resumed_run_equals_uninterrupted_run(ray_cluster, experiment, teacher_file, tmp_path):
@@ -163,7 +152,8 @@ def test_resumed_run_equals_uninterrupted_run(ray_cluster, experiment, teacher_f
     make = partial(run.make_trial, exp, "cpu", run.share(ready), ("val", "test"))
     whole, resumed = str(tmp_path / "whole"), str(tmp_path / "resumed")
     run.run_trial(make, whole, lambda metrics: None)
-    run.run_trial(KilledOnce(make, tmp_path / "died"), resumed, lambda metrics: None)
+    dying = partial(die_once, 30, tmp_path / "died")  # after the checkpoint of the first epoch
+    run.run_trial(partial(make, loop=dying), resumed, lambda metrics: None)
     assert (tmp_path / "died").exists()
     assert measured(resumed) == measured(whole)
 
