@@ -94,7 +94,7 @@ CALLS = {  # by function: the names in its code on which ours rely
     ],
 }
 PRIVATE = re.compile(
-    r"ray\.(\w+\.)*_\w|\binternal_kv\b|\._(coord_actor|ongoing_reqs|dataset_\w+|checkpoint_manager)\b"
+    r"\bray\.(\w+\.)*_\w|\binternal_kv\b|\._(coord_actor|ongoing_reqs|dataset_\w+|checkpoint_manager)\b"
 )
 
 
