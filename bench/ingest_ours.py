@@ -135,12 +135,10 @@ class MakeTrainer:
     root: int
 
     def __call__(self, config: dict, on_report):
-        way = self.way
-        trainer = assemble.make_trainer(
-            way.experiment(), "cpu", "train", {}, way.worklist(), config["folder"], on_report
+        way, consume = self.way, Consume(self.way, self.notes, self.root)
+        return assemble.make_trainer(
+            way.experiment(), "cpu", assemble.TRAIN, {}, way.worklist(), config["folder"], on_report, consume
         )
-        trainer.train_loop_per_worker = Consume(way, self.notes, self.root)
-        return trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +149,7 @@ class Consume:
     notes: str
     root: int
 
-    def __call__(self, config: dict) -> None:
+    def __call__(self, worker: str, config: dict) -> None:
         import torch
 
         from deit_ray.training.step import Batch

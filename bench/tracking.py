@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -67,12 +67,9 @@ def measure_overhead(folder: Path, trials: int, epochs: int) -> dict[str, float]
 
     notes, delivery_cpu_s, startup_cpu_s = folder / "notes", [], []
     notes.mkdir()
-    make, deliver, connect = driver.make_trial, Tracker._deliver, Server.connect
+    deliver, connect = Tracker._deliver, Server.connect
 
-    def make_noted(*given):
-        trainer = make(*given)
-        trainer.train_loop_per_worker = NotedLoop(trainer.train_loop_per_worker, notes)
-        return trainer
+    make_noted = partial(driver.make_trial, loop=NotedLoop(notes))
 
     def timed_deliver(tracker):
         deliver(tracker)
@@ -132,10 +129,12 @@ def measure_overhead(folder: Path, trials: int, epochs: int) -> dict[str, float]
 class NotedLoop:
     """Our worker's loop, which writes down the time inside its logging calls; a trial may be stopped after any flush."""
 
-    def __init__(self, loop: Callable, notes: Path):
-        self.loop, self.notes = loop, notes
+    def __init__(self, notes: Path):
+        self.notes = notes
 
-    def __call__(self, config: dict) -> None:
+    def __call__(self, worker: str, config: dict) -> None:
+        from deit_ray.trial.assemble import run_worker
+
         note, inside_s, calls = self.notes / f"{os.getpid()}-{time.time_ns()}.json", 0.0, 0
 
         @contextlib.contextmanager
@@ -162,7 +161,7 @@ class NotedLoop:
 
         add, flushing = JournalWriter.add, JournalWriter.flushing
         with mock.patch.multiple(JournalWriter, add=timed_add, flushing=timed_flushing):
-            self.loop(config)
+            run_worker(worker, config)
 
 
 def measure_writers(folder: Path) -> dict[str, float]:

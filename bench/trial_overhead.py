@@ -47,7 +47,7 @@ from deit_ray.data import crop, stream
 from deit_ray.data.blocks import Recipe, Samples
 from deit_ray.data.worklist import WorkList
 from deit_ray.study import driver
-from deit_ray.trial.assemble import make_recipe, make_worklist
+from deit_ray.trial.assemble import make_recipe, make_worklist, run_worker
 from deit_ray.trial.resolve import Resolved, resolve
 
 EPOCHS = 10
@@ -260,24 +260,18 @@ class Work:
 
 def run_study(bench: Bench, notes: Path) -> None:
     """Ours."""
-
-    def make_trial(*arguments):
-        trainer = original(*arguments)
-        trainer.train_loop_per_worker = NotedLoop(trainer.train_loop_per_worker, notes)
-        return trainer
-
-    original = driver.make_trial
-    with mock.patch.object(driver, "make_trial", make_trial), mock.patch.dict(os.environ, QUIET):
+    make_noted = partial(driver.make_trial, loop=NotedLoop(notes))
+    with mock.patch.object(driver, "make_trial", make_noted), mock.patch.dict(os.environ, QUIET):
         deit_ray.tune(bench.experiment)
 
 
 class NotedLoop:
-    """Our worker's loop, which writes down its work; otherwise it does what it does in the order in which it does it."""
+    """Our worker's loop, which writes down its work; otherwise it does the same in the same order."""
 
-    def __init__(self, loop: Callable, notes: Path):
-        self.loop, self.notes = loop, notes
+    def __init__(self, notes: Path):
+        self.notes = notes
 
-    def __call__(self, config: dict) -> None:
+    def __call__(self, name: str, config: dict) -> None:
         work, make_stream = Work(), stream.Stream
 
         def make_stream_then_patch(*arguments):
@@ -291,7 +285,7 @@ class NotedLoop:
             return batches
 
         with mock.patch.object(stream, "Stream", make_stream_then_patch):
-            self.loop(config)
+            run_worker(name, config)
         work.write(self.notes)
 
 

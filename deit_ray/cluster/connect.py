@@ -1,4 +1,4 @@
-"""Ray, quiet: connecting or starting it, and what the cluster has or could have."""
+"""Ray, quiet: connects to a cluster or starts a local one, and says what the cluster has or could have."""
 
 import _thread
 import contextlib
@@ -12,13 +12,15 @@ from pathlib import Path
 
 import ray
 import yaml
-from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
 from deit_ray import storage
+from deit_ray.cluster import ray_private
+from deit_ray.cluster.ray_private import HEAD
 from deit_ray.errors import UserError
 
-BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")  # where `ray up` leaves the cluster's description on the head
-HEAD = "node:__internal_head__"
+BOOTSTRAP = Path(
+    "~/ray_bootstrap_config.yaml"
+)  # `ray up` leaves the cluster's description here, on the head node
 EMERGENCIES = (
     "memory",
     "out of disk",
@@ -29,39 +31,45 @@ EMERGENCIES = (
 )
 WATCH_S = 1.0
 SPILL_WATCH_S = 5.0
-MISSES = 4  # times in a row that Ray does not answer; then it is taken for lost
+MISSES = 4  # questions in a row that Ray does not answer before it counts as lost
 SPILL_WARNING_BYTES = 1 << 30
+SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journals have all that Tune would log
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # we handle Ctrl-C
+    "TUNE_GLOBAL_CHECKPOINT_S": "inf",  # nobody reads Tune's state of all trials, and it grows with each of them
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that is cancelled may have measured nothing yet
+}
 
 
 @contextlib.contextmanager
 def connected(address: str | None, verbose: bool, warn: Callable[[str], None]) -> Iterator[None]:
-    """A Ray to work with: one already connected, the one at `address` or RAY_ADDRESS, the cluster whose head this is, or
-    a local one of our own.
+    """Connects this process to a Ray while the context is entered.
 
-    One of our own is stopped at the end. Ray is silent but for what a person must know, which goes to `warn`; `verbose`
-    shows all it has to say.
+    The Ray is the one that this process is connected to already; else the one at `address` or RAY_ADDRESS; else, on the head
+    node of a cluster, that cluster; else a local one that is started here, and stopped at the end.
+
+    Args:
+        address: of a Ray cluster, "auto" or "local".
+        verbose: shows all of Ray's output. By default Ray is silent.
+        warn: called with what a person must know.
+
+    Raises:
+        UserError: nothing answers at the address.
     """
     on_head = BOOTSTRAP.expanduser().is_file()
     address = address or os.environ.get("RAY_ADDRESS") or ("auto" if on_head else "local")
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # what they would write is in the journals
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is ours
-    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = (
-        "inf"  # Tune's state of all trials is never read, and longer with each of them
-    )
-    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = (
-        "1"  # a trial that is cancelled may have measured nothing yet
-    )
+    os.environ.update(SETTINGS)
     if ray.is_initialized():
         yield
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    printer = ray._private.worker.print_to_stdstream
-    if not verbose:
-        os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one prints errors whatever the verbosity
-        logging.getLogger("ray").setLevel(logging.CRITICAL)
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        ray._private.worker.print_to_stdstream = lambda data, *_, **__: _pass_on(data["lines"], warn)
-    try:
+    with contextlib.ExitStack() as stack:
+        if not verbose:
+            os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Tune's new output prints errors whatever the verbosity
+            logging.getLogger("ray").setLevel(logging.CRITICAL)
+            logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+            stack.enter_context(ray_private.messages_handled_by(lambda lines: _pass_on(lines, warn)))
+        stack.callback(ray.shutdown)
         try:
             ray.init(
                 address=address,
@@ -74,14 +82,11 @@ def connected(address: str | None, verbose: bool, warn: Callable[[str], None]) -
             raise UserError(f"Ray: cannot connect to {address}: {error}") from None
         with _watching(warn):
             yield
-    finally:
-        ray.shutdown()
-        ray._private.worker.print_to_stdstream = printer
 
 
 @contextlib.contextmanager
 def calling(address: str | None, warn: Callable[[str], None]) -> Iterator[Callable]:
-    """Gives a function that calls another with arguments: in this process, or, with an address, on the head of that cluster."""
+    """Yields a function that calls another one with arguments: in this process, or, with an address, on that cluster's head."""
     if address is None:
         yield lambda function, *arguments: function(*arguments)
         return
@@ -100,14 +105,15 @@ def _call_on_head(function: Callable, arguments: tuple):
 
 
 def _pass_on(lines: list[str], warn: Callable[[str], None]) -> None:
-    """What the raylets publish to every driver: mostly advice, sometimes an emergency."""
+    """Warns of the emergencies among the lines that raylets publish to every driver; most lines are advice."""
     for line in lines:
-        if line.startswith("Raylet is terminated"):  # `_watching` sees that too
+        if line.startswith("Raylet is terminated"):  # `_watching` notices that too
             continue
         died = re.match(r"A worker died or was killed.*Worker PID: (\d+) Worker exit type: (\w+)", line)
         if died:
             warn(
-                f"process {died[1]} of a trial died ({died[2]}): it was killed, perhaps since memory ran out; its work is done again"
+                f"process {died[1]} of a trial died ({died[2]}): it was killed (perhaps out of memory); "
+                "its work will be repeated"
             )
             continue
         if any(word in line.lower() for word in EMERGENCIES):
@@ -116,20 +122,20 @@ def _pass_on(lines: list[str], warn: Callable[[str], None]) -> None:
 
 @contextlib.contextmanager
 def _watching(warn: Callable[[str], None]) -> Iterator[None]:
-    """Looks after Ray: interrupts the main thread when it is gone, and warns when the object store writes to the disk."""
+    """Interrupts the main thread when Ray is gone, and warns when the object store writes to the disk."""
     stop, address = threading.Event(), ray.get_runtime_context().gcs_address
 
     def look():
         spilled, looked, missed = 0, 0.0, 0
         while not stop.wait(WATCH_S):
-            if _has_died():
+            if ray_private.has_local_daemon_died():
                 return _thread.interrupt_main()
             if time.monotonic() - looked < SPILL_WATCH_S:
                 continue
             looked = time.monotonic()
             try:
-                total = store_stats(address).spilled_bytes_total
-            except Exception:  # whatever its client raises, it has not answered
+                total = ray_private.store_stats(address).spilled_bytes_total
+            except Exception:  # Ray has not answered, whichever exception its client raises
                 missed += 1
                 if missed == MISSES:
                     return _thread.interrupt_main()
@@ -138,8 +144,8 @@ def _watching(warn: Callable[[str], None]) -> Iterator[None]:
             if total - spilled > SPILL_WARNING_BYTES:
                 spilled = total
                 warn(
-                    f"the object store is full: {spilled / 1e9:.1f} GB of blocks were written to the disk, which slows the "
-                    "stream; fewer trials at a time (search.max_concurrent) need less"
+                    f"the object store is full: {spilled / 1e9:.1f} GB of blocks were written to the disk, which slows "
+                    "the stream; fewer trials at a time (search.max_concurrent) need less"
                 )
 
     thread = threading.Thread(target=look, name="watch", daemon=True)
@@ -150,30 +156,19 @@ def _watching(warn: Callable[[str], None]) -> Iterator[None]:
         stop.set()
 
 
-def store_stats(address: str):
-    """How full the object stores of the cluster at this address are, and what they have written to disk since it began."""
-    return get_memory_info_reply(get_state_from_address(address)).store_stats
-
-
-def _has_died() -> bool:
-    """Whether a process of a local Ray of our own is dead."""
-    node = ray._private.worker._global_node
-    return node is not None and node.head and bool(node.dead_processes())
-
-
 def is_alive() -> bool:
     """Whether the Ray that this process is connected to still answers."""
-    if not ray.is_initialized() or _has_died():
+    if not ray.is_initialized() or ray_private.has_local_daemon_died():
         return False
     try:
-        get_state_from_address(ray.get_runtime_context().gcs_address)
-    except Exception:  # whatever its client raises, it has not answered
+        ray_private.check_answers(ray.get_runtime_context().gcs_address)
+    except Exception:  # Ray has not answered, whichever exception its client raises
         return False
     return True
 
 
 def possible_resources() -> dict[str, float]:
-    """What the cluster has, or, where it scales by itself, could have."""
+    """The resources that the cluster has, or, where it scales by itself, could have at most."""
     now = ray.cluster_resources()
     most: dict[str, float] = {}
     for count, resources in _node_types():
@@ -183,12 +178,12 @@ def possible_resources() -> dict[str, float]:
 
 
 def possible_nodes() -> int:
-    """How many nodes the cluster has, or could have."""
+    """How many nodes the cluster has, or could have at most."""
     return max(sum(node["Alive"] for node in ray.nodes()), sum(count for count, _ in _node_types()))
 
 
 def _node_types() -> list[tuple[int, dict[str, float]]]:
-    """(most nodes, resources of each) of every node type of a cluster that `ray up` made, on its head; else nothing."""
+    """For each node type of a cluster that `ray up` made: (the most nodes, the resources of one). Empty off the head node."""
     path = BOOTSTRAP.expanduser()
     if not path.is_file():
         return []
@@ -204,7 +199,11 @@ def _node_types() -> list[tuple[int, dict[str, float]]]:
 
 
 def training_device(wanted: str, resources: dict[str, float]) -> str:
-    """cpu or cuda.
+    """The device to train on, cpu or cuda.
+
+    Args:
+        wanted: cpu, cuda or auto.
+        resources: of the cluster.
 
     Raises:
         UserError: cuda is wanted, but the cluster has no GPU.
@@ -217,10 +216,14 @@ def training_device(wanted: str, resources: dict[str, float]) -> str:
 
 
 def check_reachable(key: str, uri: str) -> None:
-    """A local path cannot be reached by other nodes.
+    """Refuses a local path that other nodes of the cluster cannot reach.
+
+    Args:
+        key: the setting's dotted key, for the message.
+        uri: the path.
 
     Raises:
-        UserError: the cluster has several nodes and the path is on this one.
+        UserError: the cluster has several nodes and the path is on this one alone.
     """
     nodes = possible_nodes()
     if nodes < 2 or not storage.is_local(uri):
@@ -230,7 +233,8 @@ def check_reachable(key: str, uri: str) -> None:
     if not kind.startswith(shared):
         raise UserError(
             f"{key}: {uri} is a local path ({kind}), but the cluster has {nodes} nodes, which could not reach it; "
-            "set it to a place on a network file system, or to s3://BUCKET/PATH or gs://BUCKET/PATH (not for a study's results)"
+            "set it to a place on a network file system, or to s3://BUCKET/PATH or gs://BUCKET/PATH "
+            "(not for a study's results)"
         )
 
 

@@ -102,25 +102,28 @@ def _tasks(experiment: Experiment, device: str) -> int:
 
 def _make_trainer(experiment: Experiment, device: str, shared, seconds: float, config: dict, on_report):
     """The trainer whose workers run `_measure`; `shared` is a `Shared`."""
-    from deit_ray.trial.assemble import make_trainer
+    from deit_ray.trial.assemble import TRAIN, make_trainer
 
     manifest: shards.Manifest = shared.manifest
     per_epoch = max(1, make_worklist(experiment, manifest, shared.data, ()).steps_per_epoch)
     worklist = make_worklist(experiment, manifest, shared.data, (), epochs=math.ceil(STEPS / per_epoch))
     job = {"classes": manifest.classes, "teacher": shared.teacher, "initial": shared.initial}
-    trainer = make_trainer(experiment, device, "train", job, worklist, config["folder"], on_report)
-    turn = (
-        _tasks(experiment, device) * worklist.task_steps
-    )  # batches of a round of tasks; within a round they come unevenly
+    # batches of a round of tasks; within a round they come unevenly
+    turn = _tasks(experiment, device) * worklist.task_steps
     keeps_crops = make_recipe(experiment, device).keep_crops
-    trainer.train_loop_per_worker = partial(
-        _measure, seconds, min(turn, worklist.steps_per_epoch), keeps_crops
-    )
-    return trainer
+    loop = partial(_measure, seconds, min(turn, worklist.steps_per_epoch), keeps_crops)
+    return make_trainer(experiment, device, TRAIN, job, worklist, config["folder"], on_report, loop)
 
 
-def _measure(seconds: float, turn: int, keeps_crops: bool, config: dict) -> None:
-    """The loop of each worker: takes the three measurements and reports them."""
+def _measure(seconds: float, turn: int, keeps_crops: bool, worker: str, config: dict) -> None:
+    """The loop of each worker: takes the three measurements and reports them.
+
+    Args:
+        seconds: see `bench_data`.
+        turn: batches of a round of the stream's tasks.
+        keeps_crops: whether samples have the crops for the teacher too.
+        worker, config: see `assemble.run_worker`; the worker's function is not called.
+    """
     import ray.train
     import ray.train.torch
     import torch

@@ -141,9 +141,8 @@ def resources_of(experiment: Experiment, session: Session) -> tuple[dict[str, fl
     Without a cluster they are those that Ray would find on this machine.
     """
     import ray
-    from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 
-    from deit_ray.cluster import connect
+    from deit_ray.cluster import connect, ray_private
 
     address = (
         session.address
@@ -155,8 +154,7 @@ def resources_of(experiment: Experiment, session: Session) -> tuple[dict[str, fl
             for key, uri in (("results.uri", experiment.results.uri), ("data.uri", experiment.data.uri)):
                 connect.check_reachable(key, uri)
             return connect.possible_resources(), "the cluster"
-    found = ResourceAndLabelSpec().resolve(is_head=True)
-    return {"CPU": found.num_cpus, "GPU": found.num_gpus}, "this machine"
+    return ray_private.machine_resources(), "this machine"
 
 
 def sample_trials(experiment: Experiment, count: int) -> list[dict]:

@@ -14,8 +14,9 @@ import ray
 import ray.train
 from ray.data import ExecutionOptions, ExecutionResources
 
+from deit_ray.cluster import ray_private
 from deit_ray.data.blocks import Recipe, Samples, unpack
-from deit_ray.data.windows import Cursor, WindowSource, warm_up, warm_up_coordinator
+from deit_ray.data.windows import Cursor, WindowSource, warm_up
 from deit_ray.data.worklist import WorkList
 
 BLOCK_BYTES = 96 << 20  # a block holds as many steps as fit, since each costs Ray 10 ms of CPU time and more
@@ -83,7 +84,7 @@ class DatasetFactory:
         if self.source.name != WINDOWS[0]:
             return dataset
         splits = split(dataset, self.source.worklist.world_size)
-        splits[0]._coord_actor.__ray_call__.remote(warm_up_coordinator)
+        ray_private.import_in_coordinator(splits)
         for _ in range(tasks):
             warm_up.options(num_cpus=cpus).remote(dataset.context)
         return splits

@@ -15,8 +15,8 @@ import torch.distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from deit_ray import storage
-from deit_ray.cluster.connect import store_stats
 from deit_ray.cluster.phase import show_phase
+from deit_ray.cluster.ray_private import store_stats
 from deit_ray.data.damage import BAD_IMAGES, Bad, describe_bad, note_bad
 from deit_ray.data.stream import Stream
 from deit_ray.data.worklist import WorkList
@@ -54,8 +54,13 @@ class TrainJob:
     folder: str
 
 
-def train_worker(job: TrainJob) -> None:
-    """Trains, evaluates, reports and saves, from the latest checkpoint on where there is one."""
+def train_worker(**told) -> None:
+    """Trains, evaluates, reports and saves, from the latest checkpoint on where there is one.
+
+    Args:
+        told: the fields of `TrainJob`.
+    """
+    job = TrainJob(**told)
     experiment, worklist, stream = job.experiment, job.worklist, job.stream
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
@@ -163,7 +168,12 @@ def describe(experiment: Experiment, classes: list[str]) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateJob:
-    """All that a worker is told that only evaluates: as `TrainJob`, with a model's description and weights by reference."""
+    """All that a worker is told that only evaluates.
+
+    Attributes:
+        experiment, worklist, stream: as in `TrainJob`.
+        model: Ray object reference of (description, state dict) of the model.
+    """
 
     experiment: Experiment
     worklist: WorkList
@@ -171,8 +181,13 @@ class EvaluateJob:
     model: object
 
 
-def evaluate_worker(job: EvaluateJob) -> None:
-    """Evaluates a model on the work list's evaluations and reports the metrics."""
+def evaluate_worker(**told) -> None:
+    """Evaluates a model on the work list's evaluations and reports the metrics.
+
+    Args:
+        told: the fields of `EvaluateJob`.
+    """
+    job = EvaluateJob(**told)
     device = ray.train.torch.get_device()
     torch.set_num_threads(job.experiment.train.threads)
     description, state = ray.get(job.model)
@@ -185,9 +200,6 @@ def evaluate_worker(job: EvaluateJob) -> None:
         steps = job.worklist.evaluation_steps(split)
         metrics |= evaluate(split, model.to(device), None, job.stream, steps, normalise, autocast)
     ray.train.report(metrics)
-
-
-WORKERS = {"train": (train_worker, TrainJob), "evaluate": (evaluate_worker, EvaluateJob)}
 
 
 class TooManyBadImages(HopelessError):

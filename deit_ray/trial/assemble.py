@@ -1,10 +1,10 @@
-"""What a trial is made of: an experiment becomes a work list, a recipe for its samples, and a trainer."""
+"""The parts of a trial: an experiment becomes a work list, a recipe for its samples, and a trainer."""
 
-import os
 import posixpath
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 
 import ray
 import ray.train
@@ -23,7 +23,9 @@ from deit_ray.trial.needs import Needs, store_share
 from deit_ray.trial.reading import make_recipe, make_worklist
 from deit_ray.trial.trainer import OnReport, Trainer
 
-REPORT_POLL_S = "0.1"  # ray.train.report blocks until the controller polls: every 2 s by default
+TRAIN = "deit_ray.training.worker:train_worker"
+EVALUATE = "deit_ray.training.worker:evaluate_worker"
+Loop = Callable[[str, dict], None]
 
 
 @dataclass(frozen=True)
@@ -48,21 +50,28 @@ def make_trial(
     splits: tuple[str, ...],
     config: dict,
     on_report: Callable[[dict], None],
-) -> "Trainer":
+    loop: Loop | None = None,
+) -> Trainer:
     """The trainer of one trial; a partial of it is what a `Trial` actor is made with.
 
     Args:
         experiment: the study's, or the run's own.
+        device: cpu or cuda.
+        shared: what all trials have in common.
         splits: which of val and test it evaluates.
         config: Tune's: the trial's `folder`, and the searched values by dotted key.
+        on_report, loop: see `make_trainer`.
     """
     params = {key: value for key, value in config.items() if key in experiment.search.space}
     own = experiment.with_overrides({**params, "search.space": {}})
     worklist = make_worklist(own, shared.manifest, shared.data, splits)
-    job = {"classes": shared.manifest.classes, "teacher": shared.teacher, "initial": shared.initial}
-    return make_trainer(
-        own, device, "train", {**job, "folder": config["folder"]}, worklist, config["folder"], on_report
-    )
+    job = {
+        "classes": shared.manifest.classes,
+        "teacher": shared.teacher,
+        "initial": shared.initial,
+        "folder": config["folder"],
+    }
+    return make_trainer(own, device, TRAIN, job, worklist, config["folder"], on_report, loop)
 
 
 def make_trainer(
@@ -73,58 +82,68 @@ def make_trainer(
     worklist: WorkList,
     folder: str,
     on_report: Callable[[dict], None],
+    loop: Loop | None = None,
 ) -> Trainer:
     """The trainer of one run.
 
     Args:
+        experiment: the run's.
         device: cpu or cuda.
-        worker: what each worker runs, a key of `worker.WORKERS`.
-        job: what it is told besides what is made here: the fields of its job.
+        worker: the dotted name of the function that each worker calls, as MODULE:FUNCTION.
+        job: the function's keyword arguments, besides the experiment, the worklist and this rank's stream.
         worklist: what the run reads.
-        folder: URI of the run's results; an unfinished run there goes on from its latest checkpoint.
+        folder: URI of the run's results; an unfinished run there continues from its latest checkpoint.
         on_report: called with the metrics of each report.
+        loop: what runs in each worker, called with the dotted name and with the arguments, which have the stream's `cursor`
+            instead of the stream; by default `run_worker`. Benchmarks and tests wrap that one, or replace it.
     """
-    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = (
-        REPORT_POLL_S  # read by the controller, which lives here
-    )
-    if connect.possible_nodes() == 1:
-        os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = (
-            "0"  # one machine is not preempted; it saves an actor
-        )
     needs, run = Needs.of(experiment, device), run_of(folder)
-    store = store_share(ray.cluster_resources(), needs)
     datasets, data_config, cursor = stream.make_datasets(
-        run, worklist, make_recipe(experiment, device), 0, needs.stream_cpus, store
+        run,
+        worklist,
+        make_recipe(experiment, device),
+        0,
+        needs.stream_cpus,
+        store_share(ray.cluster_resources(), needs),
     )
-    job = {"experiment": experiment, "worklist": worklist, "cursor": cursor, **job}
     parent, _, name = storage.absolute(folder).rpartition("/")
-    ranked = (
-        experiment.search.metric if experiment.search.metric.split("/")[0] in worklist.evaluations else None
-    )
+    metric = experiment.search.metric
+    is_evaluated = metric.split("/")[0] in worklist.evaluations
+    resources = {"CPU": experiment.train.cpus_per_worker} | ({"GPU": 1} if device == "cuda" else {})
     return Trainer(
         run,
-        partial(_run_worker, worker),
-        train_loop_config=job,
+        connect.possible_nodes() == 1,
+        train_loop_per_worker=partial(loop or run_worker, worker),
+        train_loop_config={"experiment": experiment, "worklist": worklist, "cursor": cursor, **job},
         datasets=datasets,
         dataset_config=data_config,
         scaling_config=ScalingConfig(
             num_workers=experiment.train.workers,
             use_gpu=device == "cuda",
-            resources_per_worker={"CPU": experiment.train.cpus_per_worker}
-            | ({"GPU": 1} if device == "cuda" else {}),
+            resources_per_worker=resources,
         ),
         run_config=RunConfig(
             name=name,
             storage_path=parent,
             failure_config=FailureConfig(max_failures=experiment.train.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=ranked),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=1, checkpoint_score_attribute=metric if is_evaluated else None
+            ),
             callbacks=[OnReport(on_report)],
         ),
     )
 
 
-def _run_worker(name: str, config: dict) -> None:
-    """Starts this rank's stream, and while it fills imports what takes long: models, which a trial's actor has no use for."""
+def run_worker(worker: str, config: dict) -> None:
+    """What each worker runs: starts this rank's stream, then calls the worker's function.
+
+    While the stream fills, it imports the function's module, which takes long: it needs models, and the trial's own process,
+    which imports this module, does not.
+
+    Args:
+        worker: see `make_trainer`.
+        config: the function's arguments, and the stream's `cursor`.
+    """
     show_phase("start")
     checkpoint = ray.train.get_checkpoint()
     start = step_of(posixpath.basename(checkpoint.path)) if checkpoint else 0
@@ -134,8 +153,6 @@ def _run_worker(name: str, config: dict) -> None:
     batches = stream.Stream(
         config["worklist"], ray.train.get_dataset_shard, config.pop("cursor"), rank, start
     )
-    from deit_ray.training import worker
-
-    function, job = worker.WORKERS[name]
+    module, _, function = worker.partition(":")
     with keeping_traceback():
-        function(job(stream=batches, **config))
+        getattr(import_module(module), function)(stream=batches, **config)

@@ -95,7 +95,6 @@ def root_cause(error: BaseException) -> BaseException:
         inner = (
             next(iter(failures.values())) if failures else getattr(error, "cause", None) or error.__cause__
         )
-        inner = inner if inner is not None else getattr(error, "_base_exc", None)
         if not isinstance(inner, BaseException) or inner is error:
             return error
         error = inner

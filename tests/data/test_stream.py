@@ -10,7 +10,7 @@ import ray
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from deit_ray.cluster.connect import store_stats
+from deit_ray.cluster.ray_private import store_stats
 from deit_ray.data import stream, windows
 from deit_ray.data.shards import read_manifest
 from deit_ray.trial import assemble

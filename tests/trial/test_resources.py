@@ -40,23 +40,15 @@ def run_case(data: str, folder: Path, what: str, setting: str) -> dict:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-class Ends:
-    """Makes trials that end in the way that their configuration says."""
-
-    def __init__(self, make, folder: Path):
-        self.make, self.folder = make, folder
-
-    def __call__(self, config, on_report):
-        trainer = self.make(config, on_report)
-        trainer.train_loop_per_worker = partial(
-            end_as, trainer.train_loop_per_worker, config["end"], Path(config["folder"])
-        )
-        return trainer
+def make_ending(make, config: dict, on_report):
+    """Makes a trial that ends in the way that its configuration says."""
+    return make(config, on_report, loop=partial(end_as, config["end"], Path(config["folder"])))
 
 
-def end_as(train, end: str, folder: Path, config: dict) -> None:
-    """The worker: trains, and in its second epoch ends as it was told."""
+def end_as(end: str, folder: Path, worker: str, config: dict) -> None:
+    """What each worker runs: it trains, and in its second epoch it ends as it was told."""
     from deit_ray.training.step import TrainStep
+    from deit_ray.trial.assemble import run_worker
 
     call = TrainStep.__call__
 
@@ -75,7 +67,7 @@ def end_as(train, end: str, folder: Path, config: dict) -> None:
 
     TrainStep.__call__ = step
     try:
-        train(config)
+        run_worker(worker, config)
     finally:
         TrainStep.__call__ = call
 
@@ -113,7 +105,7 @@ def end_trials(data: str, folder: Path, what: str) -> dict:
 
     keys = {"data.uri": data, "results.uri": str(folder), "distillation.kind": "none", "train.epochs": 3}
     resolved = resolve(load_experiment(EXPERIMENTS / "digits_student.yaml", SMALL | keys))
-    make = Ends(partial(make_trial, resolved.experiment, "cpu", share(resolved), ("val",)), folder)
+    make = partial(make_ending, partial(make_trial, resolved.experiment, "cpu", share(resolved), ("val",)))
     baseline = snapshot()
     ended, left = {}, []
 

@@ -143,22 +143,10 @@ def test_the_same_experiment_gives_the_same_numbers_at_every_step(ray_cluster, e
     )  # at each evaluation, all of a worker's time has a name
 
 
-class KilledOnce:
-    """Makes the trial's worker die once, after the checkpoint of the first epoch."""
-
-    def __init__(self, make, flag: Path):
-        self.make, self.flag = make, flag
-
-    def __call__(self, config, on_report):
-        trainer = self.make(config, on_report)
-        inner, flag = trainer.train_loop_per_worker, self.flag
-        trainer.train_loop_per_worker = lambda config: die_at_step(SMALL_STEPS + 2, flag) or inner(config)
-        return trainer
-
-
-def die_at_step(step: int, flag: Path) -> None:
-    """Arranges that this worker's process dies before an optimizer step, the first time that it comes there."""
+def die_once(step: int, flag: Path, worker: str, config: dict) -> None:
+    """The loop of each worker: trains, but the process dies before an optimizer step, the first time it gets there."""
     from deit_ray.training.step import TrainStep
+    from deit_ray.trial.assemble import run_worker
 
     call = TrainStep.__call__
 
@@ -169,14 +157,16 @@ def die_at_step(step: int, flag: Path) -> None:
         return call(self, batch, number)
 
     TrainStep.__call__ = dies
+    run_worker(worker, config)
 
 
 def test_resumed_run_equals_uninterrupted_run(ray_cluster, finished_run, tmp_path):
     exp = load_experiment(finished_run.folder / "experiment.yaml")
     assert exp.student.drop_path > 0  # what is random in the model is resumed too
     make = partial(make_trial, exp, "cpu", launch.share(resolve(exp)), ("val", "test"))
+    dying = partial(die_once, SMALL_STEPS + 2, tmp_path / "died")  # after the checkpoint of the first epoch
     resumed = str(tmp_path / "resumed")
-    launch.run_trial(KilledOnce(make, tmp_path / "died"), resumed, lambda metrics: None)
+    launch.run_trial(partial(make, loop=dying), resumed, lambda metrics: None)
     assert (tmp_path / "died").exists()
     whole = measured(str(finished_run.folder))
     assert len(whole) > exp.train.epochs * SMALL_STEPS * 3
