@@ -1,4 +1,4 @@
-"""Prepared data on an object store: a real S3 API server on loopback, over a line that is cut in an upload."""
+"""Prepared data on an object store: a real S3 API server on loopback, over a line that can be cut."""
 
 import contextlib
 import select
@@ -23,7 +23,10 @@ BUCKET = "s3://images"
 
 
 class Line:
-    """Forwards connections to a port. After `left` bytes from clients it is dead, in the middle of a request."""
+    """Forwards connections to a port.
+
+    After `left` bytes from clients it is dead, in the middle of a request.
+    """
 
     def __init__(self, to: int):
         self.to, self.left = to, None
@@ -61,8 +64,8 @@ class Line:
 def _reset(*ends: socket.socket) -> None:
     """Makes the close of these a reset of the connection, not its orderly end.
 
-    At an orderly end within a request, werkzeug's development server, which moto runs on, tells Python that it has read
-    more bytes than there are, and Python then reads beyond its buffer.
+    At an orderly end within a request, werkzeug's development server, which moto runs on, tells Python that
+    it has read more bytes than there are, and Python then reads beyond its buffer.
     """
     for end in ends:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
