@@ -12,7 +12,7 @@ help:  ## list the tasks
 setup: $(READY)  ## make .venv with the versions of constraints.txt
 
 $(READY): constraints.txt pyproject.toml
-	@command -v $(PYTHON) > /dev/null || { echo "error: $(PYTHON) is not installed (set PYTHON to a Python 3.11 or newer)"; exit 1; }
+	@command -v $(PYTHON) > /dev/null || { echo "error: $(PYTHON) is not installed (set PYTHON to a Python 3.11, 3.12 or 3.13)"; exit 1; }
 	@echo "setting up $(VENV): a download of about 3 GB, 7 GB on the disk"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' 2>&1 | { grep -v '^WARNING: Location' || true; }
@@ -33,9 +33,10 @@ test: $(READY)  ## all tests but the long ones
 test-all: $(READY)  ## every test
 	@$(BIN)/python -m pytest
 
-lint: $(READY)  ## ruff's rules and format
+lint: $(READY)  ## ruff's rules and format, and the layers: imports point down only
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-logo --no-cache
 
 format: $(READY)  ## mend what lint can mend
 	@$(BIN)/ruff check --fix .

@@ -28,15 +28,20 @@ from sklearn.datasets import load_sample_images
 
 from deit_ray.augment import erasing, kernel_cv2, kernel_torch, mixing
 from deit_ray.augment.policy import Photometric
-from deit_ray.config import Experiment
+from deit_ray.experiment.config import Experiment
 from deit_ray.models.student import create_student
 from deit_ray.models.teacher import TeacherWeights
-from deit_ray.step import Batch, Normalise, TrainStep
+from deit_ray.training.step import Batch, Normalise, TrainStep
 
 SIZE, BATCH, CLASSES, SEED = 224, 256, 1000, 0
 CPU = torch.device("cpu")
 EXPERIMENT = Experiment.model_validate(
-    {"name": "bench", "data": {"uri": "none"}, "distillation": {"teacher": {"weights": "none"}}, "augment": {"place": "device"}}
+    {
+        "name": "bench",
+        "data": {"uri": "none"},
+        "distillation": {"teacher": {"weights": "none"}},
+        "augment": {"place": "device"},
+    }
 )
 
 
@@ -55,7 +60,10 @@ def measure_cpu(rounds: int) -> dict[str, float]:
     cores = len(os.sched_getaffinity(0))
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(cores), context.Queue()
-    workers = [context.Process(target=take_turns, args=(rank, cores, rounds, barrier, results)) for rank in range(cores)]
+    workers = [
+        context.Process(target=take_turns, args=(rank, cores, rounds, barrier, results))
+        for rank in range(cores)
+    ]
     for worker in workers:
         worker.start()
     times_s = results.get()
@@ -101,18 +109,29 @@ def crops(ids: np.ndarray) -> np.ndarray:
     """A different place of one of two photographs for each id."""
     pictures, rng = load_sample_images().images, np.random.default_rng(SEED)
     corners = rng.integers(0, (427 - SIZE, 640 - SIZE), (BATCH, 2))
-    return np.stack([pictures[i % 2][y : y + SIZE, x : x + SIZE] for i, (y, x) in zip(ids, corners[ids], strict=True)])
+    return np.stack(
+        [pictures[i % 2][y : y + SIZE, x : x + SIZE] for i, (y, x) in zip(ids, corners[ids], strict=True)]
+    )
 
 
 def photometric() -> Photometric:
     return Photometric.of(EXPERIMENT.augment, EXPERIMENT.data.mean, SEED)
 
 
-def augment_and_mix(images: np.ndarray, labels: torch.Tensor, ids: np.ndarray, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """As the stream and `TrainStep.inputs` do it, normalisation included."""
+def augment_and_mix(
+    images: np.ndarray, labels: torch.Tensor, ids: np.ndarray, epoch: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As the stream and `Inputs` do it, normalisation included."""
     chain, normalise = photometric(), Normalise(EXPERIMENT.data.mean, EXPERIMENT.data.std, CPU)
-    pixels = augment_by_cv2(images, chain.stages(epoch, ids, ids, SIZE, SIZE)).permute(0, 3, 1, 2).float().div_(255)
-    erasing.erase(pixels, SEED, epoch, ids, ids, chain.levels.random_erasing, normalise.mean[0], normalise.std[0])
+    pixels = (
+        augment_by_cv2(images, chain.stages(epoch, ids, ids, SIZE, SIZE))
+        .permute(0, 3, 1, 2)
+        .float()
+        .div_(255)
+    )
+    erasing.erase(
+        pixels, SEED, epoch, ids, ids, chain.levels.random_erasing, normalise.mean[0], normalise.std[0]
+    )
     mix = mixing.draw(chain.levels, SEED, epoch, 0, SIZE, SIZE)
     return normalise(mix.images(pixels)), mix.targets(mixing.smooth_targets(labels, CLASSES, 0.1))
 
@@ -138,8 +157,16 @@ def timms(images: np.ndarray, labels: torch.Tensor) -> dict:
     pictures = [Image.fromarray(image) for image in images]
     mixup = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=CLASSES)
     erase = RandomErasing(0.25, mode="pixel", max_count=1, device="cpu")
-    mean, std = (255 * torch.tensor(values).view(1, 3, 1, 1) for values in (EXPERIMENT.data.mean, EXPERIMENT.data.std))
-    arguments = {"auto_augment": "rand-m9-mstd0.5-inc1", "interpolation": "bicubic", "re_prob": 0.25, "re_mode": "pixel", "separate": True}
+    mean, std = (
+        255 * torch.tensor(values).view(1, 3, 1, 1) for values in (EXPERIMENT.data.mean, EXPERIMENT.data.std)
+    )
+    arguments = {
+        "auto_augment": "rand-m9-mstd0.5-inc1",
+        "interpolation": "bicubic",
+        "re_prob": 0.25,
+        "re_mode": "pixel",
+        "separate": True,
+    }
     _, randaugment, to_tensor = transforms_imagenet_train(SIZE, **arguments)
     _, _, to_bytes = transforms_imagenet_train(SIZE, use_prefetcher=True, **arguments)
 
@@ -156,16 +183,24 @@ def timms(images: np.ndarray, labels: torch.Tensor) -> dict:
     return {"timm": policy, "timm_whole_pil": pil, "timm_whole_prefetcher": prefetcher}
 
 
-def measure_share(device: torch.device, experiment: Experiment, teacher: str, batch: int, steps: int) -> dict[str, float]:
+def measure_share(
+    device: torch.device, experiment: Experiment, teacher: str, batch: int, steps: int
+) -> dict[str, float]:
     """Seconds of a step and of its augmentation alone, erasing, mixing and conversion included, with random weights."""
     import timm
 
     size = experiment.data.image_size
     model = create_student(experiment.student, size, CLASSES).to(device)
-    weights = TeacherWeights(teacher, {"num_classes": CLASSES}, timm.create_model(teacher).state_dict(), [0.5] * 3, [0.5] * 3)
+    weights = TeacherWeights(
+        teacher, {"num_classes": CLASSES}, timm.create_model(teacher).state_dict(), [0.5] * 3, [0.5] * 3
+    )
     step, ids = TrainStep(experiment, model, model, weights, CLASSES, 1000, 0, device), np.arange(batch)
-    images = torch.from_numpy(np.resize(crops(ids % BATCH), (batch, size, size, 3))).to(device)
-    samples = Batch(images, torch.from_numpy(ids % CLASSES).to(device), torch.ones(batch, device=device), ids, np.zeros_like(ids), 0)
+    tensors = {
+        "images": torch.from_numpy(np.resize(crops(ids % BATCH), (batch, size, size, 3))).to(device),
+        "labels": torch.from_numpy(ids % CLASSES).to(device),
+        "valid": torch.ones(batch, device=device),
+    }
+    samples = Batch(tensors, ids, np.zeros_like(ids), 0)
     whole_s = seconds_each(lambda number: step(samples, number), steps, device)
     augment_s = seconds_each(lambda number: step.inputs(samples, number), steps, device)
     return {"gpu_share_of_step": augment_s / whole_s, "gpu_step_s": whole_s, "gpu_augment_s": augment_s}

@@ -30,9 +30,9 @@ import mlflow  # noqa: E402
 import optuna  # noqa: E402
 
 from bench.record import record  # noqa: E402
-from deit_ray.load import load_experiment  # noqa: E402
-from tests.commands import DEIT_RAY, wait_for  # noqa: E402
-from tests.servers import MlflowServer  # noqa: E402
+from deit_ray.experiment.load import load_experiment  # noqa: E402
+from tests.support.commands import DEIT_RAY, wait_for  # noqa: E402
+from tests.support.servers import MlflowServer  # noqa: E402
 
 VICTIMS = ("driver", "worker", "raylet", "server")
 PHASES = ("start", "step", "evaluation", "checkpoint", "delivery")
@@ -109,14 +109,18 @@ class Chaos:
     def run(self, *arguments) -> None:
         with self.start(*arguments) as process:
             if process.wait(timeout=STUDY_S):
-                raise RuntimeError(f"{arguments} ended with {process.returncode}:\n{self.log.read_text()[-3000:]}")
+                raise RuntimeError(
+                    f"{arguments} ended with {process.returncode}:\n{self.log.read_text()[-3000:]}"
+                )
 
     def start(self, *arguments) -> subprocess.Popen:
         self.log = self.folder / "driver.log"
         environment = os.environ | dict([self.mark.split("=")]) | {"PYTHONPATH": str(ROOT)}
         with open(self.log, "ab") as log:
             command = [*DEIT_RAY, *map(str, arguments)]
-            return subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+            return subprocess.Popen(
+                command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
 
     def disturb(self, name: str, cards: list[tuple[str, str]]) -> None:
         """Runs a study to its end, however often it is killed; takes the cards it has played off the list."""
@@ -158,7 +162,9 @@ class Chaos:
                 workers = [found] if phase != "delivery" else list(self.threads(None))
                 pid = int(workers[0].parts[2]) if workers else None
             else:
-                pid = {"driver": driver.pid, "server": self.server.process.pid}.get(victim) or self.find("raylet/raylet")
+                pid = {"driver": driver.pid, "server": self.server.process.pid}.get(victim) or self.find(
+                    "raylet/raylet"
+                )
             if pid is None or self.has_ended(study):
                 return False
             try:
@@ -179,7 +185,9 @@ class Chaos:
             return driver
         if victim == "worker":
             before = {thread.parts[2] for thread in self.threads(None)}
-            wait_for(lambda: driver.poll() is not None or {t.parts[2] for t in self.threads(None)} - before, 60)
+            wait_for(
+                lambda: driver.poll() is not None or {t.parts[2] for t in self.threads(None)} - before, 60
+            )
             return driver
         driver.wait(timeout=ENDS_S)
         driver = self.start("tune", "--resume", study)
@@ -189,7 +197,12 @@ class Chaos:
     def await_driver(self, study: str, driver: subprocess.Popen) -> None:
         """Until a driver holds its study, which is when its resume has begun."""
         lock = self.folder / "results" / study / "driver.lock"
-        wait_for(lambda: driver.poll() is not None or (lock.exists() and f'"pid": {driver.pid}' in lock.read_text()), 90)
+        wait_for(
+            lambda: (
+                driver.poll() is not None or (lock.exists() and f'"pid": {driver.pid}' in lock.read_text())
+            ),
+            90,
+        )
 
     def threads(self, pid: int | None):
         """The files that name the threads worth watching: of a driver's tracking, or of every worker's training."""
@@ -206,7 +219,9 @@ class Chaos:
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 with contextlib.suppress(OSError):
-                    if mark in (entry / "environ").read_bytes() and part in (entry / "cmdline").read_bytes().decode(errors="replace"):
+                    if mark in (entry / "environ").read_bytes() and part in (
+                        entry / "cmdline"
+                    ).read_bytes().decode(errors="replace"):
                         yield int(entry.name)
 
     def find(self, part: str) -> int | None:
@@ -216,11 +231,16 @@ class Chaos:
         return bool(self.optuna(study).user_attrs.get("ended"))
 
     def optuna(self, study: str) -> optuna.Study:
-        return optuna.load_study(study_name=study, storage=f"sqlite:///{self.folder}/results/{study}/study.db")
+        return optuna.load_study(
+            study_name=study, storage=f"sqlite:///{self.folder}/results/{study}/study.db"
+        )
 
     def table(self, study: str) -> dict:
         """What the results table says, to the last digit."""
-        return {trial.number: (trial.params, trial.intermediate_values, trial.value) for trial in self.optuna(study).trials}
+        return {
+            trial.number: (trial.params, trial.intermediate_values, trial.value)
+            for trial in self.optuna(study).trials
+        }
 
     def check(self, study: str) -> None:
         """Compares what Optuna, MLflow and the journals hold with what must be there."""
@@ -238,49 +258,76 @@ class Chaos:
         for number in [*map(str, range(self.trials)), "study"]:
             count = len(by_number[number])
             if count != 1:
-                note("trials_doubled" if count else "trials_lost", f"{study}: {count} MLflow runs of {number}", max(1, count - 1))
+                note(
+                    "trials_doubled" if count else "trials_lost",
+                    f"{study}: {count} MLflow runs of {number}",
+                    max(1, count - 1),
+                )
         for trial in trials:
             for run in by_number[str(trial.number)][:1]:
                 self.check_trial(study, trial, run, client)
         parent = by_number["study"][0]
         if (parent.info.status, parent.data.tags.get("outcome")) != ("FINISHED", "finished"):
-            note("states_disagreeing", f"{study}: its own run is {parent.info.status}, {parent.data.tags.get('outcome')}")
+            note(
+                "states_disagreeing",
+                f"{study}: its own run is {parent.info.status}, {parent.data.tags.get('outcome')}",
+            )
         for number, expected in self.undisturbed.items():
             if self.table(study).get(number) != expected:
-                note("values_differing", f"{study} trial {number}: {self.table(study).get(number)} instead of {expected}")
+                note(
+                    "values_differing",
+                    f"{study} trial {number}: {self.table(study).get(number)} instead of {expected}",
+                )
 
     def check_trial(self, study: str, trial, run, client) -> None:
         note, where = self.counters.note, f"{study} trial {trial.number}"
         experiment = load_experiment(self.folder / "results" / study / "experiment.yaml")
-        steps_per_epoch = 1294 // experiment.train.batch_size  # 1,438 training images, of which 10% are held out
+        steps_per_epoch = (
+            1294 // experiment.train.batch_size
+        )  # 1,438 training images, of which 10% are held out
         last = experiment.train.epochs * steps_per_epoch
         evaluations = range(steps_per_epoch, last + 1, steps_per_epoch)
-        logged = sorted({*range(experiment.train.log_every, last + 1, experiment.train.log_every), *evaluations})
+        logged = sorted(
+            {*range(experiment.train.log_every, last + 1, experiment.train.log_every), *evaluations}
+        )
         expected = {*itertools.product(TRAIN, logged), *itertools.product(EVALUATION, evaluations)}
 
-        segments = sorted((self.folder / "results" / study / f"trial-{trial.number:04d}" / "journal").glob("*.jsonl"))
+        segments = sorted(
+            (self.folder / "results" / study / f"trial-{trial.number:04d}" / "journal").glob("*.jsonl")
+        )
         points = [json.loads(line) for segment in segments for line in segment.read_text().splitlines()]
         journal = collections.Counter((name, step) for name, _, step, _ in points)
         names = {name for name, _ in expected | journal.keys()}
-        history = [(name, point) for name in names for point in client.get_metric_history(run.info.run_id, name)]
+        history = [
+            (name, point) for name in names for point in client.get_metric_history(run.info.run_id, name)
+        ]
         stored = collections.Counter((name, point.step) for name, point in history)
         for place, found in (("the journal", journal), ("MLflow", stored)):
             missing, more = expected - found.keys(), found.keys() - expected
             twice = sum(count - 1 for count in found.values())
             note("points_lost", f"{where}: {place}: {sorted(missing)[:3]}", len(missing)) if missing else None
-            note("points_doubled", f"{where}: {place}: unexpected {sorted(more)[:3]}", len(more)) if more else None
+            note(
+                "points_doubled", f"{where}: {place}: unexpected {sorted(more)[:3]}", len(more)
+            ) if more else None
             note("points_doubled", f"{where}: {place}", twice) if twice else None
         values = {(name, step): value for name, value, step, _ in points}
         if {(name, point.step): point.value for name, point in history} != values:
             note("states_disagreeing", f"{where}: a value in MLflow is not the journal's")
-        curve = {step // steps_per_epoch: value for (name, step), value in values.items() if name == "val/top1"}
+        curve = {
+            step // steps_per_epoch: value for (name, step), value in values.items() if name == "val/top1"
+        }
         if trial.intermediate_values != curve or trial.value != max(curve.values()):
-            note("states_disagreeing", f"{where}: Optuna has {trial.intermediate_values}, the journal {curve}")
+            note(
+                "states_disagreeing", f"{where}: Optuna has {trial.intermediate_values}, the journal {curve}"
+            )
         outcome = trial.user_attrs.get("outcome")
         in_tune = self.optuna(study).user_attrs.get("tune", {})  # of the trials that the last driver ran
         states = (trial.state.name, run.info.status, in_tune.get(str(trial.number), STATES["finished"][2]))
         if run.data.tags.get("outcome") != outcome or states != STATES.get(outcome):
-            note("states_disagreeing", f"{where}: outcome {outcome}, {run.data.tags.get('outcome')}, states {states}")
+            note(
+                "states_disagreeing",
+                f"{where}: outcome {outcome}, {run.data.tags.get('outcome')}, states {states}",
+            )
 
     def finish(self) -> None:
         """Counts what is left of all the processes, two minutes after the end."""
@@ -310,7 +357,9 @@ def deal(generator: random.Random, kills: int) -> list[tuple[str, str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

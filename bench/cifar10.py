@@ -14,9 +14,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import deit_ray
 from bench.record import ROOT, record
-from deit_ray import cluster
+from deit_ray.cluster import connect
 from deit_ray.data.shards import read_manifest
-from deit_ray.load import parse_override
+from deit_ray.experiment.load import parse_override
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     arguments = parser.parse_args()
     manifest = read_manifest(arguments.data)
     figures = {"epochs": arguments.epochs, "trials": arguments.trials, "train_images": manifest.rows("train")}
-    with tempfile.TemporaryDirectory() as results, cluster.connected("local", False, print):
+    with tempfile.TemporaryDirectory() as results, connect.connected("local", False, print):
         short = {
             "data.uri": arguments.data,
             "results.uri": results,
@@ -41,11 +41,19 @@ def main() -> None:
         }
         for name in ("teacher", "student"):
             begin = time.perf_counter()
-            run = deit_ray.train(deit_ray.load_experiment(ROOT / "experiments" / f"cifar10_{name}.yaml", short))
-            figures |= {f"{name}_s": round(time.perf_counter() - begin, 1), f"{name}_test_top1": run.metrics["test/top1"]}
+            run = deit_ray.train(
+                deit_ray.load_experiment(ROOT / "experiments" / f"cifar10_{name}.yaml", short)
+            )
+            figures |= {
+                f"{name}_s": round(time.perf_counter() - begin, 1),
+                f"{name}_test_top1": run.metrics["test/top1"],
+            }
         begin = time.perf_counter()
         study = deit_ray.tune(deit_ray.load_experiment(ROOT / "experiments" / "cifar10_search.yaml", short))
-        figures |= {"search_s": round(time.perf_counter() - begin, 1), "search_best_val_top1": study.best().value}
+        figures |= {
+            "search_s": round(time.perf_counter() - begin, 1),
+            "search_best_val_top1": study.best().value,
+        }
     record("cifar10", figures)
 
 

@@ -25,13 +25,13 @@ from PIL import Image
 from record import record
 from timm.data import create_transform
 
-from deit_ray.config import Teacher
+from deit_ray.commands.predict import evaluate
 from deit_ray.data import crop
 from deit_ray.data.prepare import SHORT_SIDE, prepare
+from deit_ray.experiment.config import Teacher
 from deit_ray.models.student import save_model
 from deit_ray.models.teacher import TeacherWeights, build_teacher, read_teacher
-from deit_ray.predict import evaluate
-from deit_ray.step import Normalise
+from deit_ray.training.step import Normalise
 
 SIZE, CROP = 224, 0.875
 CPU = torch.device("cpu")
@@ -47,11 +47,18 @@ def main() -> None:
     arguments = parser.parse_args()
     files = sorted(p for p in arguments.images.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
     synsets = sorted({synset_of(path) for path in files})
-    section = Teacher(weights=str(arguments.weights), model=arguments.model, mean=[arguments.mean] * 3, std=[arguments.std] * 3)
+    section = Teacher(
+        weights=str(arguments.weights),
+        model=arguments.model,
+        mean=[arguments.mean] * 3,
+        std=[arguments.std] * 3,
+    )
     teacher = read_teacher(section, section.weights, SIZE, len(synsets))
     one_by_one = compare(files, [synsets.index(synset_of(path)) for path in files], teacher)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        ours, prepared = (through_ray(Path(folder), files, synsets, teacher, short_side) for short_side in (0, SHORT_SIDE))
+        ours, prepared = (
+            through_ray(Path(folder), files, synsets, teacher, short_side) for short_side in (0, SHORT_SIDE)
+        )
     figures = one_by_one | {
         "ours_top1": ours["test/top1"],
         "ours_top5": ours["test/top5"],
@@ -72,7 +79,9 @@ def compare(files: list[Path], labels: list[int], teacher: TeacherWeights) -> di
     """Both transforms on the same files, and what the model says to each."""
     network, normalise = build_teacher(teacher, CPU), Normalise(teacher.mean, teacher.std, CPU)
     geometry = crop.Geometry(SIZE, (1.0, 1.0), (1.0, 1.0), 0.0, CROP, 0)
-    transform = create_transform((3, SIZE, SIZE), interpolation="bicubic", crop_pct=CROP, mean=teacher.mean, std=teacher.std)
+    transform = create_transform(
+        (3, SIZE, SIZE), interpolation="bicubic", crop_pct=CROP, mean=teacher.mean, std=teacher.std
+    )
     right, answers, differences = [], [], []
     for path, label in zip(files, labels, strict=True):
         view = np.empty((SIZE, SIZE, 3), np.uint8)
@@ -93,7 +102,9 @@ def compare(files: list[Path], labels: list[int], teacher: TeacherWeights) -> di
     }
 
 
-def through_ray(folder: Path, files: list[Path], synsets: list[str], teacher: TeacherWeights, short_side: int) -> dict[str, float]:
+def through_ray(
+    folder: Path, files: list[Path], synsets: list[str], teacher: TeacherWeights, short_side: int
+) -> dict[str, float]:
     """What `deit-ray evaluate` measures on shards of the images."""
     source, out, model = folder / "source", folder / f"shards-{short_side}", folder / "model.safetensors"
     if not source.exists():

@@ -77,7 +77,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=Path, help="folder of JPEGs, or of class folders of them")
     parser.add_argument("--only", action="append", choices=sorted([*TARGETS, "table"]), help="these alone")
-    parser.add_argument("--rounds", type=int, default=1, help="of all contenders; the quickest of each counts")
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="of all contenders; the quickest of each counts"
+    )
     parser.add_argument("--samples", type=int, default=60_000, help="of ours, to be measured at least")
     parser.add_argument("--windows", type=int, default=30, help="for window_share")
     parser.add_argument("--cache", type=Path, help="keeps what is made of the images there")
@@ -90,7 +92,12 @@ def main() -> None:
         cache = (arguments.cache or Path(folder)).resolve()
         made = lay_out(arguments.images, cache)
         wanted = set(arguments.only or ["table", *TARGETS])
-        figures = {"images": made["images"], "image_bytes": made["bytes"], "made": made["made"], "processes": CORES}
+        figures = {
+            "images": made["images"],
+            "image_bytes": made["bytes"],
+            "made": made["made"],
+            "processes": CORES,
+        }
         figures |= compare(cache, wanted, arguments.rounds, arguments.samples)
         if wanted & {"startup_s", "startup_growth"}:
             figures |= startups(cache)
@@ -101,8 +108,13 @@ def main() -> None:
     for name, target in TARGETS.items():
         if name in figures:
             holds = figures[name] <= -target if target < 0 else figures[name] >= target
-            print(f"{name:30} {figures[name]:8.3f}  {'at most' if target < 0 else 'at least'} {abs(target)}{'' if holds else '  MISSED'}")
-    record("ingest", {name: round(value, 5) if isinstance(value, float) else value for name, value in figures.items()})
+            print(
+                f"{name:30} {figures[name]:8.3f}  {'at most' if target < 0 else 'at least'} {abs(target)}{'' if holds else '  MISSED'}"
+            )
+    record(
+        "ingest",
+        {name: round(value, 5) if isinstance(value, float) else value for name, value in figures.items()},
+    )
 
 
 # Contenders, each in a process of its own
@@ -114,12 +126,22 @@ def compare(cache: Path, wanted: set[str], rounds: int, samples: int) -> dict:
         "prepared_3views_vs_timm": [("ours_3views", "prepared"), ("timm_full", "prepared")],
         "prepared_3views_vs_timm_crop": [("ours_3views", "prepared"), ("timm_crop", "prepared")],
         "original_1view_vs_timm_crop": [("ours_1view", "original"), ("timm_crop", "original")],
-        "vs_best_peer": [("ours_3views", "prepared"), *((name, "prepared") for name in peers.CROP_ONLY if name != "timm_crop")],
+        "vs_best_peer": [
+            ("ours_3views", "prepared"),
+            *((name, "prepared") for name in peers.CROP_ONLY if name != "timm_crop"),
+        ],
         "ray_cpu_ratio": [("ours_3views", "prepared"), ("bare_3views", "prepared")],
         "share_of_decode": [("bare_1view", "prepared")],
-        "table": [("raw_decode", "prepared"), ("raw_decode", "original"), ("ours_1view", "prepared"), ("timm_full", "original")],
+        "table": [
+            ("raw_decode", "prepared"),
+            ("raw_decode", "original"),
+            ("ours_1view", "prepared"),
+            ("timm_full", "original"),
+        ],
     }
-    contenders = list(dict.fromkeys(contender for name, needed in needs.items() if name in wanted for contender in needed))
+    contenders = list(
+        dict.fromkeys(contender for name, needed in needs.items() if name in wanted for contender in needed)
+    )
     missing = sorted({name for name, _ in contenders if not peers.installed(name)})
     contenders = [(name, form) for name, form in contenders if name not in missing]
     if missing:
@@ -167,11 +189,17 @@ def show(found: dict) -> None:
         return
 
     def over(result: dict, name: str, form: str) -> str:
-        return f"{result['samples_per_s'] / speed(found, name, form):11.2f}" if (name, form) in found else f"{'':11}"
+        return (
+            f"{result['samples_per_s'] / speed(found, name, form):11.2f}"
+            if (name, form) in found
+            else f"{'':11}"
+        )
 
     print(f"\n{'':16} {'form':9} {'samples/s':>10} {'x timm full':>11} {'x timm crop':>11} {'of decode':>11} {'peak MB':>8} "
           f"{'CPU ms/sample':>13} {'seconds':>8}")  # fmt: skip
-    for (name, form), result in sorted(found.items(), key=lambda item: (item[0][1], -item[1]["samples_per_s"])):
+    for (name, form), result in sorted(
+        found.items(), key=lambda item: (item[0][1], -item[1]["samples_per_s"])
+    ):
         ratios = " ".join(over(result, other, form) for other in ("timm_full", "timm_crop", "raw_decode"))
         print(f"{name:16} {form:9} {result['samples_per_s']:10.0f} {ratios} {result['peak_mb']:8.0f} "
               f"{1000 * result['cpu_s_per_sample']:13.3f} {result['seconds']:8.1f}")  # fmt: skip
@@ -180,10 +208,22 @@ def show(found: dict) -> None:
 
 def start(name: str, form: str, cache: Path, samples: int) -> dict:
     """Runs a contender in a process of its own."""
-    command = [sys.executable, __file__, "--contender", name, form, "--cache", str(cache), "--samples", str(samples)]
+    command = [
+        sys.executable,
+        __file__,
+        "--contender",
+        name,
+        form,
+        "--cache",
+        str(cache),
+        "--samples",
+        str(samples),
+    ]
     with (
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
-        PeakMemory(process.pid, every_s=1.0) as memory,  # from here, that it may not count as the contender's CPU time
+        PeakMemory(
+            process.pid, every_s=1.0
+        ) as memory,  # from here, that it may not count as the contender's CPU time
     ):
         output, errors = process.communicate()
     if process.returncode:
@@ -208,7 +248,9 @@ def contend(name: str, form: str, cache: Path, samples: int) -> dict:
 def take(batches: Iterator) -> dict:
     """Takes batches as fast as they come, for some seconds, after some others."""
     begin = time.perf_counter()
-    while time.perf_counter() - begin < WARM_S:  # the first batch, which may compile or start processes, and more
+    while (
+        time.perf_counter() - begin < WARM_S
+    ):  # the first batch, which may compile or start processes, and more
         next(batches)
     for _ in range(CORES * peers.READ_AHEAD):  # what has been made while nobody asked
         next(batches)
@@ -216,7 +258,11 @@ def take(batches: Iterator) -> dict:
     while (seconds := time.perf_counter() - begin) < MEASURE_S:
         for _ in range(CORES):  # processes give batches in turn
             samples += len(next(batches))
-    return {"samples_per_s": samples / seconds, "cpu_s_per_sample": (cpu_seconds() - cpu_before) / samples, "seconds": seconds}
+    return {
+        "samples_per_s": samples / seconds,
+        "cpu_s_per_sample": (cpu_seconds() - cpu_before) / samples,
+        "seconds": seconds,
+    }
 
 
 def bare(way: Way) -> dict:
@@ -245,7 +291,9 @@ def bare_tasks(way: Way, number: int) -> list[float]:
     measured = []
     for task in itertools.islice(tasks, 1 + way.rounds(worklist)):
         ids = []
-        made = spent(lambda task=task, ids=ids: ids.extend(s.ids for s in make_samples(task, recipe, way.batch, 1)))
+        made = spent(
+            lambda task=task, ids=ids: ids.extend(s.ids for s in make_samples(task, recipe, way.batch, 1))
+        )
         ids = np.concatenate(ids)
         used = [jpegs[i % len(jpegs)] for i in np.unique(ids)]  # the shard is listed again and again
         decode_s, _ = spent(partial(decode, used))
@@ -271,7 +319,11 @@ def raw_decode(folder: Path) -> dict:
     with multiprocessing.get_context("spawn").Pool(CORES) as pool:
         found = pool.map(decode_for_a_while, [str(folder)] * CORES, chunksize=1)
     images, cpu_s, seconds = (sum(values) for values in zip(*found, strict=True))
-    return {"samples_per_s": sum(n / s for n, _, s in found), "cpu_s_per_sample": cpu_s / images, "seconds": seconds / CORES}
+    return {
+        "samples_per_s": sum(n / s for n, _, s in found),
+        "cpu_s_per_sample": cpu_s / images,
+        "seconds": seconds / CORES,
+    }
 
 
 def decode_for_a_while(folder: str) -> tuple[int, float, float]:
@@ -302,7 +354,12 @@ def startups(cache: Path) -> dict:
     cold, one, many = (statistics.median(times_s) for times_s in (cold_s, warm_s[::2], warm_s[1::2]))
     print(f"first batch: cold {' '.join(f'{s:.2f}' for s in cold_s)} s, warm, with 1 and {IMAGENET_EPOCHS} epochs in turns, "
           f"{' '.join(f'{s:.2f}' for s in warm_s)} s", flush=True)  # fmt: skip
-    return {"startup_s": cold, "startup_warm_s": one, "startup_300_epochs_s": many, "startup_growth": many / one}
+    return {
+        "startup_s": cold,
+        "startup_warm_s": one,
+        "startup_300_epochs_s": many,
+        "startup_growth": many / one,
+    }
 
 
 def windows(cache: Path, count: int) -> dict:
@@ -322,7 +379,9 @@ def windows(cache: Path, count: int) -> dict:
     length = way.worklist().window  # tasks; each an epoch, and a step
     one, many = (Way(**{**vars(way), "epochs": n * length}) for n in (1, count))
     with local_ray(CORES):
-        alone = [np.diff(measure([one])[0]["times"])[length // 10 :].mean() for _ in range(PAIRS)]  # without its start
+        alone = [
+            np.diff(measure([one])[0]["times"])[length // 10 :].mean() for _ in range(PAIRS)
+        ]  # without its start
         (found,) = measure([many])
         alone += [np.diff(measure([one])[0]["times"])[length // 10 :].mean() for _ in range(PAIRS)]
     times = np.array(found["times"])

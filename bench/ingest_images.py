@@ -22,7 +22,11 @@ def lay_out(images: Path | None, cache: Path) -> dict:
         return json.loads(where.read_text())
     source = cache / "source"
     if images:
-        contents = [path.read_bytes() for path in sorted(images.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")]
+        contents = [
+            path.read_bytes()
+            for path in sorted(images.rglob("*"))
+            if path.suffix.lower() in (".jpg", ".jpeg")
+        ]
     else:
         contents = list(make_images())
     print(f"{len(contents)} images {f'of {images}' if images else 'made of scikit-image photographs'}, "
@@ -36,13 +40,20 @@ def lay_out(images: Path | None, cache: Path) -> dict:
         prepare(str(source), str(shards_of(cache, form)), short_side, max_bad=0.01)
         table = pq.read_table(shards_of(cache, form) / "train-00000.parquet", columns=["image", "label"])
         for number, (jpeg, label) in enumerate(zip(table["image"], table["label"], strict=True)):
-            unique, folder = cache / form / "unique" / f"{number:05d}.jpg", cache / form / "images" / f"class-{label}"
+            unique, folder = (
+                cache / form / "unique" / f"{number:05d}.jpg",
+                cache / form / "images" / f"class-{label}",
+            )
             for parent in (unique.parent, folder):
                 parent.mkdir(parents=True, exist_ok=True)
             unique.write_bytes(jpeg.as_py())
             for copy in range(COPIES):
                 (folder / f"{number:05d}-{copy}.jpg").symlink_to(unique)
-    made = {"images": len(contents), "bytes": float(np.mean([len(c) for c in contents])), "made": images is None}
+    made = {
+        "images": len(contents),
+        "bytes": float(np.mean([len(c) for c in contents])),
+        "made": images is None,
+    }
     where.write_text(json.dumps(made))
     return made
 
@@ -56,14 +67,24 @@ def make_images() -> Iterator[bytes]:
     from skimage import data
 
     pictures, rng = [data.astronaut(), data.chelsea(), data.coffee(), data.rocket()], np.random.default_rng(0)
-    options = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
+    options = [
+        cv2.IMWRITE_JPEG_QUALITY,
+        95,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+    ]
     made = 0
     while made < MADE:
         picture = pictures[made % len(pictures)]
         width = int(rng.integers(300, min(picture.shape[1], picture.shape[0] * 4 // 3)))
         height = width * 3 // 4
-        top, left = (int(rng.integers(0, whole - part + 1)) for whole, part in zip(picture.shape, (height, width), strict=False))
-        part = cv2.resize(picture[top : top + height, left : left + width, ::-1], (500, 375), interpolation=cv2.INTER_CUBIC)
+        top, left = (
+            int(rng.integers(0, whole - part + 1))
+            for whole, part in zip(picture.shape, (height, width), strict=False)
+        )
+        part = cv2.resize(
+            picture[top : top + height, left : left + width, ::-1], (500, 375), interpolation=cv2.INTER_CUBIC
+        )
         for deviation in range(0, 40, 3):
             noisy = np.clip(part + rng.normal(0, deviation, part.shape), 0, 255).astype(np.uint8)
             jpeg = cv2.imencode(".jpg", noisy, options)[1].tobytes()

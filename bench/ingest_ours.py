@@ -1,6 +1,6 @@
 """Our side of bench/ingest.py: the stream as a training run has it, through Ray Train's controller to a worker that only takes batches.
 
-A run is what `deit_ray.run.run_trial` starts for any trial: an actor with Train's controller, a worker, the stream's tasks and
+A run is what `launch.run_trial` starts for any trial: an actor with Train's controller, a worker, the stream's tasks and
 Ray's daemons; only the worker's loop is replaced. Its batches become tensors as they do before an optimizer step.
 """
 
@@ -21,11 +21,11 @@ import ray
 import ray.train
 from measure import cpu_seconds, memory_bytes
 
-from deit_ray import run, trial
-from deit_ray.config import Experiment
 from deit_ray.data import stream
 from deit_ray.data.shards import Manifest, read_manifest
 from deit_ray.data.worklist import WorkList
+from deit_ray.experiment.config import Experiment
+from deit_ray.trial import assemble, launch
 
 IMAGENET = 1_281_167  # training images
 
@@ -54,7 +54,13 @@ class Way:
     first_only: bool = False
 
     def experiment(self) -> Experiment:
-        data = {"uri": self.data, "views": self.views, "image_size": self.size, "holdout": 0.0, "cpus_per_worker": float(self.cpus)}
+        data = {
+            "uri": self.data,
+            "views": self.views,
+            "image_size": self.size,
+            "holdout": 0.0,
+            "cpus_per_worker": float(self.cpus),
+        }
         train = {"batch_size": self.batch, "epochs": self.epochs, "device": "cpu"}
         return Experiment.model_validate(
             {"name": "ingest", "data": data, "train": train, "distillation": {"kind": "none"},
@@ -64,14 +70,14 @@ class Way:
     def worklist(self) -> WorkList:
         experiment, manifest = self.experiment(), read_manifest(self.data)
         times = max(1, self.images // manifest.rows("train"))
-        return trial.make_worklist(experiment, repeated(manifest, times), self.data, ())
+        return assemble.make_worklist(experiment, repeated(manifest, times), self.data, ())
 
     def rounds(self, worklist: WorkList) -> int:
         """Of tasks, one on each CPU, that make the samples."""
         return math.ceil(self.samples / (self.cpus * worklist.task_steps * self.batch))
 
     def recipe(self):
-        return trial.make_recipe(self.experiment(), "cpu")
+        return assemble.make_recipe(self.experiment(), "cpu")
 
 
 def repeated(manifest: Manifest, times: int) -> Manifest:
@@ -83,7 +89,13 @@ def repeated(manifest: Manifest, times: int) -> Manifest:
 def local_ray(cpus: int, consumers: int = 1) -> Iterator[None]:
     """A Ray with so many CPUs for streams, and one for each consumer besides."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        ray.init(num_cpus=cpus + consumers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, _temp_dir=folder)
+        ray.init(
+            num_cpus=cpus + consumers,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=folder,
+        )
         try:
             ray.get(ray.remote(lambda: None).remote())
             yield
@@ -100,7 +112,7 @@ def measure(ways: list[Way]) -> list[dict]:
         def start(way: Way, note: Path):
             make = MakeTrainer(way, str(note), os.getpid())
             try:
-                run.run_trial(make, f"{folder}/{note.stem}", lambda metrics: None)
+                launch.run_trial(make, f"{folder}/{note.stem}", lambda metrics: None)
             except BaseException as error:
                 failures.append(error)
 
@@ -123,10 +135,10 @@ class MakeTrainer:
     root: int
 
     def __call__(self, config: dict, on_report):
-        way = self.way
-        trainer = trial.make_trainer(way.experiment(), "cpu", "train", {}, way.worklist(), config["folder"], on_report)
-        trainer.train_loop_per_worker = Consume(way, self.notes, self.root)
-        return trainer
+        way, consume = self.way, Consume(self.way, self.notes, self.root)
+        return assemble.make_trainer(
+            way.experiment(), "cpu", assemble.TRAIN, {}, way.worklist(), config["folder"], on_report, consume
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +149,10 @@ class Consume:
     notes: str
     root: int
 
-    def __call__(self, config: dict) -> None:
+    def __call__(self, worker: str, config: dict) -> None:
         import torch
 
-        from deit_ray.step import Batch
+        from deit_ray.training.step import Batch
 
         way, worklist, device = self.way, config["worklist"], torch.device("cpu")
         torch.set_num_threads(1)

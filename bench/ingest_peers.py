@@ -71,7 +71,12 @@ def read_tensor(path: str) -> torch.Tensor:
 def transform_tensor():
     from torchvision.transforms import InterpolationMode, v2
 
-    return v2.Compose([v2.RandomResizedCrop(SIZE, interpolation=InterpolationMode.BICUBIC, antialias=True), v2.RandomHorizontalFlip()])
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(SIZE, interpolation=InterpolationMode.BICUBIC, antialias=True),
+            v2.RandomHorizontalFlip(),
+        ]
+    )
 
 
 def transform_pil():
@@ -125,8 +130,15 @@ def ffcv(place: Place) -> Iterator[torch.Tensor]:
     if not beton.exists():
         field = RGBImageField(write_mode="jpg")
         field.encode = encode_as_it_is
-        DatasetWriter(str(beton), {"image": field, "label": IntField()}, num_workers=1).from_indexed_dataset(Files(place.files()))
-    image = [RandomResizedCropRGBImageDecoder((SIZE, SIZE)), RandomHorizontalFlip(), ToTensor(), ToTorchImage()]
+        DatasetWriter(str(beton), {"image": field, "label": IntField()}, num_workers=1).from_indexed_dataset(
+            Files(place.files())
+        )
+    image = [
+        RandomResizedCropRGBImageDecoder((SIZE, SIZE)),
+        RandomHorizontalFlip(),
+        ToTensor(),
+        ToTorchImage(),
+    ]
     loader = Loader(str(beton), batch_size=BATCH, num_workers=place.workers, order=OrderOption.RANDOM, os_cache=True, drop_last=True,
                     pipelines={"image": image, "label": [IntDecoder(), ToTensor(), Squeeze()]})  # fmt: skip
     return endless(loader)
@@ -172,7 +184,12 @@ def spdl(place: Place) -> Iterator[torch.Tensor]:
             return transform(image.convert("RGB"))
 
     loader = SpdlLoader(
-        Shuffled(paths), preprocessor=load, batch_size=BATCH, drop_last=True, aggregator=torch.stack, num_threads=place.workers
+        Shuffled(paths),
+        preprocessor=load,
+        batch_size=BATCH,
+        drop_last=True,
+        aggregator=torch.stack,
+        num_threads=place.workers,
     )
     return endless(loader)
 
@@ -195,7 +212,9 @@ def litdata(place: Place) -> Iterator[torch.Tensor]:
     if not chunks.exists():
         ld.optimize(read_pil, files, str(chunks), num_workers=1, chunk_bytes="64MB")
     dataset = ld.StreamingDataset(str(chunks), shuffle=True, drop_last=True, transform=CropImage())
-    return endless(ld.StreamingDataLoader(dataset, batch_size=BATCH, num_workers=place.workers, persistent_workers=True))
+    return endless(
+        ld.StreamingDataLoader(dataset, batch_size=BATCH, num_workers=place.workers, persistent_workers=True)
+    )
 
 
 class CropImage:
@@ -218,7 +237,13 @@ def grain(place: Place) -> Iterator[torch.Tensor]:
     """Its tutorial's MapDataset: shuffle, map, batch, then processes. It brings no decoder: PIL and torchvision."""
     import grain.python as pygrain
 
-    dataset = pygrain.MapDataset.source(place.files()).shuffle(seed=0).repeat().map(LoadArray()).batch(BATCH, drop_remainder=True)
+    dataset = (
+        pygrain.MapDataset.source(place.files())
+        .shuffle(seed=0)
+        .repeat()
+        .map(LoadArray())
+        .batch(BATCH, drop_remainder=True)
+    )
     options = pygrain.MultiprocessingOptions(num_workers=place.workers)
     return map(torch.from_numpy, dataset.to_iter_dataset().mp_prefetch(options))
 

@@ -31,8 +31,8 @@ sys.path.insert(0, str(ROOT))
 
 from bench.record import record  # noqa: E402
 from deit_ray import storage  # noqa: E402
-from deit_ray.folders import JOURNAL, SNAPSHOT  # noqa: E402
-from deit_ray.journal import JournalWriter, checkpoint_name  # noqa: E402
+from deit_ray.results.folders import JOURNAL, SNAPSHOT  # noqa: E402
+from deit_ray.results.journal import JournalWriter, checkpoint_name  # noqa: E402
 
 WINDOW = 100  # trials, at most
 EPOCHS, STEPS_PER_EPOCH, LOG_EVERY = 3, 20, 10
@@ -49,7 +49,9 @@ class Idle(ray.tune.Trainable):
     def setup(self, config: dict):
         self.folder, self.epoch, self.last, self.saved = config["folder"], 0, {}, []
         self.journal = JournalWriter(storage.join(self.folder, JOURNAL))
-        self.skill = math.exp(-(math.log10(config["optim.lr"] / 2e-3) ** 2)) * (1 - abs(config["augment.strength"] - 1) / 4)
+        self.skill = math.exp(-(math.log10(config["optim.lr"] / 2e-3) ** 2)) * (
+            1 - abs(config["augment.strength"] - 1) / 4
+        )
 
     def step(self) -> dict:
         if self.epoch == EPOCHS:
@@ -89,7 +91,9 @@ def main() -> None:
     parser.add_argument("--sampler", choices=["random", "tpe"], default="random")
     arguments = parser.parse_args()
     if arguments.trials < 2 * arguments.concurrent + 2:
-        parser.error(f"--trials: at least {2 * arguments.concurrent + 2} with {arguments.concurrent} at a time")
+        parser.error(
+            f"--trials: at least {2 * arguments.concurrent + 2} with {arguments.concurrent} at a time"
+        )
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         figures = measure(Path(folder), arguments.trials, arguments.concurrent, arguments.sampler)
     record("many_trials", {name: round(value, 3) for name, value in figures.items()})
@@ -97,31 +101,33 @@ def main() -> None:
 
 def measure(folder: Path, trials: int, concurrent: int, sampler: str) -> dict[str, float]:
     """Runs the study, checks that nothing of it is missing, and says what it cost."""
-    from deit_ray import cluster
-    from deit_ray.console import Console
+    from deit_ray.cluster import connect
     from deit_ray.data.shards import Manifest
-    from deit_ray.driver import Driver
-    from deit_ray.run import Ready
-    from deit_ray.study import Study
+    from deit_ray.study.driver import Driver
+    from deit_ray.study.observers import Observer
+    from deit_ray.study.study import Study
+    from deit_ray.terminal.console import Console
+    from deit_ray.trial.resolve import Resolved
 
     class IdleDriver(Driver):
         def trainable(self) -> type:
             return Idle
 
-        def _end(self, number, *arguments) -> None:
-            super()._end(number, *arguments)
+    class Ends(Observer):
+        def trial_ended(self, end) -> None:
             ends.append((time.process_time(), time.monotonic()))
 
     experiment = make_experiment(folder, trials, concurrent, sampler)
     data = Manifest(["a", "b"], {}, {}, "")
-    ready = Ready(experiment, data, str(folder), None, None)
+    resolved = Resolved(experiment, data, str(folder), None, None)
     os.environ.pop("RAY_ADDRESS", None)
     console = Console()
-    with cluster.connected("local", False, console.warn):
+    with connect.connected("local", False, console.warn):
         ends = [(time.process_time(), time.monotonic())]
         study = Study.create(experiment)
         with study.driving():
-            driver = IdleDriver(study, ready, "cpu", {"CPU": 2.0 * concurrent}, console)
+            driver = IdleDriver(study, resolved, "cpu", {"CPU": 2.0 * concurrent}, console)
+            driver.observers.append(Ends())
             driver.run()
         ended = (time.process_time(), time.monotonic())
     check(study, trials)
@@ -144,7 +150,7 @@ def measure(folder: Path, trials: int, concurrent: int, sampler: str) -> dict[st
 
 
 def make_experiment(folder: Path, trials: int, concurrent: int, sampler: str):
-    from deit_ray.load import load_experiment
+    from deit_ray.experiment.load import load_experiment
 
     overrides = {
         "name": "idle",
@@ -169,7 +175,7 @@ def check(study, trials: int) -> None:
     """Makes sure that every trial ended well, and that MLflow knows each of them as ended."""
     from mlflow.tracking import MlflowClient
 
-    from deit_ray.tracking import tracking_uri
+    from deit_ray.tracking.tracker import tracking_uri
 
     states = [trial.state.name for trial in study.optuna.get_trials(deepcopy=False)]
     client = MlflowClient(tracking_uri(study.experiment))
@@ -179,7 +185,9 @@ def check(study, trials: int) -> None:
         found = client.search_runs([experiment], max_results=1000, page_token=found.token)
         runs = runs + found
     statuses = [run.info.status for run in runs]
-    seen = {name: states.count(name) for name in sorted(set(states))} | {name: statuses.count(name) for name in sorted(set(statuses))}
+    seen = {name: states.count(name) for name in sorted(set(states))} | {
+        name: statuses.count(name) for name in sorted(set(statuses))
+    }
     print(seen)
     if set(states) - {"COMPLETE", "PRUNED"} or len(states) != trials:
         raise RuntimeError(f"not all of {trials} trials have ended well: {seen}")

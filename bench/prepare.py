@@ -26,7 +26,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.measure import PeakMemory, memory_bytes
 from bench.record import record
-from deit_ray import cluster
+from deit_ray.cluster import connect
 from deit_ray.data.crop import resize
 from deit_ray.data.prepare import QUALITY, SHORT_SIDE, prepare
 
@@ -39,13 +39,15 @@ WARM_UP = 64  # images: before the clock
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("images", type=Path)
-    parser.add_argument("--shards", type=int, nargs=2, default=(10, 100), help="of the smaller and the larger data set")
+    parser.add_argument(
+        "--shards", type=int, nargs=2, default=(10, 100), help="of the smaller and the larger data set"
+    )
     arguments = parser.parse_args()
     paths = sorted(p for p in arguments.images.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
     cores = len(os.sched_getaffinity(0))
     few, many = arguments.shards
     before = bare(paths, cores)
-    with tempfile.TemporaryDirectory() as folder, cluster.connected("local", False, print):
+    with tempfile.TemporaryDirectory() as folder, connect.connected("local", False, print):
         idle = memory_bytes()
         small, large = (measure(paths, shards, Path(folder)) for shards in (few, many))
     after = bare(paths, cores)
@@ -80,7 +82,13 @@ def measure(paths: list[Path], shards: int, folder: Path) -> dict:
         seconds = time.perf_counter() - begin
     sizes = sum(shard.bytes for found in manifest.splits.values() for shard in found)
     source_bytes = sum(path.stat().st_size for path in place.rglob("*.jpg"))
-    return {"images": count, "seconds": seconds, "peak": memory.peak, "shard_bytes": sizes, "source_bytes": source_bytes}
+    return {
+        "images": count,
+        "seconds": seconds,
+        "peak": memory.peak,
+        "shard_bytes": sizes,
+        "source_bytes": source_bytes,
+    }
 
 
 def link_images(folder: Path, images: list[Path], count: int) -> int:
@@ -105,7 +113,9 @@ def _bare(paths: list[str]) -> float:
     for number, content in enumerate(contents[:WARM_UP] + contents):
         if number == WARM_UP:
             begin = time.perf_counter()
-        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        pixels = cv2.imdecode(
+            np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        )
         height, width = pixels.shape[:2]
         scale = SHORT_SIDE / min(height, width)
         if scale < 1:

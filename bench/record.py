@@ -39,9 +39,17 @@ def _anywhere(argument: str) -> str:
 
 def describe_machine() -> dict:
     """The processor's model, the cores this process may use, and the memory."""
-    models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    models = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"cpu": models[0] if models else "unknown", "cores": len(os.sched_getaffinity(0)), "memory_gib": round(memory_bytes / 2**30, 1)}
+    return {
+        "cpu": models[0] if models else "unknown",
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory_bytes / 2**30, 1),
+    }
 
 
 def describe_commit() -> str:

@@ -21,16 +21,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
 from record import ROOT, record
 
-sys.path.insert(0, str(ROOT))  # for tests.servers
+sys.path.insert(0, str(ROOT))  # for tests.support
 
-from deit_ray.journal import JournalWriter, Point, iterate_points
-from tests.servers import MlflowServer, Postgres
+from deit_ray.outcome import Outcome
+from deit_ray.results.journal import JournalWriter, Point, iterate_points
+from tests.support.servers import MlflowServer, Postgres
 
 PROCESSES, TRACKERS = 4, 25  # of each process
 SEGMENTS, STEPS = 10, 20
@@ -60,33 +61,40 @@ def measure_overhead(folder: Path, trials: int, epochs: int) -> dict[str, float]
     import ray
 
     import deit_ray
-    from deit_ray import driver
-    from deit_ray.delivery import Delivery
-    from deit_ray.tracking import Tracker
+    from deit_ray.study import driver
+    from deit_ray.tracking.server import Server
+    from deit_ray.tracking.tracker import Tracker
 
     notes, delivery_cpu_s, startup_cpu_s = folder / "notes", [], []
     notes.mkdir()
-    make, deliver, connect = driver.make_trial, Tracker._deliver, Delivery._connect
+    deliver, connect = Tracker._deliver, Server.connect
 
-    def make_noted(*given):
-        trainer = make(*given)
-        trainer.train_loop_per_worker = NotedLoop(trainer.train_loop_per_worker, notes)
-        return trainer
+    make_noted = partial(driver.make_trial, loop=NotedLoop(notes))
 
     def timed_deliver(tracker):
         deliver(tracker)
         delivery_cpu_s.append(time.thread_time())  # of this thread, which ends here
 
-    def timed_connect(delivery):
-        connect(delivery)
+    def timed_connect(server):
+        connect(server)
         startup_cpu_s.append(time.thread_time())  # MLflow is imported by now
 
     deit_ray.prepare("digits", str(folder / "digits"))
     where = {"data.uri": str(folder / "digits"), "results.uri": str(folder / "results")}
-    train = [sys.executable, "-m", "deit_ray.cli", "train", str(ROOT / "experiments" / "digits_teacher.yaml")]
-    settings = [word for key, value in (where | {"train.epochs": 5}).items() for word in ("--set", f"{key}={value}")]
-    subprocess.run(train + settings, check=True, stdout=subprocess.DEVNULL)  # in a process of its own, as by hand
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, _temp_dir=f"{folder}/ray")
+    train = [sys.executable, "-m", "deit_ray", "train", str(ROOT / "experiments" / "digits_teacher.yaml")]
+    settings = [
+        word for key, value in (where | {"train.epochs": 5}).items() for word in ("--set", f"{key}={value}")
+    ]
+    subprocess.run(
+        train + settings, check=True, stdout=subprocess.DEVNULL
+    )  # in a process of its own, as by hand
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _temp_dir=f"{folder}/ray",
+    )
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     try:
         shape = {"train.log_every": 10, "train.epochs": epochs, "search.trials": trials}
@@ -94,7 +102,7 @@ def measure_overhead(folder: Path, trials: int, epochs: int) -> dict[str, float]
         with (
             mock.patch.object(driver, "make_trial", make_noted),
             mock.patch.object(Tracker, "_deliver", timed_deliver),
-            mock.patch.object(Delivery, "_connect", timed_connect),
+            mock.patch.object(Server, "connect", timed_connect),
             mock.patch.dict(os.environ, QUIET),
             contextlib.redirect_stdout(None),
         ):
@@ -121,10 +129,12 @@ def measure_overhead(folder: Path, trials: int, epochs: int) -> dict[str, float]
 class NotedLoop:
     """Our worker's loop, which writes down the time inside its logging calls; a trial may be stopped after any flush."""
 
-    def __init__(self, loop: Callable, notes: Path):
-        self.loop, self.notes = loop, notes
+    def __init__(self, notes: Path):
+        self.notes = notes
 
-    def __call__(self, config: dict) -> None:
+    def __call__(self, worker: str, config: dict) -> None:
+        from deit_ray.trial.assemble import run_worker
+
         note, inside_s, calls = self.notes / f"{os.getpid()}-{time.time_ns()}.json", 0.0, 0
 
         @contextlib.contextmanager
@@ -151,7 +161,7 @@ class NotedLoop:
 
         add, flushing = JournalWriter.add, JournalWriter.flushing
         with mock.patch.multiple(JournalWriter, add=timed_add, flushing=timed_flushing):
-            self.loop(config)
+            run_worker(worker, config)
 
 
 def measure_writers(folder: Path) -> dict[str, float]:
@@ -159,7 +169,10 @@ def measure_writers(folder: Path) -> dict[str, float]:
     with Postgres() as postgres, MlflowServer(folder / "mlflow", postgres.uri, workers=2) as server:
         context = multiprocessing.get_context("spawn")
         barrier, spans = context.Barrier(PROCESSES), context.Queue()
-        processes = [context.Process(target=write_and_deliver, args=(server.uri, folder, n, barrier, spans)) for n in range(PROCESSES)]
+        processes = [
+            context.Process(target=write_and_deliver, args=(server.uri, folder, n, barrier, spans))
+            for n in range(PROCESSES)
+        ]
         for process in processes:
             process.start()
         begins, ends = zip(*(spans.get(timeout=LIMIT_S) for _ in processes), strict=True)
@@ -181,8 +194,8 @@ def write_and_deliver(uri: str, folder: Path, process: int, barrier, spans) -> N
     """One driver's process: its journals grow, its trackers deliver."""
     from mlflow.tracking import MlflowClient
 
-    from deit_ray.delivery import quiet_mlflow
-    from deit_ray.tracking import Tracker
+    from deit_ray.tracking.delivery import quiet_mlflow
+    from deit_ray.tracking.tracker import Tracker
 
     quiet_mlflow()
     MlflowClient(uri).search_experiments()  # what it takes to import MLflow is not measured here
@@ -192,7 +205,10 @@ def write_and_deliver(uri: str, folder: Path, process: int, barrier, spans) -> N
     barrier.wait()
     begin = time.time()
     trackers = [Tracker(uri, "writers", None, lambda text: print(text, file=sys.stderr)) for _ in folders]
-    runs = [tracker.start_run(one, {"kind": "trial"}, {"process": process}, one) for tracker, one in zip(trackers, folders, strict=True)]
+    runs = [
+        tracker.start_run(one, {"kind": "trial"}, {"process": process}, one)
+        for tracker, one in zip(trackers, folders, strict=True)
+    ]
     for segment in range(SEGMENTS):
         for journal in journals:
             for step in range(segment * STEPS, (segment + 1) * STEPS):
@@ -200,7 +216,7 @@ def write_and_deliver(uri: str, folder: Path, process: int, barrier, spans) -> N
             journal.flush()
         time.sleep(PAUSE_S)
     for tracker, run, one in zip(trackers, runs, folders, strict=True):
-        tracker.end_run(run, "finished", one)
+        tracker.end_run(run, Outcome.finished(), one)
         tracker.closing.set()  # all finish at once
     left = [run for tracker in trackers for run in tracker.finish(LIMIT_S, LIMIT_S)]
     spans.put((begin, time.time()))

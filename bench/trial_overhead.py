@@ -41,20 +41,28 @@ import ray.tune
 from record import ROOT, record
 
 import deit_ray
-from deit_ray import cluster, driver, run
 from deit_ray.augment import kernel_cv2
+from deit_ray.cluster import connect
 from deit_ray.data import crop, stream
 from deit_ray.data.blocks import Recipe, Samples
 from deit_ray.data.worklist import WorkList
-from deit_ray.trial import make_recipe, make_worklist
+from deit_ray.study import driver
+from deit_ray.trial.assemble import make_recipe, make_worklist, run_worker
+from deit_ray.trial.resolve import Resolved, resolve
 
 EPOCHS = 10
-QUIET = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
+QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeat", type=int, default=3, help="trials of each way, of which the median counts")
+    parser.add_argument(
+        "--repeat", type=int, default=3, help="trials of each way, of which the median counts"
+    )
     repeat = parser.parse_args().repeat
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, local_ray(folder):
         bench = Bench.prepare(Path(folder))
@@ -71,8 +79,15 @@ def main() -> None:
                 print(f"{name:14} {trial}", flush=True)
     figures = {}
     for name, trials in measured.items():
-        medians = {key: statistics.median(getattr(trial, key) for trial in trials) for key in ("overhead_s", "first_step_s", "end_s")}
-        figures |= {f"{name}_s": medians["overhead_s"], f"{name}_first_step_s": medians["first_step_s"], f"{name}_end_s": medians["end_s"]}
+        medians = {
+            key: statistics.median(getattr(trial, key) for trial in trials)
+            for key in ("overhead_s", "first_step_s", "end_s")
+        }
+        figures |= {
+            f"{name}_s": medians["overhead_s"],
+            f"{name}_first_step_s": medians["first_step_s"],
+            f"{name}_end_s": medians["end_s"],
+        }
         print(f"{name:14} median overhead {medians['overhead_s']:.2f} s")
     figures["overhead_ratio"] = figures["ours_s"] / figures["plain_s"]
     figures["overhead_ratio_one_execution"] = figures["ours_s"] / figures["one_execution_s"]
@@ -82,7 +97,13 @@ def main() -> None:
 @contextlib.contextmanager
 def local_ray(folder: str) -> Iterator[None]:
     """A Ray of two CPUs, its first worker process started, since no trial shall pay for starting Ray."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, _temp_dir=f"{folder}/ray")
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _temp_dir=f"{folder}/ray",
+    )
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     try:
         ray.get(ray.remote(lambda: None).remote())
@@ -98,14 +119,14 @@ class Bench:
     Attributes:
         folder: of the benchmark's files; `train` and `val` in it hold the documented pattern's, a copy for each epoch.
         experiment: a study of one trial.
-        ready: its parts.
+        resolved: the things that it names.
         recipe: of the samples.
         worklist: says how many steps and evaluations there are.
     """
 
     folder: Path
     experiment: deit_ray.Experiment
-    ready: run.Ready
+    resolved: Resolved
     recipe: Recipe
     worklist: WorkList
 
@@ -115,18 +136,24 @@ class Bench:
         deit_ray.prepare("digits", str(folder / "digits"))
         where = {"data.uri": str(folder / "digits"), "results.uri": str(folder / "results")}
         experiments = ROOT / "experiments"
-        deit_ray.train(deit_ray.load_experiment(experiments / "digits_teacher.yaml", where | {"train.epochs": 5}))
-        one_trial = {"train.epochs": EPOCHS, "search.trials": 1, "search.space": {"optim.lr": {"log": [1e-3, 4e-3]}}}
+        deit_ray.train(
+            deit_ray.load_experiment(experiments / "digits_teacher.yaml", where | {"train.epochs": 5})
+        )
+        one_trial = {
+            "train.epochs": EPOCHS,
+            "search.trials": 1,
+            "search.space": {"optim.lr": {"log": [1e-3, 4e-3]}},
+        }
         experiment = deit_ray.load_experiment(experiments / "digits_student.yaml", where | one_trial)
-        ready = run.check(experiment)
-        worklist = make_worklist(experiment, ready.manifest, ready.data, ("val",))
+        resolved = resolve(experiment)
+        worklist = make_worklist(experiment, resolved.manifest, resolved.data, ("val",))
         table = pq.read_table(folder / "digits" / "train-00000.parquet", columns=["image", "label"])
         held_out = worklist.train.images
         for split, rows in (("train", table.slice(0, held_out)), ("val", table.slice(held_out))):
             for copy in range(EPOCHS):
                 (folder / split).mkdir(exist_ok=True)
                 pq.write_table(rows, folder / split / f"{copy}.parquet")
-        return cls(folder, experiment, ready, make_recipe(experiment, "cpu"), worklist)
+        return cls(folder, experiment, resolved, make_recipe(experiment, "cpu"), worklist)
 
 
 @dataclass(frozen=True)
@@ -168,12 +195,18 @@ def measure(way: Callable[[Path], None], notes: Path, steps: int) -> Measured:
             span.append(time.perf_counter())
 
     nowhere = io.StringIO()
-    with mock.patch.object(ray.tune.Tuner, "fit", timed_fit), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+    with (
+        mock.patch.object(ray.tune.Tuner, "fit", timed_fit),
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
         way(notes)
     begin, end = span
     work = Work(**json.loads(notes.read_text()))
     if (work.steps, work.evaluations) != (steps, EPOCHS):
-        raise RuntimeError(f"{work.steps} steps and {work.evaluations} evaluations instead of {steps} and {EPOCHS}")
+        raise RuntimeError(
+            f"{work.steps} steps and {work.evaluations} evaluations instead of {steps} and {EPOCHS}"
+        )
     return Measured(end - begin, work.inside_s, work.first_step - begin, end - work.last_step_end)
 
 
@@ -227,30 +260,24 @@ class Work:
 
 def run_study(bench: Bench, notes: Path) -> None:
     """Ours."""
-
-    def make_trial(*arguments):
-        trainer = original(*arguments)
-        trainer.train_loop_per_worker = NotedLoop(trainer.train_loop_per_worker, notes)
-        return trainer
-
-    original = driver.make_trial
-    with mock.patch.object(driver, "make_trial", make_trial), mock.patch.dict(os.environ, QUIET):
+    make_noted = partial(driver.make_trial, loop=NotedLoop(notes))
+    with mock.patch.object(driver, "make_trial", make_noted), mock.patch.dict(os.environ, QUIET):
         deit_ray.tune(bench.experiment)
 
 
 class NotedLoop:
-    """Our worker's loop, which writes down its work; otherwise it does what it does in the order in which it does it."""
+    """Our worker's loop, which writes down its work; otherwise it does the same in the same order."""
 
-    def __init__(self, loop: Callable, notes: Path):
-        self.loop, self.notes = loop, notes
+    def __init__(self, notes: Path):
+        self.notes = notes
 
-    def __call__(self, config: dict) -> None:
+    def __call__(self, name: str, config: dict) -> None:
         work, make_stream = Work(), stream.Stream
 
         def make_stream_then_patch(*arguments):
             batches = make_stream(*arguments)  # flows while the models are imported, as without the notes
-            from deit_ray import worker
-            from deit_ray.step import TrainStep
+            from deit_ray.training import worker
+            from deit_ray.training.step import TrainStep
 
             step, evaluate = TrainStep.__call__, worker.evaluate
             TrainStep.__call__ = lambda *arguments: work.step(step, *arguments)
@@ -258,7 +285,7 @@ class NotedLoop:
             return batches
 
         with mock.patch.object(stream, "Stream", make_stream_then_patch):
-            self.loop(config)
+            run_worker(name, config)
         work.write(self.notes)
 
 
@@ -269,16 +296,18 @@ def run_documented(bench: Bench, notes: Path, one_execution: bool) -> None:
     val_batch_size = bench.worklist.evaluations["val"].images // val_steps if one_execution else batch_size
     config = {
         "experiment": bench.experiment,
-        "classes": bench.ready.manifest.classes,
-        "teacher": ray.put(bench.ready.teacher),
+        "classes": bench.resolved.manifest.classes,
+        "teacher": ray.put(bench.resolved.teacher),
         "one_execution": one_execution,
         "steps": {"train": bench.worklist.steps_per_epoch, "val": val_steps},
         "batch_size": {"train": batch_size, "val": val_batch_size},
         "notes": notes,
     }
-    driver = ray.tune.with_parameters(documented_driver, folder=bench.folder, recipe=bench.recipe, train_loop_config=config)
+    driver = ray.tune.with_parameters(
+        documented_driver, folder=bench.folder, recipe=bench.recipe, train_loop_config=config
+    )
     results = ray.tune.Tuner(
-        ray.tune.with_resources(driver, {cluster.HEAD: 0.001}),  # leaves the CPUs to the worker and the data
+        ray.tune.with_resources(driver, {connect.HEAD: 0.001}),  # leaves the CPUs to the worker and the data
         run_config=ray.tune.RunConfig(name=notes.stem, storage_path=str(bench.folder / "tune"), verbose=0),
     ).fit()
     if results.errors:
@@ -291,7 +320,9 @@ def documented_driver(config: dict, folder: Path, recipe: Recipe, train_loop_con
 
     files = "" if train_loop_config["one_execution"] else "0.parquet"
     datasets = {
-        split: ray.data.read_parquet(str(folder / split / files)).map_batches(decode_and_crop, fn_kwargs={"recipe": recipe, "split": split})
+        split: ray.data.read_parquet(str(folder / split / files)).map_batches(
+            decode_and_crop, fn_kwargs={"recipe": recipe, "split": split}
+        )
         for split in ("train", "val")
     }
     TorchTrainer(
@@ -321,24 +352,33 @@ def decode_and_crop(batch: dict[str, np.ndarray], recipe: Recipe, split: str) ->
         else:
             crop.crop_centre(crop.decode(jpeg), geometry, images[i])
     if split == "train":
-        kernel_cv2.augment_images(images, recipe.photometric.stages(0, ids, views, geometry.size, geometry.size))
+        kernel_cv2.augment_images(
+            images, recipe.photometric.stages(0, ids, views, geometry.size, geometry.size)
+        )
     return {"image": images, "label": batch["label"]}
 
 
 def documented_loop(config: dict) -> None:
     import torch
 
-    from deit_ray.checkpoint import Progress, save_checkpoint
-    from deit_ray.evaluate import evaluate
     from deit_ray.models.student import create_student
-    from deit_ray.step import Batch, TrainStep
-    from deit_ray.worker import describe
+    from deit_ray.training.checkpoint import Progress, save_checkpoint
+    from deit_ray.training.evaluate import evaluate
+    from deit_ray.training.step import Batch, TrainStep
+    from deit_ray.training.worker import describe
 
-    experiment, classes, steps, device = config["experiment"], config["classes"], config["steps"], torch.device("cpu")
+    experiment, classes, steps, device = (
+        config["experiment"],
+        config["classes"],
+        config["steps"],
+        torch.device("cpu"),
+    )
     torch.set_num_threads(experiment.train.threads)
     torch.manual_seed(experiment.seed)
     model = create_student(experiment.student, experiment.data.image_size, len(classes))
-    train_step = TrainStep(experiment, model, model, ray.get(config["teacher"]), len(classes), steps["train"], 0, device)
+    train_step = TrainStep(
+        experiment, model, model, ray.get(config["teacher"]), len(classes), steps["train"], 0, device
+    )
     ema, description, work = train_step.ema.module, describe(experiment, classes), Work()
 
     train, val = (epochs_of(split, config) for split in ("train", "val"))
@@ -346,19 +386,25 @@ def documented_loop(config: dict) -> None:
         for samples in next(train):
             work.step(train_step, Batch.of(samples, device), work.steps)
         batches = next(val)
-        metrics = work.evaluate(evaluate, "val", model, ema, batches, steps["val"], train_step.normalise, train_step.autocast)
+        metrics = work.evaluate(
+            evaluate, "val", model, ema, batches, steps["val"], train_step.normalise, train_step.autocast
+        )
         for _ in batches:  # nothing is left but the end of the iteration
             pass
         with tempfile.TemporaryDirectory() as folder:
             save_checkpoint(Path(folder), train_step, Progress(work.steps), description)
-            ray.train.report(metrics | {"epoch": epoch + 1}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+            ray.train.report(
+                metrics | {"epoch": epoch + 1}, checkpoint=ray.train.Checkpoint.from_directory(folder)
+            )
     work.write(config["notes"])
 
 
 def epochs_of(split: str, config: dict) -> Iterator[Iterator[Samples]]:
     """For each epoch its batches: of an iteration of its own, or of one iteration over all epochs' rows."""
     shard = ray.train.get_dataset_shard(split)
-    iterate = partial(shard.iter_torch_batches, batch_size=config["batch_size"][split], drop_last=split == "train")
+    iterate = partial(
+        shard.iter_torch_batches, batch_size=config["batch_size"][split], drop_last=split == "train"
+    )
     if config["one_execution"]:
         batches = iter(iterate())
         while True:
@@ -370,16 +416,14 @@ def epochs_of(split: str, config: dict) -> Iterator[Iterator[Samples]]:
 def samples_of(batch: dict) -> Samples:
     """A batch in the form that steps and evaluations take; arrays are not copied."""
     count = len(batch["label"])
-    return Samples(
-        batch["image"].numpy(),
-        batch["label"].numpy().astype(np.int64),
-        np.arange(count),
-        np.zeros(count, np.int64),
-        np.ones(count, bool),
-        "",
-        0,
-        0,
-    )
+    arrays = {
+        "images": batch["image"].numpy(),
+        "labels": batch["label"].numpy().astype(np.int64),
+        "ids": np.arange(count),
+        "views": np.zeros(count, np.int64),
+        "valid": np.ones(count, bool),
+    }
+    return Samples(arrays, "", 0, 0)
 
 
 if __name__ == "__main__":

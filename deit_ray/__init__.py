@@ -5,15 +5,27 @@ import importlib
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "Experiment": "config",
-    "load_experiment": "load",
+    "Experiment": "experiment.config",
+    "load_experiment": "experiment.load",
+    "Session": "terminal.session",
     "prepare": "data.prepare",
-    "train": "run",
-    "tune": "search",
-    "Study": "study",
+    "plan": "commands.plan",
+    "train": "trial.run",
+    "continue_run": "commands.continuing",
+    "tune": "study.search",
+    "resume_study": "study.search",
+    "plan_resume": "study.search",
+    "Study": "study.study",
+    "sync": "study.sync",
+    "compare": "commands.diff",
+    "reproduce": "commands.reproduce",
+    "verify_best": "commands.predict",
+    "evaluate": "commands.predict",
+    "predict": "commands.predict",
+    "bench_data": "commands.bench_data",
     "UserError": "errors",
 }
-__all__ = list(_EXPORTS)
+__all__ = [*_EXPORTS]
 
 
 def __getattr__(name: str):

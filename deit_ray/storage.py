@@ -1,16 +1,19 @@
 """Where files live: one way to name, open and write them, on a local disk or an object store (pyarrow.fs)."""
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-
-import pyarrow as pa
-from pyarrow import fs
+from typing import TYPE_CHECKING
 
 from deit_ray.errors import UnavailableError, UserError
+
+if TYPE_CHECKING:
+    from pyarrow import fs
 
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # of file systems that have no hard links
 LOCAL_SCHEMES = ("", "file")
@@ -23,6 +26,9 @@ def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
         UserError: the URI is none that can be opened.
         UnavailableError: its place cannot be reached.
     """
+    import pyarrow as pa
+    from pyarrow import fs
+
     if is_local(uri):
         return fs.LocalFileSystem(), local_path(uri)
     try:
@@ -30,7 +36,9 @@ def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
     except OSError as error:  # it looks for the bucket's region
         raise UnavailableError(f"{uri}: cannot be reached: {error}") from error
     except (pa.ArrowInvalid, ValueError) as error:
-        raise UserError(f"{uri}: cannot be opened; allowed are a path, file://, s3:// and gs:// ({error})") from None
+        raise UserError(
+            f"{uri}: cannot be opened; allowed are a path, file://, s3:// and gs:// ({error})"
+        ) from None
 
 
 def is_local(uri: str) -> bool:
@@ -153,6 +161,9 @@ def remove(uri: str) -> None:
 
 
 def exists(uri: str) -> bool:
+    """Whether there is a file or folder."""
+    from pyarrow import fs
+
     filesystem, path = open_uri(uri)
     with _naming(uri, "read"):
         return filesystem.get_file_info(path).type != fs.FileType.NotFound
@@ -166,6 +177,8 @@ def modified_ns(uri: str) -> int | None:
 
 def list_names(uri: str) -> list[str]:
     """The names of what a folder holds, sorted; none where there is no folder."""
+    from pyarrow import fs
+
     filesystem, path = open_uri(uri)
     with _naming(uri, "read"):
         found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))

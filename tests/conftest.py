@@ -1,20 +1,100 @@
-"""What tests share: small real data sets, and one Ray for all tests that need one."""
+"""What tests share, and which tests run when.
 
-import os
+Marks follow from the fixtures that a test uses; no test marks itself:
+
+- `server`: needs an MLflow, S3 or PostgreSQL server of the test session.
+- `cluster`: needs Ray, the one of the session (`ray_cluster`) or one of its own (`own_ray`).
+- `slow`: needs a Ray of its own, since it kills Ray, changes its environment, counts its processes or runs a command as
+  a person does; or sends a whole data set (`digits`) through Ray instead of the few hundred images of `tints`; or follows
+  the README from images of one's own to a study (`own_images`).
+
+`make check` runs what has none of these marks, `make test` all but `slow`, `make test-all` everything. `make test` meets
+every promise of docs/reliability.md, and fails if a command of deit-ray was not called (`--every-command`).
+"""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from deit_ray.data import shards
-from deit_ray.data.images import encode
 from deit_ray.data.prepare import prepare
-from deit_ray.load import dump_experiment, load_experiment
-from tests.commands import SPACE
-from tests.servers import MlflowServer, Proxy
+from deit_ray.experiment.load import dump_experiment, load_experiment
+from tests.support import commands
+from tests.support.commands import SPACE
+from tests.support.data import write_tints
+from tests.support.servers import MlflowServer, Proxy, S3Server
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "experiments"
+SERVERS = {"server", "own_server", "s3_server"}
+RAYS = {"ray_cluster", "own_ray"}
+LONG = {"own_ray", "own_images"}
+# 400 training images, a tenth of them held out, are 5 steps of 72 an epoch
+SMALL = {
+    "train.batch_size": 72,
+    "train.epochs": 2,
+    "train.log_every": 1,
+    "optim.warmup_epochs": 1,
+    "student.depth": 1,
+}
+SMALL_STEPS = 5  # of an epoch
+STUDY = {
+    "name": "short",
+    "train.epochs": 30,
+    "optim.ema_decay": 0.5,
+    "search.metric": "val/top1_ema",
+    "search.trials": 3,
+    "search.sampler": "random",
+    "search.grace_epochs": 1,
+    "search.max_concurrent": 1,
+    # of two learning rates one learns nothing: by the seed, the second trial has it, and is stopped early
+    "search.space": SPACE | {"optim.lr": {"choice": [2e-3, 1e-6]}},
+    "seed": 2,
+}
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption(
+        "--every-command",
+        action="store_true",
+        help="fail unless the tests have called every command of deit-ray",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items) -> None:
+    """Marks each test by the fixtures that it uses, before pytest looks at `-m`; puts first what needs the least.
+
+    So tests without Ray run before the session's Ray is there, which every call in this process would use.
+    """
+    for item in items:
+        used = set(item.fixturenames)
+        if used & SERVERS:
+            item.add_marker(pytest.mark.server)
+        if used & RAYS:
+            item.add_marker(pytest.mark.cluster)
+        if used & LONG or {"ray_cluster", "digits"} <= used:
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: [item.get_closest_marker(name) is not None for name in ("cluster", "server")])
+
+
+def pytest_sessionfinish(session, exitstatus) -> None:
+    if session.config.getoption("--every-command") and exitstatus == pytest.ExitCode.OK and _never_called():
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter, exitstatus, config) -> None:
+    if config.getoption("--every-command") and (missing := _never_called()):
+        terminalreporter.write_line(f"commands that no test has called: {', '.join(missing)}", red=True)
+
+
+def _never_called() -> list[str]:
+    return [name for name in commands.all_commands() if not commands.succeeded[name]]
+
+
+# Data and experiments
 
 
 @pytest.fixture(scope="session")
@@ -26,15 +106,11 @@ def digits(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster():
-    """A Ray of four logical CPUs, shared by the tests; trials are placed as on a real one."""
-    import ray
-
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+def tints(tmp_path_factory) -> str:
+    """A prepared data set of three classes that a small model learns in some ten steps."""
+    folder = tmp_path_factory.mktemp("data") / "tints"
+    write_tints(str(folder), {"train": 400, "test": 90})
+    return str(folder)
 
 
 @pytest.fixture
@@ -51,16 +127,32 @@ def experiment(digits, tmp_path):
 @pytest.fixture(scope="session")
 def teacher_file(digits, tmp_path_factory) -> str:
     """A model.safetensors of a convolutional teacher that knows the digits, trained by the training step without Ray."""
-    from tests.training import train_locally
+    return _train_teacher({"data.uri": digits, "train.epochs": 8}, tmp_path_factory.mktemp("teacher"))
 
-    folder = tmp_path_factory.mktemp("teacher")
-    overrides = {"data.uri": digits, "results.uri": str(folder), "train.epochs": 8}
+
+@pytest.fixture(scope="session")
+def tints_teacher(tints, tmp_path_factory) -> str:
+    """The same for the tints."""
+    keys = {
+        "data.uri": tints,
+        "train.batch_size": 40,
+        "train.epochs": 6,
+        "train.eval_every": 6,
+        "optim.lr": 5e-3,
+    }
+    return _train_teacher(keys, tmp_path_factory.mktemp("teacher"))
+
+
+def _train_teacher(overrides: dict, folder: Path) -> str:
+    from tests.support.training import train_locally
+
+    overrides = {"results.uri": str(folder)} | overrides
     return train_locally(load_experiment(EXPERIMENTS / "digits_teacher.yaml", overrides), folder).model
 
 
 @pytest.fixture
 def search_file(experiment, teacher_file, tmp_path):
-    """Writes a short study's experiment file."""
+    """Writes the experiment file of a short study of the digits."""
 
     def write(**keys) -> Path:
         fixed = {
@@ -78,41 +170,136 @@ def search_file(experiment, teacher_file, tmp_path):
     return write
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """A real MLflow server on loopback."""
+@pytest.fixture(scope="session")
+def make_small(tints, tints_teacher, server):
+    """Makes an experiment of a few hundred images with results in a folder; the session's MLflow server tracks it."""
+
+    def make(results: Path, keys: dict):
+        fixed = {
+            "data.uri": tints,
+            "results.uri": str(results),
+            "tracking.uri": server.uri,
+            "distillation.teacher": {"weights": tints_teacher},
+        }
+        return load_experiment(EXPERIMENTS / "digits_student.yaml", SMALL | fixed | keys)
+
+    return make
+
+
+@pytest.fixture
+def small(make_small, tmp_path):
+    """Makes an experiment of a few hundred images, whose results go to a new folder."""
+    return lambda **keys: make_small(tmp_path / "results", keys)
+
+
+@pytest.fixture
+def small_file(small, tmp_path):
+    """Writes such an experiment's file; it is called short."""
+
+    def write(**keys) -> Path:
+        path = tmp_path / "short.yaml"
+        path.write_text(dump_experiment(small(**{"name": "short"} | keys)))
+        return path
+
+    return write
+
+
+# Ray, and what it has trained once for all tests that look at it
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A Ray of four logical CPUs, started as deit-ray starts its own; whatever is called in this process uses it."""
+    from deit_ray.cluster import connect
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 4}')
+        connection = connect.connected("local", False, print)
+        connection.__enter__()
+    yield
+    connection.__exit__(None, None, None)
+
+
+@pytest.fixture
+def own_ray(monkeypatch) -> None:
+    """For a test whose commands or processes start a Ray of their own: they import this checkout, wherever they run."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A study or run that a command has finished: its name, its results folder, and how the command ended."""
+
+    name: str
+    results: Path
+    ended: commands.Ended
+
+    @property
+    def folder(self) -> Path:
+        return self.results / self.name
+
+    def copy(self, folder: Path) -> "Finished":
+        """The same in another results folder, where a test may change it."""
+        shutil.copytree(self.results, folder)
+        return Finished(self.name, folder, self.ended)
+
+
+@pytest.fixture(scope="session")
+def finished_study(ray_cluster, make_small, tmp_path_factory) -> Finished:
+    """A study of three trials, one at a time: the first has finished, the second was stopped early. Tests only read it."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "short.yaml").write_text(dump_experiment(make_small(folder / "results", STUDY)))
+    return Finished("short-1", folder / "results", commands.call("tune", folder / "short.yaml"))
+
+
+@pytest.fixture(scope="session")
+def finished_run(ray_cluster, make_small, tmp_path_factory) -> Finished:
+    """A run of four epochs, tracked in a database next to its results. Tests only read it."""
+    folder = tmp_path_factory.mktemp("run")
+    keys = {"name": "whole", "train.epochs": 4, "optim.schedule_epochs": 4, "student.drop_path": 0.1}
+    written = make_small(folder / "results", keys | {"tracking.uri": None})
+    (folder / "whole.yaml").write_text(dump_experiment(written))
+    return Finished("whole-1", folder / "results", commands.call("train", folder / "whole.yaml"))
+
+
+# Servers
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory) -> Iterator[MlflowServer]:
+    """A real MLflow server on loopback. A test that kills it starts it again."""
     with MlflowServer(tmp_path_factory.mktemp("mlflow")) as server:
         yield server
 
 
 @pytest.fixture
-def proxy(server):
-    """What misbehaves before it, as it is told."""
+def own_server() -> None:
+    """For a test that starts servers of its own."""
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """A real S3 API server on loopback."""
+    with S3Server() as server:
+        yield server
+
+
+@pytest.fixture
+def proxy(server) -> Iterator[Proxy]:
+    """A proxy in front of the MLflow server, which misbehaves as a test says."""
     with Proxy(server.port) as proxy:
         yield proxy
 
 
 @pytest.fixture
-def impatient(monkeypatch):
-    """The same as in real life, with shorter waits."""
-    from deit_ray import tracking
-    from deit_ray.delivery import quiet_mlflow
+def impatient(monkeypatch) -> None:
+    """The waits of tracking, shorter than in real life."""
+    from deit_ray.tracking import tracker
+    from deit_ray.tracking.delivery import quiet_mlflow
 
     quiet_mlflow()
-    monkeypatch.setattr(tracking, "POLL_S", 0.1)
-    monkeypatch.setattr(tracking, "PAUSE_S", (0.1, 0.5))
-    monkeypatch.setattr(tracking, "PATIENCE_S", 10.0)
+    monkeypatch.setattr(tracker, "POLL_S", 0.1)
+    monkeypatch.setattr(tracker, "PAUSE_S", (0.1, 0.5))
+    monkeypatch.setattr(tracker, "PATIENCE_S", 10.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-
-
-def write_colours(uri: str, rows: dict[str, int], size: int = 40, row_group: int | None = None) -> shards.Manifest:
-    """A prepared data set of noise images, each split with that many rows, labels counting 0, 1, 2, 0, ..."""
-    splits, counts = {}, {}
-    for split, count in rows.items():
-        generator = np.random.default_rng(len(split))
-        images = (
-            (encode(generator.integers(0, 256, (size, size + i % 7, 3), dtype=np.uint8), 0, 95), i % 3, f"{split}-{i}")
-            for i in range(count)
-        )
-        splits[split], counts[split] = shards.write_split(uri, split, images)
-    return shards.write_manifest(uri, ["a", "b", "c"], splits, counts, {})

@@ -11,10 +11,19 @@ TRAINING = {"torch", "timm", "ray.train", "mlflow"}
 @pytest.mark.parametrize(
     ("modules", "not_needed"),
     [
-        ("deit_ray.status, deit_ray.compare, deit_ray.study", TRAINING | {"ray.data"}),  # commands that look at results
-        ("deit_ray.data.windows, deit_ray.holdings", TRAINING | {"optuna"}),  # the stream's tasks, Ray's coordinators
+        (
+            "deit_ray.cli.views, deit_ray.study.status, deit_ray.commands.diff, deit_ray.study.study",
+            TRAINING | {"ray.data"},
+        ),  # commands that look at results
+        (
+            "deit_ray.data.windows, deit_ray.cluster.holdings",
+            TRAINING | {"optuna"},
+        ),  # the stream's tasks, Ray's coordinators
         ("deit_ray.data.stream", TRAINING - {"ray.train"} | {"optuna"}),  # Ray Train's manager of data sets
-        ("deit_ray.augment.policy, deit_ray.augment.kernel_torch", {"ray", "mlflow", "optuna"}),  # a machine without Ray
+        (
+            "deit_ray.augment.policy, deit_ray.augment.kernel_torch",
+            {"ray", "mlflow", "optuna"},
+        ),  # a machine without Ray
     ],
 )
 def test_a_process_loads_what_it_needs_alone(modules, not_needed):

@@ -28,10 +28,15 @@ def test_purposes_seeds_and_coordinates_are_independent():
         rng.uniform(1, "crop", 0, ids, 1),
         rng.uniform(1, "crop", 0, ids + 1, 0),
         *(rng.uniform(1, "randaugment", 0, ids, 0, layer, k) for layer in range(2) for k in range(4)),
-        *(rng.uniform(1, purpose, 0, ids, 0, 0) for purpose in ("color jitter", "three_augment", "erase noise")),
+        *(
+            rng.uniform(1, purpose, 0, ids, 0, 0)
+            for purpose in ("color jitter", "three_augment", "erase noise")
+        ),
     ]
     correlation = np.corrcoef(streams) - np.eye(len(streams))
-    assert np.abs(correlation).max() < 5 / np.sqrt(len(ids))  # five standard errors of a correlation of independent samples
+    assert np.abs(correlation).max() < 5 / np.sqrt(
+        len(ids)
+    )  # five standard errors of a correlation of independent samples
 
 
 def test_a_draw_does_not_depend_on_the_batch_it_is_drawn_in():

@@ -8,7 +8,7 @@ import pytest
 
 from deit_ray import storage
 from deit_ray.errors import UnavailableError
-from deit_ray.journal import JournalWriter, iterate_points
+from deit_ray.results.journal import JournalWriter, iterate_points
 
 
 @pytest.fixture
@@ -16,7 +16,9 @@ def small_disk(tmp_path):
     """A file system of 256 KB, unmounted afterwards."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("only root can mount a small file system")
     yield folder

@@ -1,7 +1,7 @@
-"""Random erasing (Zhong et al. 2017, arXiv:1708.04896) with normal noise, as timm's RandomErasing in mode `pixel`.
+"""Random erasing (Zhong et al. 2017, arXiv:1708.04896) with normal noise: timm's RandomErasing, mode `pixel`.
 
-The boxes are drawn on the host; their noise is made where the images are, each value a hash of its sample's coordinates
-and its pixel, so that it depends on neither the batch nor the device.
+The host draws the boxes. Their noise is made where the images are. Each value is a hash of its sample's
+coordinates and its pixel, so the noise depends on neither the batch nor the device.
 """
 
 import math
@@ -15,33 +15,57 @@ from deit_ray.augment import normal
 AREA = (0.02, 1 / 3)
 LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))
 ATTEMPTS = 10
-CHANNEL_BITS = 16  # of a pixel's hash, for each channel
+CHANNEL_BITS = 16  # bits of a pixel's hash that each channel uses
 
 
-def erase(images_BCHW: torch.Tensor, seed: int, epoch: int, ids: np.ndarray, views: np.ndarray, probability: float, mean, std) -> None:
+def erase(
+    images_BCHW: torch.Tensor,
+    seed: int,
+    epoch: int,
+    ids: np.ndarray,
+    views: np.ndarray,
+    probability: float,
+    mean,
+    std,
+) -> None:
     """Replaces one rectangle of each chosen image by noise, in place.
 
     Args:
         images_BCHW: float images in [0, 1].
         seed, epoch, ids, views: the samples' coordinates.
-        probability: of an image being chosen.
-        mean, std: [3, 1, 1] tensors of the student's normalisation, after which the noise is standard normal.
+        probability: of choosing an image.
+        mean, std: tensors [3, 1, 1], the student's normalisation. After it the noise is standard normal.
     """
     places, boxes = draw_boxes(*images_BCHW.shape[-2:], seed, epoch, ids, views, probability)
     if len(places) == 0:
         return
     states = rng.bits(seed, "erase noise", epoch, ids[places], views[places]).view(np.int64)
-    rows, quantiles = np.column_stack([places, boxes, states]), torch.from_numpy(normal.quantiles()).to(images_BCHW.device)
-    together = len(rows) if images_BCHW.is_cuda else 1  # a GPU wants much at once, the CPU what fits into its cache
+    rows = np.column_stack([places, boxes, states])
+    quantiles = torch.from_numpy(normal.quantiles()).to(images_BCHW.device)
+    # a GPU is fast with all boxes at once, the CPU with one that fits into its cache
+    together = len(rows) if images_BCHW.is_cuda else 1
+    images_BHWC = images_BCHW.permute(0, 2, 3, 1)
     for first in range(0, len(rows), together):
-        _fill(images_BCHW.permute(0, 2, 3, 1), rows[first : first + together], quantiles, mean.view(3), std.view(3))
+        _fill(images_BHWC, rows[first : first + together], quantiles, mean.view(3), std.view(3))
 
 
-def _fill(images_BHWC: torch.Tensor, rows: np.ndarray, quantiles: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> None:
-    """Fills boxes with noise; rows [n, 6] are place, top, left, height, width and the sample's hash. Nothing waits for the device."""
+def _fill(
+    images_BHWC: torch.Tensor,
+    rows: np.ndarray,
+    quantiles: torch.Tensor,
+    mean: torch.Tensor,
+    std: torch.Tensor,
+) -> None:
+    """Fills boxes with noise. Nothing waits for the device.
+
+    Args:
+        rows: int64 [n, 6]: place in the batch, top, left, height, width, and the sample's hash.
+    """
     device, areas = images_BHWC.device, rows[:, 3] * rows[:, 4]
     rows = torch.from_numpy(np.column_stack([rows, areas.cumsum() - areas])).to(device, non_blocking=True)
-    box = torch.repeat_interleave(torch.arange(len(rows), device=device), rows[:, 3] * rows[:, 4], output_size=int(areas.sum()))
+    box = torch.repeat_interleave(
+        torch.arange(len(rows), device=device), rows[:, 3] * rows[:, 4], output_size=int(areas.sum())
+    )
     place, top, left, _, width, state, start = rows[box].unbind(1)
     within = torch.arange(len(box), device=device) - start
     y, x = top + within // width, left + within % width
@@ -49,8 +73,14 @@ def _fill(images_BHWC: torch.Tensor, rows: np.ndarray, quantiles: torch.Tensor, 
     images_BHWC[place, y, x] = noise.to(images_BHWC) * std + mean
 
 
-def draw_boxes(height: int, width: int, seed: int, epoch: int, ids, views, probability: float) -> tuple[np.ndarray, np.ndarray]:
-    """Places in the batch, int64 [n], and boxes (top, left, height, width), int64 [n, 4], of the images that are erased."""
+def draw_boxes(
+    height: int, width: int, seed: int, epoch: int, ids, views, probability: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws which images are erased, and where.
+
+    Returns:
+        (places in the batch, int64 [n]; boxes (top, left, height, width), int64 [n, 4]).
+    """
     draws = rng.uniform(seed, "erase", epoch, ids[:, None], views[:, None], np.arange(2 * ATTEMPTS + 3))
     boxes = {i: erase_box(height, width, draws[i]) for i in np.flatnonzero(draws[:, -1] < probability)}
     fitting = {i: box for i, box in boxes.items() if box}
@@ -58,7 +88,7 @@ def draw_boxes(height: int, width: int, seed: int, epoch: int, ids, views, proba
 
 
 def erase_box(height: int, width: int, draws) -> tuple[int, int, int, int] | None:
-    """(top, left, height, width) as timm draws it, or None where no attempt fits."""
+    """One box (top, left, height, width), as timm draws it, or None where no attempt fits."""
     for k in range(ATTEMPTS):
         area = height * width * (AREA[0] + (AREA[1] - AREA[0]) * draws[2 * k])
         aspect = math.exp(LOG_ASPECT[0] + (LOG_ASPECT[1] - LOG_ASPECT[0]) * draws[2 * k + 1])
@@ -69,10 +99,10 @@ def erase_box(height: int, width: int, draws) -> tuple[int, int, int, int] | Non
 
 
 def pixel_noise(states: torch.Tensor, pixels: torch.Tensor, quantiles: torch.Tensor) -> torch.Tensor:
-    """Standard normal numbers [n, 3] of pixels int64 [n] whose samples hashed to `states`, int64 [n].
+    """Standard normal numbers [n, 3] of pixels, int64 [n], whose samples hashed to `states`, int64 [n].
 
-    `rng.bits` with the pixel as one more coordinate, in torch: multiplication wraps as that of uint64 does. Each channel
-    looks up 16 bits of it among the `quantiles` of the normal distribution.
+    This is `rng.bits` in torch, with the pixel as one more coordinate: int64 multiplication wraps as uint64
+    does. Each channel looks up 16 bits of the hash among the `quantiles` of the normal distribution.
     """
     bits = _mix((states ^ pixels) + _signed(rng.GAMMA))
     shifts = torch.arange(3, device=states.device) * CHANNEL_BITS
@@ -86,7 +116,7 @@ def _mix(z: torch.Tensor) -> torch.Tensor:
 
 
 def _shift_right(z: torch.Tensor, by: int) -> torch.Tensor:
-    return (z >> by) & ((1 << (64 - by)) - 1)  # int64 shifts drag the sign along
+    return (z >> by) & ((1 << (64 - by)) - 1)  # int64 shifts copy the sign bit
 
 
 def _signed(word) -> int:

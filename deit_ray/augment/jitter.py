@@ -1,4 +1,7 @@
-"""Colour jitter: brightness, contrast and saturation by random factors, in random order, as torchvision's ColorJitter."""
+"""Colour jitter: random factors of brightness, contrast and saturation, in random order.
+
+The same as torchvision's ColorJitter.
+"""
 
 import numpy as np
 
@@ -6,7 +9,7 @@ from deit_ray.augment import table
 
 
 def stages(draws, levels, canvas) -> list[table.Stage]:
-    """Empty where `levels.color_jitter` is 0."""
+    """The stages of a batch; none where `levels.color_jitter` is 0."""
     if levels.color_jitter == 0:
         return []
     factors, order = draw(draws, levels.color_jitter)
@@ -14,12 +17,14 @@ def stages(draws, levels, canvas) -> list[table.Stage]:
     for place in range(order.shape[1]):
         index = order[:, place]
         chosen = factors[np.arange(len(order)), index]
-        found += table.stages_of((brightness, contrast, saturation), index, everyone, chosen, everyone, canvas)
+        found += table.stages_of(
+            (brightness, contrast, saturation), index, everyone, chosen, everyone, canvas
+        )
     return found
 
 
 def draw(draws, color_jitter: float) -> tuple[np.ndarray, np.ndarray]:
-    """Factors [batch, 3] by operation, and the order [batch, 3] in which the operations come."""
+    """(factors [batch, 3] by operation, order of the operations [batch, 3])."""
     uniform = draws.uniform("color jitter", 6)
     return 1 + color_jitter * (2 * uniform[:, :3] - 1), np.argsort(uniform[:, 3:], axis=1)
 

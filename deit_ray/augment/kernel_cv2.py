@@ -6,7 +6,7 @@ import numpy as np
 from deit_ray.augment import table
 
 LUMA = np.array([[19595, 38470, 7471]]) / 65536  # ITU-R 601-2, to PIL's 16 bits
-CUT = -0.499  # makes OpenCV's rounding cut the fraction off, as PIL's blends do
+CUT = -0.499  # makes OpenCV round down, as PIL's blends do
 
 
 def augment_images(images_BHWC: np.ndarray, stages: list[table.Stage]) -> None:
@@ -22,7 +22,9 @@ def _lookup(image: np.ndarray, primitive: table.Lookup, row: int) -> None:
 
 
 def _histogram_lookup(image: np.ndarray, primitive: table.HistogramLookup, row: int) -> None:
-    histograms = np.stack([cv2.calcHist([image], [channel], None, [256], [0, 256]).ravel() for channel in range(3)])
+    histograms = np.stack(
+        [cv2.calcHist([image], [channel], None, [256], [0, 256]).ravel() for channel in range(3)]
+    )
     tables = primitive.rule(histograms[None].astype(np.float64), np)[0]
     cv2.LUT(image, np.ascontiguousarray(tables.T.astype(np.uint8))[None], dst=image)
 
@@ -39,7 +41,9 @@ def _grey_blend(image: np.ndarray, primitive: table.GreyBlend, row: int) -> None
 
 def _affine(image: np.ndarray, primitive: table.Affine, row: int) -> None:
     flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-    image[:] = cv2.warpAffine(image, primitive.matrices[row], image.shape[1::-1], flags=flags, borderValue=primitive.fill)
+    image[:] = cv2.warpAffine(
+        image, primitive.matrices[row], image.shape[1::-1], flags=flags, borderValue=primitive.fill
+    )
 
 
 def _filter(image: np.ndarray, primitive: table.Filter, row: int) -> None:

@@ -35,7 +35,9 @@ def _grey_blend(images: torch.Tensor, primitive: table.GreyBlend) -> torch.Tenso
     if primitive.of_mean:  # a sum of whole numbers: the batch's size changes no bit
         pixels = grey[0].numel()
         grey = ((2 * grey.sum((1, 2), dtype=torch.int64) + pixels) // (2 * pixels)).view(-1, 1, 1)
-    return table.blend(grey[..., None].float(), images.float(), _per_image(images, primitive.factors)).to(torch.uint8)
+    return table.blend(grey[..., None].float(), images.float(), _per_image(images, primitive.factors)).to(
+        torch.uint8
+    )
 
 
 def _affine(images: torch.Tensor, primitive: table.Affine) -> torch.Tensor:
@@ -43,7 +45,9 @@ def _affine(images: torch.Tensor, primitive: table.Affine) -> torch.Tensor:
     a, b, c, d, e, f = _to(images, primitive.matrices.reshape(-1, 6).astype(np.float32)).T[:, :, None, None]
     x = torch.arange(width, device=images.device)
     y = torch.arange(height, device=images.device)[:, None]
-    grid = torch.stack([(2 * (a * x + b * y + c) + 1) / width - 1, (2 * (d * x + e * y + f) + 1) / height - 1], dim=-1)
+    grid = torch.stack(
+        [(2 * (a * x + b * y + c) + 1) / width - 1, (2 * (d * x + e * y + f) + 1) / height - 1], dim=-1
+    )
     fill = _to(images, np.array(primitive.fill, np.float32)).view(3, 1, 1)
     source = images.permute(0, 3, 1, 2).float() - fill
     moved = F.grid_sample(source, grid, mode="bicubic", padding_mode="zeros", align_corners=False) + fill
@@ -56,7 +60,11 @@ def _filter(images: torch.Tensor, primitive: table.Filter) -> torch.Tensor:
     source, half = images.permute(0, 3, 1, 2).float(), taps.shape[-1] // 2
     padded = F.pad(source, (half, half, half, half), mode="replicate")
     along_x = sum(padded[..., k : k + width] * taps[..., k] for k in range(taps.shape[-1]))
-    filtered = sum(along_x[:, :, k : k + height] * taps[..., k] for k in range(taps.shape[-1])).permute(0, 2, 3, 1).round()
+    filtered = (
+        sum(along_x[:, :, k : k + height] * taps[..., k] for k in range(taps.shape[-1]))
+        .permute(0, 2, 3, 1)
+        .round()
+    )
     filtered = table.blend(filtered, images.float(), _per_image(images, primitive.factors)).to(torch.uint8)
     rim = int(primitive.keep_rim)
     result = images.clone()

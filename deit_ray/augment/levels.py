@@ -1,4 +1,4 @@
-"""The one knob: what `augment.strength` makes of each argument of the augmentation."""
+"""One setting for the whole augmentation: `augment.strength` scales each of its arguments."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,16 @@ from deit_ray.augment.table import MAX_MAGNITUDE
 
 @dataclass(frozen=True)
 class Levels:
-    """What is applied, after the strength. At strength 0 nothing is, at 1 what the experiment says.
+    """The scaled arguments. At strength 0 nothing is applied, at 1 what the experiment says.
 
     Attributes:
         strength: from 0 to 2.
-        magnitude: of RandAugment's operations, up to 10.
-        num_ops: operations drawn for an image; the fraction of 2.4 is a third operation with 0.4 of the probability.
-        p: probability that a drawn operation is applied.
-        color_jitter: factors are drawn from 1 +- this; 0 where the policy does not go with it.
-        random_erasing: probability.
-        mixup, cutmix: alphas, 0 is off.
+        magnitude: of RandAugment's operations, from 0 to 10.
+        num_ops: operations drawn for an image. 2.4 means two, and a third with 0.4 of the probability.
+        p: probability of applying a drawn operation.
+        color_jitter: factors are drawn from 1 +- color_jitter; 0 where the policy excludes it.
+        random_erasing: probability of erasing a rectangle of an image.
+        mixup, cutmix: alphas of their Beta distributions; 0 is off.
         mixup_switch: probability of cutmix where both are on.
     """
 

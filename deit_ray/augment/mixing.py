@@ -1,4 +1,7 @@
-"""Mixup (arXiv:1710.09412) and cutmix (arXiv:1905.04899) of a batch with its own reverse, as timm's Mixup in mode `batch`."""
+"""Mixup (arXiv:1710.09412) and cutmix (arXiv:1905.04899) of a batch with its own reverse.
+
+The same as timm's Mixup in mode `batch`.
+"""
 
 from dataclasses import dataclass
 
@@ -16,14 +19,14 @@ class Mix:
 
     Attributes:
         lam: an image's own share, from 0 to 1.
-        box: (top, bottom, left, right) that is pasted from the other image; None for a blend of the two.
+        box: (top, bottom, left, right) of the part pasted from the other image; None blends the two images.
     """
 
     lam: float
     box: tuple[int, int, int, int] | None = None
 
     def images(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """The mixed images, a new tensor where anything was mixed."""
+        """The mixed images: a new tensor, or the given one where nothing is mixed."""
         if self.lam == 1:
             return images_BCHW
         if self.box is None:
@@ -34,12 +37,12 @@ class Mix:
         return mixed
 
     def targets(self, targets_BC: torch.Tensor) -> torch.Tensor:
-        """The targets mixed in the images' shares."""
+        """The targets, mixed with the same shares as the images."""
         return targets_BC if self.lam == 1 else targets_BC * self.lam + targets_BC.flip(0) * (1 - self.lam)
 
 
 def draw(levels: Levels, seed: int, step: int, rank: int, height: int, width: int) -> Mix:
-    """Mixup or cutmix for the batch of a step on a rank, its share drawn from a symmetric Beta distribution."""
+    """Draws mixup or cutmix for a rank's batch of a step, its share from a symmetric Beta distribution."""
     if levels.mixup == 0 and levels.cutmix == 0:
         return Mix(1.0)
     draws = rng.generator(seed, "mix", step, rank)
@@ -52,7 +55,10 @@ def draw(levels: Levels, seed: int, step: int, rank: int, height: int, width: in
 
 
 def cut(height: int, width: int, lam: float, centre_y: int, centre_x: int) -> Mix:
-    """A box of 1 - lam of the area about a centre; the share that counts is that of its part inside the image."""
+    """Cutmix with a box of 1 - lam of the area around a centre.
+
+    The part of the box that lies inside the image decides the share.
+    """
     side = np.sqrt(1 - lam)
     cut_h, cut_w = int(height * side), int(width * side)
     top, bottom = max(0, centre_y - cut_h // 2), min(height, centre_y + (cut_h + 1) // 2)
@@ -61,5 +67,8 @@ def cut(height: int, width: int, lam: float, centre_y: int, centre_x: int) -> Mi
 
 
 def smooth_targets(labels_B: torch.Tensor, num_classes: int, smoothing: float) -> torch.Tensor:
-    """One-hot targets [batch, classes] with label smoothing: 1 - s + s / classes on the label, s / classes elsewhere."""
+    """One-hot targets [batch, classes] with label smoothing s.
+
+    The label gets 1 - s + s / classes, every other class s / classes.
+    """
     return F.one_hot(labels_B, num_classes).float() * (1 - smoothing) + smoothing / num_classes

@@ -1,4 +1,4 @@
-"""What a policy does at several strengths, as one picture."""
+"""Draws a picture of what a policy does at several strengths."""
 
 import numpy as np
 import torch
@@ -11,14 +11,19 @@ STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0)
 GAP, TITLE = 4, 24  # pixels
 
 
-def draw_strengths(images_BHWC: np.ndarray, augment, mean: list[float], std: list[float], seed: int = 0, strengths=STRENGTHS):
-    """Each image as a row, each strength as a column: policy, colour jitter and random erasing, without mixing.
+def draw_strengths(
+    images_BHWC: np.ndarray, augment, mean: list[float], std: list[float], seed: int = 0, strengths=STRENGTHS
+):
+    """Draws each image as a row and each strength as a column.
+
+    Shown are the policy, colour jitter and random erasing; mixing is left out.
 
     Args:
         images_BHWC: uint8 crops [n, height, width, 3].
         augment: the `augment` section; its strength is replaced.
-        mean, std: of `data`, for the fill and the noise.
+        mean, std: of the `data` section, for the fill and the noise.
         seed: of the draws. An image has the same draws in every column.
+        strengths: from 0 to 2, one for each column.
 
     Returns:
         A PIL image in RGB.
@@ -36,11 +41,18 @@ def draw_strengths(images_BHWC: np.ndarray, augment, mean: list[float], std: lis
     return picture
 
 
-def augment_at(augment, images_BHWC: np.ndarray, mean: list[float], std: list[float], seed: int) -> np.ndarray:
-    """Copies of the images as the student would see them before mixing, uint8; image i has the coordinates (epoch 0, id i, view 0)."""
+def augment_at(
+    augment, images_BHWC: np.ndarray, mean: list[float], std: list[float], seed: int
+) -> np.ndarray:
+    """Copies of the images as the student sees them before mixing, uint8 [n, height, width, 3].
+
+    Image i has the coordinates epoch 0, id i, view 0.
+    """
     ids, views = np.arange(len(images_BHWC)), np.zeros(len(images_BHWC), np.int64)
     photometric, images = Photometric.of(augment, mean, seed), images_BHWC.copy()
     kernel_cv2.augment_images(images, photometric.stages(0, ids, views, *images.shape[1:3]))
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-    erasing.erase(pixels, seed, 0, ids, views, photometric.levels.random_erasing, torch.tensor(mean), torch.tensor(std))
+    erasing.erase(
+        pixels, seed, 0, ids, views, photometric.levels.random_erasing, torch.tensor(mean), torch.tensor(std)
+    )
     return (pixels * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()

@@ -1,7 +1,7 @@
-"""What happens to the colours and shapes of a sample after its crop: a policy, then colour jitter.
+"""The photometric work on a sample after its crop: a policy, then colour jitter.
 
-A policy is a function `(draws, levels, canvas) -> list of stages`. Another one, from any importable module, is named in
-`augment.policy` as package.module:function (docs/augmentation.md).
+A policy is a function `(draws, levels, canvas) -> list of stages`. `augment.policy` may name a policy of any
+importable module as package.module:function (docs/augmentation.md).
 """
 
 import importlib
@@ -19,10 +19,11 @@ from deit_ray.errors import UserError
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of a batch's samples, each a hash of its sample's coordinates.
+    """The random numbers of a batch's samples. Each is a hash of its sample's coordinates.
 
     Attributes:
-        seed, epoch: of the run.
+        seed: the experiment's.
+        epoch: the samples'.
         ids, views: int64 [batch].
     """
 
@@ -32,18 +33,29 @@ class Draws:
     views: np.ndarray
 
     def uniform(self, purpose: str, count: int, *coordinates: int) -> np.ndarray:
-        """Uniform numbers [batch, count] in [0, 1), in a stream of their own for each purpose and coordinates."""
-        return rng.uniform(self.seed, purpose, self.epoch, self.ids[:, None], self.views[:, None], *coordinates, np.arange(count))
+        """Uniform numbers [batch, count] in [0, 1).
+
+        Every purpose, with its coordinates, has its own stream.
+        """
+        return rng.uniform(
+            self.seed,
+            purpose,
+            self.epoch,
+            self.ids[:, None],
+            self.views[:, None],
+            *coordinates,
+            np.arange(count),
+        )
 
 
 @dataclass(frozen=True)
 class Photometric:
-    """All that decides what happens to a sample's pixels between its crop and the erasing.
+    """All that decides the work on a sample's pixels between its crop and the erasing.
 
     Attributes:
-        policy: see above.
-        levels: after the strength.
-        fill: RGB of what a geometric operation leaves empty.
+        policy: a function as described above.
+        levels: its arguments, scaled by the strength.
+        fill: RGB of the pixels that a geometric operation leaves empty.
         seed: the experiment's.
     """
 
@@ -54,15 +66,20 @@ class Photometric:
 
     @classmethod
     def of(cls, augment, mean: list[float], seed: int) -> "Photometric":
-        """From an `augment` section; empty pixels get the mean of the student's normalisation, as in timm.
+        """Reads an `augment` section. Empty pixels get the mean of the student's normalisation, as in timm.
 
         Raises:
             UserError: augment.policy cannot be imported.
         """
-        return cls(find_policy(augment.policy), Levels.of(augment), tuple(min(255, max(0, round(255 * m))) for m in mean), seed)
+        return cls(
+            find_policy(augment.policy),
+            Levels.of(augment),
+            tuple(min(255, max(0, round(255 * m))) for m in mean),
+            seed,
+        )
 
     def stages(self, epoch: int, ids: np.ndarray, views: np.ndarray, height: int, width: int) -> list[Stage]:
-        """What the kernels shall do to the samples of these coordinates, in this order."""
+        """The work of the kernels on the samples of these coordinates, in order."""
         if self.levels.strength == 0:
             return []
         draws, canvas = Draws(self.seed, epoch, ids, views), Canvas(height, width, self.fill)
@@ -70,7 +87,7 @@ class Photometric:
 
 
 def find_policy(name: str) -> Callable[[Draws, Levels, Canvas], list[Stage]]:
-    """The policy that `augment.policy` names.
+    """Returns the policy that `augment.policy` names.
 
     Raises:
         UserError: its module or function cannot be found.
@@ -83,15 +100,18 @@ def find_policy(name: str) -> Callable[[Draws, Levels, Canvas], list[Stage]]:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise UserError(
-            f"augment.policy: {name!r} cannot be found: {error}; allowed: {', '.join(known)}, or package.module:function "
-            "of a module that can be imported wherever the stream and the workers run"
+            f"augment.policy: {name!r} cannot be found: {error}; allowed: {', '.join(known)}, or "
+            "package.module:function of a module that can be imported wherever the stream and the workers run"
         ) from None
 
 
 def no_stages(draws: Draws, levels: Levels, canvas: Canvas) -> list[Stage]:
+    """The policy `none`."""
     return []
 
 
 def place_of(place: str, device_type: str) -> str:
-    """Where photometric work happens: `stream` or `device`; `auto` is the device where it is a GPU."""
-    return place if place != "auto" else "device" if device_type == "cuda" else "stream"
+    """Where photometric work happens: `stream` or `device`. `auto` means the device where that is a GPU."""
+    if place != "auto":
+        return place
+    return "device" if device_type == "cuda" else "stream"

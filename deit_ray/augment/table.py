@@ -1,9 +1,10 @@
-"""The photometric operations: what each makes of a magnitude. The kernels, kernel_cv2 and kernel_torch, carry it out.
+"""The photometric operations. The kernels, kernel_cv2 and kernel_torch, carry them out.
 
-Every operation reduces to one of five primitives: a lookup, a lookup made from the image's histogram, a blend with
-grey, an affine map, a small filter. An operation is a function `(magnitudes, signs, canvas) -> primitive` for n images
-at once: magnitudes are float64 [n] in [0, 10], signs are +1 or -1 [n]. The fifteen here are those of RandAugment
-(Cubuk et al. 2020, arXiv:1909.13719) in timm's "increasing" variant, which DeiT uses: a higher magnitude is harder.
+Every operation reduces to one of five primitives: a lookup, a lookup made from the image's histogram, a blend
+with grey, an affine map, a small filter. An operation is a function `(magnitudes, signs, canvas) ->
+primitive` for n images at once: magnitudes are float64 [n] in [0, 10], signs are +1 or -1 [n]. The fifteen
+operations here are RandAugment's (Cubuk et al. 2020, arXiv:1909.13719) in timm's "increasing" variant, which
+DeiT uses: a higher magnitude is stronger.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ VALUES = np.arange(256)
 
 @dataclass(frozen=True)
 class Canvas:
-    """The images' size in pixels, and the colour of what a geometric operation leaves empty."""
+    """The images' size in pixels, and the colour of the pixels that a geometric operation leaves empty."""
 
     height: int
     width: int
@@ -27,7 +28,7 @@ class Canvas:
 
 @dataclass(frozen=True)
 class Lookup:
-    """Each grey level becomes another, in all three channels: tables, uint8 [n, 256]."""
+    """A new value for each value of a pixel, the same in all three channels: tables, uint8 [n, 256]."""
 
     tables: np.ndarray
 
@@ -36,8 +37,8 @@ class Lookup:
 class HistogramLookup:
     """A lookup made from the image: `rule(histograms, xp)` gives the tables.
 
-    The rule takes float64 counts [n, 3, 256], which are whole numbers, and the module that they belong to (numpy or
-    torch), and returns new levels [n, 3, 256].
+    The rule takes float64 counts [n, 3, 256], which are whole numbers, and their module (numpy or torch). It
+    returns new values [n, 3, 256].
     """
 
     rule: Callable
@@ -45,7 +46,7 @@ class HistogramLookup:
 
 @dataclass(frozen=True)
 class GreyBlend:
-    """grey + factor x (image - grey), factors [n]. Grey is that of each pixel, or its mean over the image."""
+    """grey + factor x (image - grey), factors [n]. Grey is each pixel's own, or the mean over the image."""
 
     factors: np.ndarray
     of_mean: bool = False
@@ -53,7 +54,10 @@ class GreyBlend:
 
 @dataclass(frozen=True)
 class Affine:
-    """Output pixel (x, y) comes from matrix @ (x, y, 1), counted from pixel centres; matrices [n, 2, 3]. Bicubic."""
+    """A bicubic affine map: output pixel (x, y) comes from matrix @ (x, y, 1), counted in pixel centres.
+
+    matrices is [n, 2, 3].
+    """
 
     matrices: np.ndarray
     fill: tuple[int, int, int]
@@ -61,7 +65,10 @@ class Affine:
 
 @dataclass(frozen=True)
 class Filter:
-    """filtered + factor x (image - filtered): taps [n, k] along both axes, factors [n]. Beyond the edge, the edge goes on."""
+    """filtered + factor x (image - filtered): taps [n, k] along both axes, factors [n].
+
+    Edges are replicated.
+    """
 
     taps: np.ndarray
     factors: np.ndarray
@@ -70,14 +77,27 @@ class Filter:
 
 @dataclass(frozen=True)
 class Stage:
-    """A primitive for some images of a batch, those at the places `chosen`, int64 [n]. A policy is a list of stages."""
+    """A primitive for the images at the places `chosen` of a batch, int64 [n].
+
+    A policy returns a list of stages.
+    """
 
     chosen: np.ndarray
     primitive: Lookup | HistogramLookup | GreyBlend | Affine | Filter
 
 
-def stages_of(operations, index: np.ndarray, applied: np.ndarray, magnitudes: np.ndarray, signs: np.ndarray, canvas: Canvas) -> list[Stage]:
-    """The stages of one layer, in which image b gets operations[index[b]] if applied[b]. All arrays are [batch]."""
+def stages_of(
+    operations,
+    index: np.ndarray,
+    applied: np.ndarray,
+    magnitudes: np.ndarray,
+    signs: np.ndarray,
+    canvas: Canvas,
+) -> list[Stage]:
+    """The stages of one layer, in which image b gets operations[index[b]] if applied[b].
+
+    All arrays are [batch].
+    """
     stages = []
     for k, operation in enumerate(operations):
         chosen = np.flatnonzero(applied & (index == k))
@@ -87,14 +107,20 @@ def stages_of(operations, index: np.ndarray, applied: np.ndarray, magnitudes: np
 
 
 def _merge(stages: list[Stage]) -> list[Stage]:
-    """Joins stages of the same primitive, so that a GPU's kernel has few large pieces of work; no image is in two of them."""
+    """Joins stages of the same primitive, so that a GPU gets few large pieces of work.
+
+    No image is in two stages.
+    """
     groups = {}
     for stage in stages:
         fields = [getattr(stage.primitive, field.name) for field in dataclasses.fields(stage.primitive)]
         key = (type(stage.primitive), *(f.shape[1:] if isinstance(f, np.ndarray) else f for f in fields))
         groups.setdefault(key, []).append((stage.chosen, fields))
     return [
-        Stage(np.concatenate([c for c, _ in group]), kind(*(_join(values) for values in zip(*(f for _, f in group), strict=True))))
+        Stage(
+            np.concatenate([c for c, _ in group]),
+            kind(*(_join(values) for values in zip(*(f for _, f in group), strict=True))),
+        )
         for (kind, *_), group in groups.items()
     ]
 
@@ -116,7 +142,7 @@ def invert(magnitudes, signs, canvas) -> Lookup:
 
 
 def rotate(magnitudes, signs, canvas) -> Affine:
-    """Up to 30 degrees, about the centre."""
+    """Rotates around the centre, by up to 30 degrees."""
     angle = -np.radians(signs * magnitudes / MAX_MAGNITUDE * 30)
     cos, sin = np.cos(angle), np.sin(angle)
     x, y = canvas.width / 2, canvas.height / 2
@@ -130,13 +156,13 @@ def posterize(magnitudes, signs, canvas) -> Lookup:
 
 
 def solarize(magnitudes, signs, canvas) -> Lookup:
-    """Inverts what is at or above a threshold of 256 to 0."""
+    """Inverts the values from a threshold on, which falls from 256 to 0."""
     threshold = 256 - np.minimum(256, (magnitudes / MAX_MAGNITUDE * 256).astype(int))
     return _lookup(np.where(threshold[:, None] <= VALUES, 255 - VALUES, VALUES))
 
 
 def solarize_add(magnitudes, signs, canvas) -> Lookup:
-    """Adds up to 110 to what is below 128."""
+    """Adds up to 110 to the values below 128."""
     added = (magnitudes / MAX_MAGNITUDE * 110).astype(int)
     return _lookup(np.where(VALUES < 128, VALUES + added[:, None], VALUES))
 
@@ -154,7 +180,7 @@ def brightness(magnitudes, signs, canvas) -> Lookup:
 
 
 def sharpness(magnitudes, signs, canvas) -> Filter:
-    # PIL blends with (ones(3, 3) + 4 x the centre) / 13, which is 9/13 of the mean of nine pixels and 4/13 of the pixel itself
+    # PIL blends with (ones(3, 3) + 4 x the centre) / 13: 9/13 of the mean of nine pixels, 4/13 of the pixel
     factors = 1 - (1 - _factors(magnitudes, signs)) * 9 / 13
     return Filter(np.full((len(factors), 3), 1 / 3), factors, keep_rim=True)
 
@@ -195,19 +221,26 @@ RANDAUGMENT = (
 
 
 def affine(rows, canvas: Canvas) -> Affine:
-    """The map from an output's to its source's position, as 2 rows of 3 numbers or arrays [n], counted from the image's corner."""
+    """The map from an output's to its source's position.
+
+    Args:
+        rows: 2 rows of 3 numbers or arrays [n], counted in pixel corners.
+    """
     a, b, c, d, e, f = np.broadcast_arrays(*(np.asarray(value, float) for row in rows for value in row))
-    c, f = c + (a + b - 1) / 2, f + (d + e - 1) / 2  # from pixel corners, as PIL counts, to pixel centres
+    c, f = c + (a + b - 1) / 2, f + (d + e - 1) / 2  # from pixel corners, as PIL counts, to centres
     return Affine(np.stack([a, b, c, d, e, f], axis=1).reshape(-1, 2, 3), canvas.fill)
 
 
 def brighten(factors: np.ndarray) -> Lookup:
-    """A blend with black."""
+    """A blend with black; factors [n]."""
     return _lookup(blend(np.float32(0), VALUES.astype(np.float32), factors.astype(np.float32)[:, None]))
 
 
 def blend(base, image, factor):
-    """base + factor x (image - base) within [0, 255], its fraction cut off as PIL does; float32 arrays or tensors in, float32 out."""
+    """base + factor x (image - base), clipped to [0, 255]; float32 arrays or tensors.
+
+    PIL then rounds down.
+    """
     return (base + factor * (image - base)).clip(0, 255)
 
 
@@ -216,12 +249,13 @@ def stretch_rule(histograms, xp):
     values = xp.cumsum(xp.ones_like(histograms), axis=-1) - 1
     low = xp.amin(xp.where(histograms > 0, values, 255.0), axis=-1)[..., None]
     high = xp.amax(xp.where(histograms > 0, values, 0.0), axis=-1)[..., None]
-    scale = xp.full_like(low, 255) / xp.where(high > low, high - low, 1.0)  # with a plain 255 torch multiplies by a reciprocal
+    span = xp.where(high > low, high - low, 1.0)
+    scale = xp.full_like(low, 255) / span  # with a plain 255 torch would multiply by a reciprocal
     return xp.where(high > low, xp.trunc(values * scale + -low * scale).clip(0, 255), values)
 
 
 def equalize_rule(histograms, xp):
-    """Makes the levels' cumulative counts a straight line, in whole numbers as PIL does."""
+    """Makes the cumulative counts of the values a straight line, in whole numbers as PIL does."""
     values = xp.cumsum(xp.ones_like(histograms), axis=-1) - 1
     cumulated = xp.cumsum(histograms, axis=-1)
     total = cumulated[..., -1:]
@@ -232,7 +266,7 @@ def equalize_rule(histograms, xp):
 
 
 def _factors(magnitudes, signs) -> np.ndarray:
-    """1 is no change; 0.1 to 1.9."""
+    """Factors of a blend, 0.1 to 1.9; 1 changes nothing."""
     return np.maximum(0.1, 1 + signs * (magnitudes / MAX_MAGNITUDE * 0.9))
 
 

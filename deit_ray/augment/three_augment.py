@@ -1,7 +1,7 @@
 """Three-Augment (Touvron et al. 2022, DeiT III, arXiv:2204.07118): one of grey, solarize and Gaussian blur.
 
-Colour jitter follows, as after any policy that goes with it. Below strength 1 an image gets its operation with that
-probability, above 1 a second one with the probability of what is above.
+Colour jitter follows. Below strength 1 an image gets its operation with the strength as the probability.
+Above 1 it gets a second operation with probability strength - 1.
 """
 
 import math
@@ -11,16 +11,23 @@ import numpy as np
 from deit_ray.augment import table
 
 SIGMA = (0.1, 2.0)
-MAX_TAPS = 13  # of the largest sigma
+MAX_TAPS = 13  # length of the filter for the largest sigma
 
 
 def stages(draws, levels, canvas) -> list[table.Stage]:
-    """The policy. What the operations call a magnitude is a uniform number here: only the blur has something to draw."""
+    """The policy. The magnitude of an operation is a uniform number here; only the blur uses it."""
     found = []
     for layer in range(math.ceil(levels.strength)):
         which, whether, amount = draws.uniform("three_augment", 3, layer).T
         applied = whether < min(1.0, levels.strength - layer)
-        found += table.stages_of((solarize_half, grey, blur), (which * 3).astype(int), applied, amount, np.ones_like(amount), canvas)
+        found += table.stages_of(
+            (solarize_half, grey, blur),
+            (which * 3).astype(int),
+            applied,
+            amount,
+            np.ones_like(amount),
+            canvas,
+        )
     return found
 
 
@@ -38,8 +45,11 @@ def blur(amounts, signs, canvas) -> table.Filter:
 
 
 def gaussian_taps(sigma: float, passes: int = 3) -> np.ndarray:
-    """Three passes of a box with fractional ends, as PIL blurs (Gwosdek et al. 2011, "Theoretical foundations of Gaussian
-    convolution by extended box filtering", equations 7, 11 and 14), as one filter, float64 [13]."""
+    """One filter, float64 [13], for PIL's Gaussian blur: three passes of a box with fractional ends.
+
+    Gwosdek et al. 2011, "Theoretical foundations of Gaussian convolution by extended box filtering",
+    equations 7, 11 and 14.
+    """
     variance = sigma**2 / passes
     radius = math.floor((math.sqrt(12 * variance + 1) - 1) / 2)
     ends = (2 * radius + 1) * (radius * (radius + 1) - 3 * variance) / (6 * (variance - (radius + 1) ** 2))

@@ -1,4 +1,4 @@
-"""Whether a prepared data set can be trusted: every shard against the manifest, every image decoded."""
+"""Checks a prepared data set: compares every shard with the manifest, and decodes every image."""
 
 import hashlib
 from collections import Counter
@@ -11,18 +11,19 @@ import pyarrow.parquet as pq
 from deit_ray import storage
 from deit_ray.data import shards
 from deit_ray.data.crop import decode
-from deit_ray.data.progress import Stage, silent
 from deit_ray.data.tasks import run_tasks, workers
+from deit_ray.terminal.progress import ShowProgress, silent
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
-        images: that were decoded.
-        problems: a line each.
-        shards: that would have to be made again.
+        images: number of images read.
+        problems: one line each.
+        shards: files of the damaged shards.
+        made_by: from the manifest: command, version and settings of the preparation.
     """
 
     images: int
@@ -31,57 +32,78 @@ class Checked:
     made_by: dict
 
     def verdict(self) -> str:
-        """In words, with how to repair."""
+        """The result in words, with the way to repair."""
         if not self.problems:
             return f"whole: {self.images} images, all checksums, counts and labels as the manifest says"
         found = f"{len(self.problems)} problem{'s' * (len(self.problems) != 1)}"
         if not self.shards:
-            return f"{found}, and no shard is to blame: remove {shards.MANIFEST} there and prepare the data again"
-        again = self.made_by.get("command") or "deit-ray data prepare SOURCE --out URI, with the source and settings it was made with"
+            cure = f"remove {shards.MANIFEST} there and prepare the data again"
+            return f"{found}, and no shard is to blame: {cure}"
+        command = self.made_by.get("command")
+        if not command:
+            command = "deit-ray data prepare SOURCE --out URI, with the source and settings it was made with"
+        blamed = f"{len(self.shards)} shard{'s' * (len(self.shards) != 1)}"
         return (
-            f"{found} in {len(self.shards)} shard{'s' * (len(self.shards) != 1)}. To repair, remove what cannot be trusted and "
-            f"run the same preparation again, which makes only what is missing or damaged:\n  {again}"
+            f"{found} in {blamed}. To repair, remove what cannot be trusted and run the same preparation "
+            f"again, which makes only what is missing or damaged:\n  {command}"
         )
 
 
 def check(
     uri: str,
     address: str | None = None,
-    progress: Stage = silent,
+    progress: ShowProgress = silent,
     warn: Callable[[str], None] = lambda text: None,
     verbose: bool = False,
 ) -> Checked:
-    """Reads and decodes everything, in parallel; a small data set in this process.
+    """Reads and decodes all images: in parallel over Ray, or in this process where they are few.
+
+    Args:
+        uri: of the data set.
+        address, warn, verbose: see `tasks.workers`.
+        progress: shows how many shards are done.
 
     Raises:
         UserError: there is no prepared data set.
     """
     uri, manifest = storage.absolute(uri), shards.read_manifest(uri)
-    found = [(split, shard) for split, of_split in manifest.splits.items() for shard in of_split]
-    problems, damaged, images, counts = {}, set(), 0, {split: Counter() for split in manifest.splits}
-    rows = sum(shard.rows for _, shard in found)
+    listed = [(split, shard) for split, of_split in manifest.splits.items() for shard in of_split]
+    problems, damaged, images = {}, set(), 0
+    counts = {split: Counter() for split in manifest.splits}
+    rows = sum(shard.rows for _, shard in listed)
     with workers(rows, {"URI": uri}, address, warn, verbose) as parallel:
-        arguments = ((uri, shard, len(manifest.classes)) for _, shard in found)
-        with progress("checking shards", len(found)) as step:
+        arguments = ((uri, shard, len(manifest.classes)) for _, shard in listed)
+        with progress("checking shards", len(listed)) as advance:
             for number, (decoded, labels, wrong) in run_tasks(check_shard, arguments, parallel):
-                split, shard = found[number]
+                split, shard = listed[number]
                 images += decoded
                 counts[split].update(labels)
                 if wrong:
                     problems[number] = [f"{shard.file}: {text}" for text in wrong]
                     damaged.add(shard.file)
-                step(1)
+                advance(1)
     lines = [line for number in sorted(problems) for line in problems[number]]
-    for split, expected in manifest.class_counts.items():
-        have = [counts[split][label] for label in range(len(manifest.classes))]
-        if have != expected and not any(shard.file in damaged for shard in manifest.splits[split]):
-            label = next(label for label, (a, b) in enumerate(zip(have, expected, strict=True)) if a != b)
-            lines.append(f"{split}: has {have[label]} images of {manifest.classes[label]}, the manifest says {expected[label]}")
+    for split in manifest.class_counts:
+        if not any(shard.file in damaged for shard in manifest.splits[split]):
+            lines += _wrong_counts(split, manifest, counts[split])
     return Checked(images, lines, sorted(damaged), manifest.made_by)
 
 
+def _wrong_counts(split: str, manifest: shards.Manifest, counts: Counter) -> list[str]:
+    """The first class of a split whose number of images is not the manifest's, in words; else nothing."""
+    for label, expected in enumerate(manifest.class_counts[split]):
+        if counts[label] != expected:
+            name = manifest.classes[label]
+            return [f"{split}: has {counts[label]} images of {name}, the manifest says {expected}"]
+    return []
+
+
 def check_shard(uri: str, shard: shards.Shard, classes: int) -> tuple[int, dict[int, int], list[str]]:
-    """(images decoded, images of each label, what is wrong) of a shard."""
+    """Checks one shard.
+
+    Returns:
+        (number of images read, number of images by label, problems in words).
+    """
     try:
         content = storage.read_bytes(storage.join(uri, shard.file))
     except FileNotFoundError:
@@ -90,13 +112,15 @@ def check_shard(uri: str, shard: shards.Shard, classes: int) -> tuple[int, dict[
         return 0, {}, [f"cannot be read: {error}"]
     wrong = []
     if hashlib.sha256(content).hexdigest() != shard.sha256:
-        wrong.append(f"its checksum is not the manifest's ({len(content)} bytes, the manifest says {shard.bytes})")
+        wrong.append(
+            f"its checksum is not the manifest's ({len(content)} bytes, the manifest says {shard.bytes})"
+        )
     decoded, labels = 0, Counter()
     try:
         file = pq.ParquetFile(pa.BufferReader(content))
         if shards.group_rows(file) != shard.row_groups:
-            wrong.append(f"holds {file.metadata.num_rows} images in {file.num_row_groups} row groups, the manifest says "
-                         f"{shard.rows} in {len(shard.row_groups)}")  # fmt: skip
+            found = f"{file.metadata.num_rows} images in {file.num_row_groups} row groups"
+            wrong.append(f"holds {found}, the manifest says {shard.rows} in {len(shard.row_groups)}")
         for group in range(file.num_row_groups):
             for row in file.read_row_group(group, columns=["image", "label", "name"]).to_pylist():
                 labels[row["label"]] += 1

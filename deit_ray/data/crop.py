@@ -1,6 +1,6 @@
-"""From JPEG bytes to uint8 pixels: decode once, then a random crop for each view, or the centre for evaluation.
+"""JPEG bytes become uint8 pixels: decoded once, then cut at random for each view, or at the centre.
 
-Every draw is a hash of the sample's coordinates, so a crop is the same wherever and whenever it is cut.
+Every draw is a hash of the sample's coordinates. So a crop is the same wherever and whenever it is cut.
 """
 
 import math
@@ -12,18 +12,31 @@ import simplejpeg
 
 from deit_ray import rng
 
-BUFFER = 4 << 20  # bytes that hold the pixels of most photographs
+BUFFER = 4 << 20  # bytes: the pixels of most photographs
 ATTEMPTS = 10  # as in torchvision's RandomResizedCrop
-MILD = 1.1  # times that bicubic alone shrinks an axis as well as area averaging does; so do 15% of the crops of short side 256 to 224
-WIDEST = 2.5  # times that three taps and bicubic can shrink an axis; more is averaged to twice the size first,
-AVERAGED = 1.8  # which, having been smoothed, goes on as if it shrank by less than 2
+# Factors by which an axis shrinks. Up to MILD, bicubic interpolation alone is as good as area averaging; that
+# covers 15% of the crops from short side 256 to 224. Up to WIDEST, a filter of three taps comes before it.
+# Beyond WIDEST, averaging to twice the final size comes first. It smooths, so the axis is then filtered as if
+# it shrank by AVERAGED.
+MILD = 1.1
+WIDEST = 2.5
+AVERAGED = 1.8
 
-cv2.setNumThreads(1)  # a task uses the one CPU it was given
+cv2.setNumThreads(1)  # a task has one CPU
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How images become squares of `size` pixels."""
+    """How images become squares.
+
+    Attributes:
+        size: pixels of a side.
+        scale: least and largest part of an image's area that a random crop covers.
+        ratio: least and largest width / height of a random crop.
+        flip: probability of a horizontal flip.
+        eval_crop: evaluation resizes the short side to size / eval_crop, then cuts the centre.
+        seed: the experiment's.
+    """
 
     size: int
     scale: tuple[float, float]
@@ -34,13 +47,13 @@ class Geometry:
 
 
 def decode(image: np.ndarray | bytes, buffer: np.ndarray | None = None) -> np.ndarray | None:
-    """RGB pixels, uint8 [height, width, 3], or None where the bytes are no image, or only a part of one.
+    """Decodes RGB pixels, uint8 [height, width, 3]; None where the bytes are no image, or only a part of one.
 
-    simplejpeg decodes a sound JPEG to OpenCV's pixels in nine tenths of its time. About anything else OpenCV decides, as in
-    `data prepare`: it forgives what does not touch the pixels.
+    simplejpeg decodes a sound JPEG to OpenCV's pixels in nine tenths of OpenCV's time. OpenCV decides about
+    all other bytes, as in `data prepare`: it forgives damage that does not touch the pixels.
 
     Args:
-        buffer: uint8, where pixels may be put that fit into it, since fresh memory costs time.
+        buffer: uint8 memory for the pixels, used where they fit. Fresh memory costs time.
     """
     try:
         return simplejpeg.decode_jpeg(image, "RGB", buffer=buffer)
@@ -54,11 +67,17 @@ def decode(image: np.ndarray | bytes, buffer: np.ndarray | None = None) -> np.nd
 
 def draw(geometry: Geometry, epoch: int, ids: np.ndarray, views: np.ndarray) -> np.ndarray:
     """The random numbers of each sample's crop and flip, float64 [samples, 2 x ATTEMPTS + 3] in [0, 1)."""
-    return rng.uniform(geometry.seed, "crop", epoch, ids[:, None], views[:, None], np.arange(2 * ATTEMPTS + 3))
+    return rng.uniform(
+        geometry.seed, "crop", epoch, ids[:, None], views[:, None], np.arange(2 * ATTEMPTS + 3)
+    )
 
 
 def crop_view(image: np.ndarray, geometry: Geometry, draws: list[float], out: np.ndarray) -> None:
-    """Cuts one random crop into `out`, uint8 [size, size, 3]. `draws` is one row of `draw`; Python's floats are quicker here."""
+    """Cuts one random crop into `out`, uint8 [size, size, 3].
+
+    Args:
+        draws: one row of `draw`, as Python floats, which are faster here.
+    """
     top, left, height, width = crop_box(image.shape[0], image.shape[1], geometry.scale, geometry.ratio, draws)
     resize(image[top : top + height, left : left + width], out)
     if draws[-1] < geometry.flip:
@@ -66,7 +85,7 @@ def crop_view(image: np.ndarray, geometry: Geometry, draws: list[float], out: np
 
 
 def crop_box(height: int, width: int, scale, ratio, draws) -> tuple[int, int, int, int]:
-    """(top, left, height, width) distributed as torchvision's RandomResizedCrop.get_params, fallback included."""
+    """(top, left, height, width), distributed as in torchvision's RandomResizedCrop, with its fallback."""
     log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
     for k in range(ATTEMPTS):
         area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[2 * k])
@@ -84,10 +103,16 @@ def crop_box(height: int, width: int, scale, ratio, draws) -> tuple[int, int, in
 
 
 def crop_centre(image: np.ndarray, geometry: Geometry, out: np.ndarray) -> None:
-    """The evaluation's view: the short side to size / eval_crop, then the centre, as timm's evaluation transform."""
+    """Cuts the view for evaluation into `out`, uint8 [size, size, 3].
+
+    The short side becomes size / eval_crop, then the centre is cut, as in timm's evaluation transform.
+    """
     size, (height, width) = geometry.size, image.shape[:2]
-    short = math.floor(size / geometry.eval_crop)
-    new_height, new_width = (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
+    new_height = new_width = math.floor(size / geometry.eval_crop)
+    if height <= width:
+        new_width = int(new_width * width / height)
+    else:
+        new_height = int(new_height * height / width)
     resized = np.empty((new_height, new_width, 3), np.uint8)
     resize(image, resized)
     top, left = round((new_height - size) / 2), round((new_width - size) / 2)
@@ -95,15 +120,17 @@ def crop_centre(image: np.ndarray, geometry: Geometry, out: np.ndarray) -> None:
 
 
 def resize(image: np.ndarray, out: np.ndarray) -> None:
-    """Resizes into `out`, close to PIL's antialiased bicubic, in a quarter of its time.
+    """Resizes into `out`. The result is close to PIL's antialiased bicubic, in a quarter of its time.
 
-    OpenCV's bicubic looks at four pixels, however many there are to one of the result. So where an axis shrinks by more than a
-    tenth, a filter of three taps comes first; its strength was fitted to PIL's result on photographs. INTER_AREA is further from
-    PIL's and slower.
+    OpenCV's bicubic reads four pixels along an axis, however much the axis shrinks. So where an axis shrinks
+    by more than a tenth, a filter of three taps comes first. Its strength was fitted to PIL's result on
+    photographs. INTER_AREA is further from PIL's result, and slower.
     """
-    size, shrink = out.shape[:2], [old / new for old, new in zip(image.shape[:2], out.shape[:2], strict=False)]
+    size = out.shape[:2]
+    shrink = [old / new for old, new in zip(image.shape[:2], size, strict=True)]
     if max(shrink) > WIDEST:
-        halfway = [2 * new if s > WIDEST else old for s, new, old in zip(shrink, size, image.shape, strict=False)]
+        axes = zip(shrink, size, image.shape[:2], strict=True)
+        halfway = [2 * new if s > WIDEST else old for s, new, old in axes]
         image = cv2.resize(image, halfway[::-1], interpolation=cv2.INTER_AREA)
         shrink = [AVERAGED if s > WIDEST else s for s in shrink]
     if max(shrink) > MILD:
@@ -113,6 +140,6 @@ def resize(image: np.ndarray, out: np.ndarray) -> None:
 
 
 def smoothing(shrink: float) -> np.ndarray:
-    """The filter for an axis that becomes this many times shorter, before bicubic interpolation."""
+    """The filter, float64 [3], that comes before bicubic interpolation where an axis shrinks."""
     side = 0.02 + 0.22 * (shrink - 1) if shrink > 1 else 0.0
-    return np.array([side, 1 - 2 * side, side])  # three taps always: OpenCV is slow with one
+    return np.array([side, 1 - 2 * side, side])  # always three taps: OpenCV is slow with one

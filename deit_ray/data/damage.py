@@ -1,4 +1,4 @@
-"""Images that a run could not decode: which they are, kept beside its results."""
+"""Names of the images that a run could not decode, kept beside its results."""
 
 import csv
 import io
@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 
 from deit_ray import storage
 from deit_ray.data.worklist import WorkList
+from deit_ray.outcome import BAD_IMAGES
 
-BAD_IMAGES = "bad_images.csv"  # in the folder of a trial's results
 Bad = set[tuple[str, int]]  # (split, image id)
 
 
 def note_bad(folder: str, worklist: WorkList, bad: Bad) -> list[tuple[str, int, str]]:
-    """Adds images to those that are known to be bad; returns (split, id, name) of all."""
+    """Adds images to a run's bad ones; returns (split, id, name) of all of them."""
     known = read_bad(folder)
     new = bad - {(split, image) for split, image, _ in known}
     if not new:
@@ -28,7 +28,7 @@ def note_bad(folder: str, worklist: WorkList, bad: Bad) -> list[tuple[str, int, 
 
 
 def read_bad(folder: str) -> list[tuple[str, int, str]]:
-    """(split, id, name) of the images of a run that could not be decoded."""
+    """(split, id, name) of a run's images that could not be decoded."""
     try:
         rows = csv.reader(io.StringIO(storage.read_bytes(storage.join(folder, BAD_IMAGES)).decode()))
     except FileNotFoundError:
@@ -37,24 +37,30 @@ def read_bad(folder: str) -> list[tuple[str, int, str]]:
 
 
 def describe_bad(bad: list[tuple[str, int, str]]) -> str:
-    """Some of them by name, such as "train image 70 (n01440764/x.JPEG) and 3 more"."""
+    """Names one image and counts the others: "train image 70 (n01440764/x.JPEG) and 3 more"."""
     split, image, name = bad[0]
     return f"{split} image {image} ({name})" + (f" and {len(bad) - 1} more" if bad[1:] else "")
 
 
 def name_images(worklist: WorkList, bad: Bad) -> list[tuple[str, int, str]]:
-    """(split, id, name) of images; their shards are looked into for the names."""
-    places = defaultdict(list)  # by file and row group
+    """(split, id, name) of images. The names come from their shards."""
+    places = defaultdict(list)  # (split, id, row) of images by file and row group
     for split, image in sorted(bad):
         groups = worklist.train if split == "train" else worklist.evaluations[split]
         g = int(groups.first_id.searchsorted(image, "right")) - 1
-        places[groups.files[groups.file[g]], int(groups.group[g])].append((split, image, int(groups.start[g] + image - groups.first_id[g])))
+        places[groups.files[groups.file[g]], int(groups.group[g])].append(
+            (split, image, int(groups.start[g] + image - groups.first_id[g]))
+        )
     found = []
     for (path, group), images in places.items():
         filesystem, inside = storage.open_uri(path)
         try:
-            names = pq.ParquetFile(filesystem.open_input_file(inside)).read_row_group(group, columns=["name"])["name"]
+            file = pq.ParquetFile(filesystem.open_input_file(inside))
+            names = file.read_row_group(group, columns=["name"])["name"]
             found += [(split, image, names[row].as_py()) for split, image, row in images]
-        except (OSError, pa.ArrowException) as error:  # gone since it was read: the ids say which they were
+        except (
+            OSError,
+            pa.ArrowException,
+        ) as error:  # the shard is gone; the ids remain
             found += [(split, image, f"its name cannot be read: {error}") for split, image, _ in images]
     return found

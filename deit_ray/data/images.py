@@ -1,4 +1,4 @@
-"""One image from whatever it came as to the RGB JPEG that shards hold."""
+"""Converts one image of any format to the RGB JPEG that shards hold."""
 
 import io
 
@@ -11,23 +11,24 @@ from deit_ray.data.listing import Unreadable
 
 ORIENTATION = 0x0112  # EXIF's tag
 JPEG, EXIF = b"\xff\xd8", b"Exif\x00\x00"
-FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}  # the markers that begin a frame
+FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the markers that begin a frame
 
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what cannot be read is reported, not printed
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # callers report unreadable images
 
 
 def encode(content: bytes | np.ndarray, short_side: int, quality: int, exif: bool = False) -> bytes:
-    """An RGB JPEG. Grey images become RGB, CMYK as PIL converts it, transparency is dropped.
+    """Makes an RGB JPEG. Grey images become RGB, PIL converts CMYK, transparency is dropped.
 
     Args:
-        content: an image file of any kind that OpenCV or PIL reads, whatever its name says; or RGB pixels uint8 [height, width, 3].
-        short_side: longer short sides are scaled down to it, antialiased; 0 keeps every size, and JPEGs as they are.
+        content: an image file of any format that OpenCV or PIL reads, or RGB pixels uint8 [height, width, 3].
+        short_side: longer short sides are scaled down to it, antialiased. 0 keeps every size, and keeps JPEGs
+            unchanged.
         quality: of the JPEG, with 4:2:0 chroma.
-        exif: whether the rotation that EXIF asks for is applied. timm's loader does not, and published checkpoints
-            were trained so.
+        exif: whether to apply the rotation in EXIF. timm's loader does not, and published checkpoints were
+            trained without.
 
     Raises:
-        Unreadable: it is no image, or only a part of one.
+        Unreadable: the content is no image, or only a part of one.
     """
     if isinstance(content, np.ndarray):
         pixels = np.ascontiguousarray(content[:, :, ::-1])
@@ -43,7 +44,12 @@ def encode(content: bytes | np.ndarray, short_side: int, quality: int, exif: boo
         smaller = np.empty((max(1, round(height * scale)), max(1, round(width * scale)), 3), np.uint8)
         resize(pixels, smaller)
         pixels = smaller
-    parameters = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
+    parameters = [
+        cv2.IMWRITE_JPEG_QUALITY,
+        quality,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+    ]
     try:
         ok, jpeg = cv2.imencode(".jpg", pixels, parameters)
     except cv2.error as error:  # a side above 65,500 pixels
@@ -54,19 +60,25 @@ def encode(content: bytes | np.ndarray, short_side: int, quality: int, exif: boo
 
 
 def _decode_cv2(content: bytes, exif: bool) -> np.ndarray | None:
-    """BGR pixels, uint8 [height, width, 3]; None where OpenCV refuses, and for CMYK, of which it makes other colours than PIL."""
+    """BGR pixels, uint8 [height, width, 3], or None where OpenCV refuses, and for CMYK.
+
+    OpenCV's colours of CMYK differ from PIL's.
+    """
     if not content or (content.startswith(JPEG) and jpeg_channels(content) not in (1, 3)):
         return None
+    flags = cv2.IMREAD_COLOR if exif else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        return cv2.imdecode(
-            np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR if exif else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        )
+        return cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error:
         return None
 
 
 def _decode_pil(content: bytes, exif: bool) -> np.ndarray:
-    """The same by PIL, which decides what is no image, and says why."""
+    """BGR pixels by PIL, which decides what is no image.
+
+    Raises:
+        Unreadable: with PIL's reason.
+    """
     if not content:
         raise Unreadable("an empty file")
     try:
@@ -80,7 +92,10 @@ def _decode_pil(content: bytes, exif: bool) -> np.ndarray:
 
 
 def jpeg_channels(content: bytes) -> int | None:
-    """The channels that a JPEG's frame header names: 1, 3, or 4 for CMYK; None where there is no such header."""
+    """The number of channels in a JPEG's frame header: 1, 3, or 4 for CMYK.
+
+    None where there is no such header.
+    """
     place = 2
     while place + 9 < len(content) and content[place] == 0xFF:
         marker = content[place + 1]
@@ -96,7 +111,10 @@ def jpeg_channels(content: bytes) -> int | None:
 
 
 def _as_it_is(content: bytes, exif: bool) -> bytes | None:
-    """The file itself, where every decoder makes the same RGB of it; without its EXIF segment where that asks for a rotation."""
+    """The file itself where every decoder makes the same RGB pixels of it, otherwise None.
+
+    A rotation in EXIF is cut out, since not every decoder applies it; with `exif` the result is None then.
+    """
     if not content.startswith(JPEG) or jpeg_channels(content) not in (1, 3):
         return None
     if EXIF not in content[: 1 << 17]:
@@ -109,9 +127,9 @@ def _as_it_is(content: bytes, exif: bool) -> bytes | None:
 
 
 def _without_exif(jpeg: bytes) -> bytes:
-    """The same pixels: decoders that follow EXIF, as the training's does, would turn them."""
+    """The JPEG without its EXIF segment, so that every decoder leaves the pixels unrotated."""
     kept, place = bytearray(jpeg[:2]), 2
-    while place + 4 <= len(jpeg) and jpeg[place] == 0xFF and jpeg[place + 1] != 0xDA:  # until the scan begins
+    while place + 4 <= len(jpeg) and jpeg[place] == 0xFF and jpeg[place + 1] != 0xDA:  # up to the scan
         length = 2 + int.from_bytes(jpeg[place + 2 : place + 4])
         if not (jpeg[place + 1] == 0xE1 and jpeg[place + 4 : place + 10] == EXIF):
             kept += jpeg[place : place + length]

@@ -1,10 +1,11 @@
-"""What a source holds, listed before anything is decoded: names, labels, and where each image's bytes lie.
+"""Lists the images of a source before any is decoded: names, labels, and where each image's bytes are.
 
-A listing is a table, so that a million images are some tens of megabytes; a reader, which travels to the tasks with a
-stretch of that table, fetches the bytes. Both are small and know nothing of Ray.
+A listing is a table: a million images take some tens of megabytes. A reader travels to the tasks with a part
+of that table and fetches the bytes. Both are small and know nothing of Ray.
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,26 +16,45 @@ import pyarrow as pa
 
 from deit_ray import rng, storage
 
-# file: index into the reader's files; offset, size: of the bytes in it, or whatever the reader takes them for
-SCHEMA = pa.schema([("name", pa.string()), ("label", pa.int32()), ("file", pa.int32()), ("offset", pa.int64()), ("size", pa.int64())])
+# file: index into the reader's files. offset, size: the bytes in that file, or what the reader takes them for
+SCHEMA = pa.schema(
+    [
+        ("name", pa.string()),
+        ("label", pa.int32()),
+        ("file", pa.int32()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+    ]
+)
 TEST_FOLDERS = ("test", "val", "valid", "validation")
-TEST_FRACTION = 0.2  # of a source that has no test images of its own
-SPLIT_SEED = 0  # the split belongs to the data set, not to an experiment
-REMOTE_THREADS = 16  # requests at a time to an object store: one waits tens of milliseconds
+SPLIT_WORDS = ("train", *TEST_FOLDERS)
+TEST_FRACTION = 0.2  # part of the images that become test images, where a source has none
+SPLIT_SEED = 0  # fixed, since the split belongs to the data set, not to an experiment
+REMOTE_THREADS = 16  # requests at a time to an object store; each waits tens of milliseconds
 
 
 class Unreadable(Exception):
-    """An image that cannot be had; the message says why."""
+    """An image cannot be read; the message says why."""
 
 
 class Reader(Protocol):
+    """Fetches images."""
+
     def read(self, images: pa.Table) -> Iterator[bytes | np.ndarray | Unreadable]:
-        """The images' encoded files, or RGB pixels uint8 [height, width, 3], in the order of the table."""
+        """Yields for each row, in order, an encoded file, RGB pixels uint8 [height, width, 3], or the reason
+        why it cannot be read."""
 
 
 @dataclass(frozen=True)
 class Split:
-    images: pa.Table  # of SCHEMA, in the source's own order
+    """Images of a split, in the source's own order.
+
+    Attributes:
+        images: a table of SCHEMA.
+        reader: fetches them.
+    """
+
+    images: pa.Table
     reader: Reader
 
     def __len__(self) -> int:
@@ -43,9 +63,13 @@ class Split:
 
 @dataclass(frozen=True)
 class Source:
-    """Attributes:
-    format: as `--format` names it.
-    notes: what a person should know of how the source was understood.
+    """A data set before its preparation.
+
+    Attributes:
+        format: the name that `--format` takes.
+        classes: names, by label.
+        splits: train and test.
+        notes: assumptions about the source that a person should know.
     """
 
     format: str
@@ -54,7 +78,10 @@ class Source:
     notes: list[str] = field(default_factory=list)
 
     def fingerprint(self) -> str:
-        """Changes with any class, name, label, size or the order of the images; not with where the source lies."""
+        """A hash of the classes and of the names, labels, sizes and order of the images.
+
+        The place does not matter.
+        """
         digest = hashlib.sha256("\n".join([self.format, *self.classes]).encode())
         for split, found in self.splits.items():
             digest.update(f"\n{split}\n".encode())
@@ -65,14 +92,17 @@ class Source:
 
 
 def listing(names: list[str], labels, file=0, offsets=0, sizes=0) -> pa.Table:
-    """A table of SCHEMA; numbers stand for every row."""
-    columns = [pa.array(np.broadcast_to(np.asarray(c, dtype), len(names)))
-               for c, dtype in ((labels, np.int32), (file, np.int32), (offsets, np.int64), (sizes, np.int64))]  # fmt: skip
+    """A table of SCHEMA. A single number stands for every row."""
+    numbers = ((labels, np.int32), (file, np.int32), (offsets, np.int64), (sizes, np.int64))
+    columns = [pa.array(np.broadcast_to(np.asarray(c, dtype), len(names))) for c, dtype in numbers]
     return pa.table([pa.array(names, pa.string()), *columns], schema=SCHEMA)
 
 
 def split_by_class(images: pa.Table, reader: Reader) -> dict[str, Split]:
-    """`train` and `test`, each in the source's order: of every class the same fraction, at least one image of each where it has two."""
+    """Splits images into `train` and `test`, each in the source's order: the same fraction of every class.
+
+    A class of two or more images has at least one test image.
+    """
     labels = images["label"].to_numpy()
     by_label = np.argsort(labels, kind="stable")
     train, test = [], []
@@ -81,18 +111,27 @@ def split_by_class(images: pa.Table, reader: Reader) -> dict[str, Split]:
         count = max(1, round(TEST_FRACTION * len(members))) if len(members) > 1 else 0
         test.append(order[:count])
         train.append(order[count:])
-    return {name: Split(images.take(np.sort(np.concatenate(rows))), reader) for name, rows in (("train", train), ("test", test))}
+    return {
+        name: Split(images.take(np.sort(np.concatenate(rows))), reader)
+        for name, rows in (("train", train), ("test", test))
+    }
 
 
 def find_split(names: Iterable[str]) -> tuple[str | None, list[str]]:
-    """The one of some names that stands for the test images, and the others that would have done."""
+    """(the name that stands for the test images, or None; the other names that could stand for them)."""
     found = [name for name in TEST_FOLDERS if name in names]
     return (found[0] if found else None), found[1:]
 
 
+def split_word(path: str) -> str:
+    """The first word of a path that names a split, such as train or val; empty where there is none."""
+    words = re.split(r"[^a-z]+", path.lower())
+    return next((word for word in words if word in SPLIT_WORDS), "")
+
+
 @dataclass(frozen=True)
 class Files:
-    """Reads whole files; `file` is the folder below which `name` is the path."""
+    """Reads whole files: `file` is the folder's index, `name` the path below it."""
 
     folders: tuple[str, ...]
 
@@ -112,7 +151,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Ranges:
-    """Reads stretches of files, such as the members of tars, without unpacking them."""
+    """Reads parts of files, such as the members of tars, without unpacking."""
 
     files: tuple[str, ...]
 
@@ -127,14 +166,21 @@ class Ranges:
             return content if len(content) == row["size"] else Unreadable("the archive ends within it")
 
         try:
-            yield from fetch_ahead(fetch, images.select(["file", "offset", "size"]).to_pylist(), all(map(storage.is_local, self.files)))
+            yield from fetch_ahead(
+                fetch,
+                images.select(["file", "offset", "size"]).to_pylist(),
+                all(map(storage.is_local, self.files)),
+            )
         finally:
             for file in opened.values():
                 file.close()
 
 
 def fetch_ahead(fetch: Callable, rows: list, local: bool) -> Iterator:
-    """fetch(row) for every row, in order; from an object store several at a time, a bounded number ahead."""
+    """Yields fetch(row) for every row, in order.
+
+    From an object store it fetches several rows at a time, ahead.
+    """
     if local:
         yield from map(fetch, rows)
         return

@@ -1,9 +1,9 @@
-"""The shard format: Parquet files of JPEG bytes and labels, rows in random order, and a manifest that describes them.
+"""The shard format: Parquet files of JPEG bytes and labels, and a manifest that describes them.
 
-A folder holds manifest.json and, for each split, SPLIT-00000.parquet and so on, with the columns `image` (JPEG bytes),
-`label` (int32), `name` (where it came from) and `source` (a hash of what the JPEG was made from).
-An image's id is its place in the split, over all shards in order. Since the rows are in random order, a range of ids is a
-random part of the data set: `holdout` takes the last ones.
+A folder holds manifest.json and, for each split, SPLIT-00000.parquet and so on, with the columns `image`
+(JPEG bytes), `label` (int32), `name` (where the image came from) and `source` (a hash of the file or pixels
+that the JPEG was made from). An image's id is its place in the split, over all shards in order. Rows are in
+random order, so a range of ids is a random part of the data set: `holdout` takes the last ids.
 """
 
 import hashlib
@@ -25,13 +25,23 @@ MANIFEST = "manifest.json"
 ROW_GROUP = 64  # images
 SHARD = 4096  # images
 DIGEST = 16  # bytes of the hash in the column `source`
-SCHEMA = pa.schema([("image", pa.binary()), ("label", pa.int32()), ("name", pa.string()), ("source", pa.binary())])
+SCHEMA = pa.schema(
+    [("image", pa.binary()), ("label", pa.int32()), ("name", pa.string()), ("source", pa.binary())]
+)
 
 
 @dataclass(frozen=True)
 class Shard:
+    """A shard file as the manifest describes it.
+
+    Attributes:
+        file: its name in the folder.
+        row_groups: number of rows of each row group.
+        bytes, sha256: size and checksum of the file.
+    """
+
     file: str
-    row_groups: list[int]  # rows of each
+    row_groups: list[int]
     bytes: int
     sha256: str
 
@@ -42,14 +52,27 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
+    """A prepared data set.
+
+    Attributes:
+        classes: names, by label.
+        splits: the shards of each split.
+        class_counts: number of images of each class, by split.
+        fingerprint: changes when any image or label or the order changes.
+        made_by: command, version and settings of the preparation.
+        source: format and fingerprint of the source.
+        unreadable: number of images of each split that were left out.
+        duplicates: number, and some names, of test images that are also training images, byte for byte.
+    """
+
     classes: list[str]
     splits: dict[str, list[Shard]]
-    class_counts: dict[str, list[int]]  # images of each class, by split
-    fingerprint: str  # changes when any image, label or the order changes
-    made_by: dict = field(default_factory=dict)  # command, version and settings
-    source: dict = field(default_factory=dict)  # format and fingerprint of what it was made from
-    unreadable: dict[str, int] = field(default_factory=dict)  # images of each split that were left out
-    duplicates: dict = field(default_factory=dict)  # test images that are, byte for byte, training images too: count, some names
+    class_counts: dict[str, list[int]]
+    fingerprint: str
+    made_by: dict = field(default_factory=dict)
+    source: dict = field(default_factory=dict)
+    unreadable: dict[str, int] = field(default_factory=dict)
+    duplicates: dict = field(default_factory=dict)
 
     def rows(self, split: str) -> int:
         return sum(shard.rows for shard in self.splits[split])
@@ -60,13 +83,14 @@ class Manifest:
 
 @dataclass(frozen=True)
 class RowGroups:
-    """A stretch of a split's row groups as arrays, one element a row group (or the part of it that belongs here).
+    """Consecutive row groups of a split, or parts of them, as arrays int64 [row groups].
 
     Attributes:
-        files: path of each shard file, indexed by `file`.
-        file, group: where a row group stands.
-        start, rows: the rows of it that belong here.
-        first_id: the image id of the row `start`.
+        files: path of each shard file.
+        file: index into `files`.
+        group: number of the row group in its file.
+        start, rows: first row and number of rows that belong to this part.
+        first_id: image id of the row `start`.
     """
 
     files: tuple[str, ...]
@@ -84,7 +108,7 @@ class RowGroups:
         return int(self.rows.sum())
 
     def between(self, low: int, high: int) -> "RowGroups":
-        """The part whose image ids are in [low, high)."""
+        """The part with the image ids from `low` to `high` - 1."""
         skip = np.clip(low - self.first_id, 0, self.rows)
         rows = np.clip(high - self.first_id, 0, self.rows) - skip
         keep = rows > 0
@@ -98,15 +122,21 @@ class RowGroups:
         )
 
 
-def write_shard(uri: str, file: str, rows: Iterable[tuple], metadata: dict | None = None) -> tuple[Shard, dict[int, int]]:
-    """Writes (jpeg bytes, label, name, hash of the source) rows, in the order given, as one shard: whole or not at all.
+def write_shard(
+    uri: str, file: str, rows: Iterable[tuple], metadata: dict | None = None
+) -> tuple[Shard, dict[int, int]]:
+    """Writes rows as one shard, in the order given: the whole file or none.
+
+    Args:
+        rows: (JPEG bytes, label, name, hash of the source).
+        metadata: for the Parquet schema.
 
     Returns:
-        The shard, and the number of images of each label there are.
+        (the shard, number of images by label, without labels that have none).
     """
     sink, groups, counts, rows = pa.BufferOutputStream(), [], {}, iter(rows)
-    options = {"compression": {name: "none" if name in ("image", "source") else "zstd" for name in SCHEMA.names},
-               "use_dictionary": False, "write_statistics": False}  # fmt: skip
+    compression = {name: "none" if name in ("image", "source") else "zstd" for name in SCHEMA.names}
+    options = {"compression": compression, "use_dictionary": False, "write_statistics": False}
     with pq.ParquetWriter(sink, SCHEMA.with_metadata(metadata), **options) as writer:
         while group := list(islice(rows, ROW_GROUP)):
             columns = [pa.array(c, t) for c, t in zip(zip(*group, strict=True), SCHEMA.types, strict=True)]
@@ -120,29 +150,32 @@ def write_shard(uri: str, file: str, rows: Iterable[tuple], metadata: dict | Non
 
 
 def describe(file: str, row_groups: list[int], content) -> Shard:
-    """The shard whose file holds this."""
+    """The description of a shard file with this content."""
     return Shard(file, row_groups, len(content), hashlib.sha256(content).hexdigest())
 
 
 def group_rows(file: pq.ParquetFile) -> list[int]:
-    """The rows of each row group."""
+    """The number of rows of each row group."""
     return [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
 
 
 def digest_of(content) -> bytes:
-    """The hash of what an image was made from, by which duplicates are found."""
+    """The hash of a source image, by which duplicates are found."""
     return hashlib.sha256(content).digest()[:DIGEST]
 
 
 def shard_file(split: str, number: int) -> str:
+    """The file name of a shard."""
     return f"{split}-{number:05d}.parquet"
 
 
-def write_split(uri: str, split: str, rows: Iterable[tuple[bytes, int, str]]) -> tuple[list[Shard], list[int]]:
-    """Writes (jpeg bytes, label, name) rows, in the order given, as a split's shards.
+def write_split(
+    uri: str, split: str, rows: Iterable[tuple[bytes, int, str]]
+) -> tuple[list[Shard], list[int]]:
+    """Writes (JPEG bytes, label, name) rows, in the order given, as a split's shards.
 
     Returns:
-        The shards, and the number of images of each label.
+        (the shards, the number of images of each label).
     """
     shards, totals = [], Counter()
     rows = ((jpeg, label, name, digest_of(jpeg)) for jpeg, label, name in rows)
@@ -153,14 +186,21 @@ def write_split(uri: str, split: str, rows: Iterable[tuple[bytes, int, str]]) ->
     return shards, [totals[label] for label in range(max(totals, default=-1) + 1)]
 
 
-def write_manifest(uri: str, classes: list[str], splits: dict, counts: dict, made_by: dict, **known) -> Manifest:
-    """Writes the manifest, last, so that a folder without one is unfinished; `known` are the other fields of `Manifest`."""
+def write_manifest(
+    uri: str, classes: list[str], splits: dict, counts: dict, made_by: dict, **known
+) -> Manifest:
+    """Writes the manifest of a folder. It comes last, so a folder without a manifest is unfinished.
+
+    Args:
+        known: other fields of `Manifest`.
+    """
     manifest = make_manifest(classes, splits, counts, made_by, **known)
     storage.write_bytes(storage.join(uri, MANIFEST), manifest.to_json().encode())
     return manifest
 
 
 def make_manifest(classes: list[str], splits: dict, counts: dict, made_by: dict, **known) -> Manifest:
+    """Makes a manifest with its fingerprint. `known` are other fields of `Manifest`."""
     sums = [shard.sha256 for split in sorted(splits) for shard in splits[split]]
     fingerprint = hashlib.sha256("".join([*classes, *sums]).encode()).hexdigest()[:16]
     counts = {split: c + [0] * (len(classes) - len(c)) for split, c in counts.items()}
@@ -168,10 +208,10 @@ def make_manifest(classes: list[str], splits: dict, counts: dict, made_by: dict,
 
 
 def read_manifest(uri: str) -> Manifest:
-    """The manifest of a prepared folder.
+    """Reads the manifest of a prepared folder.
 
     Raises:
-        UserError: there is none, or it is of another format.
+        UserError: there is none, or it has another format.
     """
     where = storage.join(storage.absolute(uri), MANIFEST)
     try:
@@ -185,12 +225,18 @@ def read_manifest(uri: str) -> Manifest:
         raise UserError(f"data.uri: {where}: cannot be read: {error}") from None
     if content.pop("format", None) != FORMAT:
         raise UserError(f"data.uri: {where}: not a manifest of format {FORMAT}; prepare the data again")
-    content["splits"] = {split: [Shard(**shard) for shard in shards] for split, shards in content["splits"].items()}
+    content["splits"] = {
+        split: [Shard(**shard) for shard in shards] for split, shards in content["splits"].items()
+    }
     return Manifest(**content)
 
 
 def row_groups(uri: str, manifest: Manifest, split: str, holdout: float) -> RowGroups:
-    """The row groups of `train` (without the held-out images), `val` (the held-out ones) or `test`."""
+    """The row groups of `train` (without the held-out images), `val` (the held-out images) or `test`.
+
+    Raises:
+        UserError: the data set has no such split.
+    """
     stored = "test" if split == "test" else "train"
     if stored not in manifest.splits:
         raise UserError(f"data.uri: {uri}: has no {stored} images; it has {', '.join(manifest.splits)}")
@@ -212,22 +258,23 @@ def row_groups(uri: str, manifest: Manifest, split: str, holdout: float) -> RowG
 
 
 def read_row_groups(path: str, groups: list[int]) -> list[pa.Table]:
-    """The table of each of these row groups of a shard, with the columns `image` and `label`.
+    """Reads row groups of a shard: a table for each, with the columns `image` and `label`.
 
     Raises:
         UnavailableError: the shard is missing or damaged.
     """
     try:
         filesystem, inside = storage.open_uri(path)
-        with pq.ParquetFile(filesystem.open_input_file(inside), pre_buffer=True) as file:  # neighbours are one request
+        # with pre_buffer, neighbouring row groups are one request
+        with pq.ParquetFile(filesystem.open_input_file(inside), pre_buffer=True) as file:
             table = file.read_row_groups(groups, columns=["image", "label"], use_threads=False)
             ends = np.cumsum([file.metadata.row_group(g).num_rows for g in groups]).tolist()
     except (OSError, pa.ArrowException) as error:
         folder = path.rpartition("/")[0]
         names = f"row group{'s' * (len(groups) > 1)} {', '.join(map(str, sorted(groups)))}"
         raise UnavailableError(
-            f"data.uri: shard {path}, {names}, is missing or damaged ({error}); `deit-ray data check {folder}` says what is "
-            "wrong and which command makes it again"
+            f"data.uri: shard {path}, {names}, is missing or damaged ({error}); "
+            f"`deit-ray data check {folder}` says what is wrong and which command makes it again"
         ) from None
     return [table.slice(begin, end - begin) for begin, end in pairwise([0, *ends])]
 

@@ -1,9 +1,10 @@
-"""The shuffle over the whole data set, with bounded memory: images go to parts, parts to shards. What a task of either phase does.
+"""Shuffles a whole data set with bounded memory: tasks that turn images into parts, and parts into shards.
 
-An image's place in its split is a hash permutation of its place in the source, so shard k is known before anything is
-read: the images with places k x SHARD to (k + 1) x SHARD, whichever worker does it. The first phase reads the source in
-its own order, encodes, and writes a part (Arrow IPC) of some thousand images, grouped by shard; the second gathers a
-shard from all parts. A file is whole or absent, and says in its metadata which preparation it belongs to.
+An image's place in its split is a hash permutation of its place in the source. So the content of shard k is
+known before anything is read, and does not depend on the workers: the images with places k x SHARD to (k + 1)
+x SHARD. The first phase reads the source in its own order, encodes the images, and writes parts (Arrow IPC)
+of about a thousand images, grouped by shard. The second phase gathers each shard from all parts. A file is
+whole or absent, and a shard's metadata says which preparation it belongs to.
 """
 
 import hashlib
@@ -19,15 +20,28 @@ from deit_ray import storage
 from deit_ray.data import images, shards
 from deit_ray.data.listing import Reader, Unreadable, fetch_ahead
 
-PART = 1024  # images: what a task holds in memory, encoded
-PART_SCHEMA = pa.schema([("place", pa.int64()), ("image", pa.binary()), ("label", pa.int32()), ("name", pa.string()),
-                         ("source", pa.binary()), ("reason", pa.string())])  # fmt: skip
-KEY, BAD = b"deit_ray.prepared", b"deit_ray.unreadable"  # of a shard's metadata
+PART = 1024  # images that a task holds in memory, encoded
+PART_SCHEMA = pa.schema(
+    [
+        ("place", pa.int64()),
+        ("image", pa.binary()),
+        ("label", pa.int32()),
+        ("name", pa.string()),
+        ("source", pa.binary()),
+        ("reason", pa.string()),
+    ]
+)
+KEY, BAD = b"deit_ray.prepared", b"deit_ray.unreadable"  # keys of a shard's metadata
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How images become JPEGs (see `images.encode`) and JPEGs shards."""
+    """How images become JPEGs and shards.
+
+    Attributes:
+        short_side, quality, exif: see `images.encode`.
+        shard_images: images in a shard.
+    """
 
     short_side: int
     quality: int
@@ -37,13 +51,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of a split in the source's order, and where its images go.
+    """Consecutive images of a split in the source's order, and the places that they go to.
 
     Attributes:
-        images: of `listing.SCHEMA`.
-        places: int64, of each image in the split's random order.
-        shards: numbers of the shards that are wanted; images that go elsewhere are not read.
-        uri: of the file to write.
+        images: a table of `listing.SCHEMA`.
+        reader: fetches them.
+        places: int64 [images], each image's place in the split's random order.
+        shards: numbers of the shards to make; images of other shards are not read.
+        uri: the file to write.
+        settings: see `Settings`.
     """
 
     images: pa.Table
@@ -55,33 +71,44 @@ class Part:
 
 
 def write_part(part: Part) -> tuple[int, list[tuple[str, str]]]:
-    """The first phase's task: reads, encodes and writes a part.
+    """The task of the first phase: reads, encodes and writes a part.
 
     Returns:
-        The number of images it is done with, and (name, reason) of those that cannot be.
+        (number of images in the part, (name, reason) of each image that cannot be read).
     """
     goes_to = part.places // part.settings.shard_images
     chosen = np.flatnonzero(np.isin(goes_to, part.shards))
     wanted, places = part.images.take(chosen).combine_chunks(), part.places[chosen]
     encoded = [_encode(content, part.settings) for content in part.reader.read(wanted)]
-    bad = [(name, reason) for name, (_, reason, _) in zip(wanted["name"].to_pylist(), encoded, strict=True) if reason]
+    names = wanted["name"].to_pylist()
+    bad = [(name, reason) for name, (_, reason, _) in zip(names, encoded, strict=True) if reason]
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, PART_SCHEMA) as writer:
         for shard in part.shards:
             rows = np.flatnonzero(goes_to[chosen] == shard)
-            jpegs, reasons, digests = zip(*(encoded[row] for row in rows), strict=True) if len(rows) else ((), (), ())
-            known = wanted.take(rows)
-            columns = (places[rows], jpegs, known["label"].combine_chunks(), known["name"].combine_chunks(), digests, reasons)
-            arrays = [c if isinstance(c, pa.Array) else pa.array(c, t) for c, t in zip(columns, PART_SCHEMA.types, strict=True)]
-            writer.write_batch(pa.record_batch(arrays, schema=PART_SCHEMA))
+            writer.write_batch(_part_batch(wanted.take(rows), places[rows], [encoded[row] for row in rows]))
             for row in rows:
-                encoded[row] = None  # it is in the sink
+                encoded[row] = None  # frees memory: the sink holds a copy
     storage.write_bytes(part.uri, sink.getvalue())
     return len(part.places), bad
 
 
+def _part_batch(images: pa.Table, places: np.ndarray, encoded: list[tuple]) -> pa.RecordBatch:
+    """One shard's images in a part, a batch of PART_SCHEMA; `encoded` has what `_encode` gave for each."""
+    jpegs, reasons, digests = zip(*encoded, strict=True) if encoded else ((), (), ())
+    columns = {
+        "place": places,
+        "image": jpegs,
+        "label": images["label"].combine_chunks(),
+        "name": images["name"].combine_chunks(),
+        "source": digests,
+        "reason": reasons,
+    }
+    return pa.record_batch(columns, schema=PART_SCHEMA)
+
+
 def _encode(content, settings: Settings) -> tuple[bytes | None, str | None, bytes | None]:
-    """(JPEG, None, hash of what it was made from), or (None, the reason, None)."""
+    """(JPEG, None, hash of the source), or (None, the reason why it cannot be read, None)."""
     try:
         if isinstance(content, Unreadable):
             raise content
@@ -94,12 +121,13 @@ def _encode(content, settings: Settings) -> tuple[bytes | None, str | None, byte
 
 @dataclass(frozen=True)
 class Report:
-    """What is known of a finished shard.
+    """Facts about a finished shard.
 
     Attributes:
-        counts: images of each label, as far as there are any.
-        digests: of the source of each image, one after the other.
-        bad: (name, reason) of the images that would have been in it.
+        shard: for the manifest.
+        counts: number of images by label, without labels that have none.
+        digests: hashes of the images' sources, joined.
+        bad: (name, reason) of the images that are missing, since they cannot be read.
     """
 
     shard: shards.Shard
@@ -113,16 +141,25 @@ class Report:
 
 
 def write_shard(out: str, file: str, index: int, parts: list[str], key: str) -> Report:
-    """The second phase's task: gathers a shard from all parts.
+    """The task of the second phase: gathers a shard from all parts.
 
     Args:
-        index: of its batch within every part.
+        out: the data set's folder.
+        file: of the shard.
+        index: number of the shard's batch within every part.
+        parts: URIs of the parts.
+        key: of the preparation.
     """
-    batches = [batch for batch in fetch_ahead(lambda uri: _read_batch(uri, index), parts, storage.is_local(out)) if len(batch)]
-    rows = [(place, b, row) for b, batch in enumerate(batches) for row, place in enumerate(batch["place"].to_pylist())]
+    fetched = fetch_ahead(lambda uri: _read_batch(uri, index), parts, storage.is_local(out))
+    batches = [batch for batch in fetched if len(batch)]
+    rows = []
+    for b, batch in enumerate(batches):
+        rows += [(place, b, row) for row, place in enumerate(batch["place"].to_pylist())]
     rows.sort()
     bad = [
-        (batches[b]["name"][row].as_py(), batches[b]["reason"][row].as_py()) for _, b, row in rows if not batches[b]["image"][row].is_valid
+        (batches[b]["name"][row].as_py(), batches[b]["reason"][row].as_py())
+        for _, b, row in rows
+        if not batches[b]["image"][row].is_valid
     ]
     good = [(b, row) for _, b, row in rows if batches[b]["image"][row].is_valid]
     named = (tuple(batches[b][name][row].as_py() for name in shards.SCHEMA.names) for b, row in good)
@@ -137,10 +174,10 @@ def _read_batch(uri: str, index: int) -> pa.RecordBatch:
 
 
 def describe_shard(out: str, file: str, key: str, expected: shards.Shard | None) -> Report | None:
-    """The report of a shard that is there, or None where it is missing, damaged, or of another preparation.
+    """The report of a shard, or None where it is missing, damaged, or belongs to another preparation.
 
     Args:
-        expected: what the manifest says of it, where there is one.
+        expected: the manifest's entry, where there is a manifest.
     """
     try:
         content = storage.read_bytes(storage.join(out, file))
@@ -156,11 +193,12 @@ def describe_shard(out: str, file: str, key: str, expected: shards.Shard | None)
     found = shards.describe(file, shards.group_rows(opened), content)
     labels, counts = np.unique(table["label"].to_numpy(), return_counts=True)
     digests = b"".join(table["source"].to_pylist())
-    return Report(found, dict(zip(labels.tolist(), counts.tolist(), strict=True)), digests, [tuple(b) for b in json.loads(metadata[BAD])])
+    bad = [tuple(entry) for entry in json.loads(metadata[BAD])]
+    return Report(found, dict(zip(labels.tolist(), counts.tolist(), strict=True)), digests, bad)
 
 
 def duplicates(reports: dict[str, list[Report]]) -> Iterator[tuple[int, int]]:
-    """(shard, row) of each test image whose source is, byte for byte, also a training image's."""
+    """(shard, row) of each test image whose source is also a training image's, byte for byte."""
     test = {source for report in reports.get("test", ()) for source in report.sources()}
     found = {source for report in reports.get("train", ()) for source in report.sources() if source in test}
     for number, report in enumerate(reports.get("test", ())):

@@ -1,4 +1,4 @@
-"""Where images come from, before they are shards: a source is recognised by looking, and lists its splits, classes and images."""
+"""Opens a source of images: recognises its format, and lists its splits, classes and images."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,21 +13,22 @@ from deit_ray.data.listing import Files, Source, Split, find_split, listing, spl
 from deit_ray.errors import UserError
 
 FORMATS = ("ilsvrc2012", "folders", "parquet", "webdataset", "arrays", "digits")
+BY_SUFFIX = {".tar": "webdataset", ".parquet": "parquet", ".npz": "arrays", ".npy": "arrays"}  # formats
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 DIGIT_SIZE = 16  # pixels
 DIGITS = "digits"
 
 
 def open_source(source: str, format: str | None = None, labels: str | None = None) -> Source:
-    """The source that a word, a file or a folder stands for.
+    """Opens the source that a word, a file or a folder names.
 
     Args:
         source: `digits`, or the path or URI of a folder or file.
-        format: one of FORMATS; by default recognised by looking.
+        format: one of FORMATS; recognised by default.
         labels: a file with the labels of ILSVRC2012's validation images, instead of the devkit's.
 
     Raises:
-        UserError: it is none that is known.
+        UserError: the source is of no known format, or broken.
     """
     if format not in (None, *FORMATS):
         raise UserError(f"--format {format}: must be one of {', '.join(FORMATS)}")
@@ -36,13 +37,17 @@ def open_source(source: str, format: str | None = None, labels: str | None = Non
     uri = storage.absolute(source)
     format = format or recognise(uri)
     if labels and format != "ilsvrc2012":
-        raise UserError(f"--labels {labels}: only ILSVRC2012's tars need labels from a file; {source} is of the format {format}")
+        raise UserError(
+            f"--labels {labels}: only ILSVRC2012's tars need labels from a file; "
+            f"{source} is of the format {format}"
+        )
     if format == "digits":
         raise UserError(f"--format digits: SOURCE must be the word digits, not {source}")
     if format == "folders":
         return class_folders(uri)
     if format == "ilsvrc2012":
-        return tars.ilsvrc2012(uri.rpartition("/")[0] if uri.endswith(".tar") else uri, labels and storage.absolute(labels))
+        folder = uri.rpartition("/")[0] if uri.endswith(".tar") else uri
+        return tars.ilsvrc2012(folder, labels and storage.absolute(labels))
     folder, files = _files(uri)
     if format == "webdataset":
         return tars.webdataset(_named(source, files, ".tar"), folder)
@@ -52,34 +57,42 @@ def open_source(source: str, format: str | None = None, labels: str | None = Non
 
 
 def recognise(uri: str) -> str:
-    """The format of a folder or file, by the names in it.
+    """Recognises the format of a folder or file by the names in it.
 
     Raises:
-        UserError: there is nothing there.
+        UserError: there is no such folder or file, or a file is of no known format.
     """
     if _type(uri) == fs.FileType.NotFound:
         raise UserError(
-            f"{uri}: no such folder or file; SOURCE is a folder of class folders, of tars, of Parquet or of arrays, or the word digits"
+            f"{uri}: no such folder or file; SOURCE is a folder of class folders, of tars, of Parquet or of "
+            "arrays, or the word digits"
         )
     if uri.rpartition("/")[2] == tars.TRAIN_TAR:
         return "ilsvrc2012"
     names = [uri.rpartition("/")[2]] if _type(uri) == fs.FileType.File else storage.list_names(uri)
     if tars.TRAIN_TAR in names:
         return "ilsvrc2012"
-    if any(tables.BATCH_FILE.fullmatch(name) for name in names if name not in ("train", "test")) or "meta" in names:
+    batches = [name for name in names if name not in ("train", "test") and tables.BATCH_FILE.fullmatch(name)]
+    if batches or "meta" in names:
         return "arrays"
-    suffixes = {name[name.rfind(".") :].lower() for name in names if "." in name}
-    for suffix, format in ((".tar", "webdataset"), (".parquet", "parquet"), (".npz", "arrays"), (".npy", "arrays")):
+    suffixes = _suffixes(names)
+    for suffix, format in BY_SUFFIX.items():
         if suffix in suffixes:
             return format
     if _type(uri) == fs.FileType.File:
         raise UserError(f"{uri}: a file of no known kind; known are .tar, .parquet, .npz and .npy")
-    for name in ("data", "train"):  # tars or Parquet in a folder per split, or as the Hugging Face hub has it
+    for name in ("data", "train"):  # a folder for each split, or the layout of the Hugging Face hub
         if name in names:
-            inner = {inner.rpartition(".")[2] for inner in storage.list_names(storage.join(uri, name))}
-            if found := next((format for suffix, format in (("tar", "webdataset"), ("parquet", "parquet")) if suffix in inner), None):
-                return found
+            inner = _suffixes(storage.list_names(storage.join(uri, name)))
+            for suffix in (".tar", ".parquet"):
+                if suffix in inner:
+                    return BY_SUFFIX[suffix]
     return "folders"
+
+
+def _suffixes(names: list[str]) -> set[str]:
+    """The suffixes of names in lower case, such as .tar."""
+    return {name[name.rfind(".") :].lower() for name in names if "." in name}
 
 
 def _type(uri: str) -> fs.FileType:
@@ -88,13 +101,14 @@ def _type(uri: str) -> fs.FileType:
 
 
 def _files(uri: str) -> tuple[str, list[str]]:
-    """(folder, the files in it and below, sorted); for a file that file alone."""
+    """(folder, sorted URIs of the files in it and below); for a file, its folder and that file alone."""
     if _type(uri) == fs.FileType.File:
         return uri.rpartition("/")[0], [uri]
     return uri, [storage.join(uri, path) for path, _ in _walk(uri)]
 
 
 def _named(source: str, files: list[str], suffix: str) -> list[str]:
+    """The files with a suffix."""
     found = [file for file in files if file.lower().endswith(suffix)]
     if not found:
         raise UserError(f"{source}: holds no {suffix} files")
@@ -102,15 +116,16 @@ def _named(source: str, files: list[str], suffix: str) -> list[str]:
 
 
 def _walk(uri: str) -> list[tuple[str, int]]:
-    """(path below the folder, size in bytes) of every file, sorted, but those in hidden folders and hidden themselves."""
+    """(path below the folder, size in bytes) of every file, sorted. Hidden files and folders are left out."""
     filesystem, folder = storage.open_uri(uri)
     found = filesystem.get_file_info(fs.FileSelector(folder, recursive=True))
     inside = [(info.path[len(folder.rstrip("/")) + 1 :], info.size) for info in found if info.is_file]
-    return sorted((path, size) for path, size in inside if not any(part.startswith(".") for part in path.split("/")))
+    hidden = [any(part.startswith(".") for part in path.split("/")) for path, _ in inside]
+    return sorted(entry for entry, is_hidden in zip(inside, hidden, strict=True) if not is_hidden)
 
 
 def digits() -> Source:
-    """scikit-learn's load_digits: 1,797 scans of handwritten digits, 8x8, here scaled to RGB 16x16."""
+    """scikit-learn's load_digits: 1,797 scans of handwritten digits, 8x8 pixels, scaled to RGB 16x16."""
     from sklearn.datasets import load_digits
 
     labels = load_digits().target
@@ -133,9 +148,15 @@ class Digits:
 
 
 def class_folders(folder: str) -> Source:
-    """A folder per class, either straight in `folder` or in train/ and test/ (or val/) below it; classes in sorted order."""
+    """A folder for each class, in `folder` itself or in train/ and test/ (or val/) below it.
+
+    Classes are sorted.
+    """
     if _type(folder) != fs.FileType.Directory:
-        raise UserError(f"{folder}: no such folder; SOURCE is a folder with one folder of images per class, or the word digits")
+        raise UserError(
+            f"{folder}: no such folder; SOURCE is a folder with one folder of images per class, "
+            "or the word digits"
+        )
     names = {name.lower(): storage.join(folder, name) for name in _folders(folder)}
     test, others = find_split(names)
     if "train" not in names or not test:
@@ -145,26 +166,37 @@ def class_folders(folder: str) -> Source:
     test_classes, test_images = _read_classes(names[test], least=1)
     if strange := sorted(set(test_classes) - set(classes)):
         raise UserError(f"{names[test]}: has the class {strange[0]!r}, which {names['train']} has not")
-    renumbered = np.array([classes.index(name) for name in test_classes], np.int32)[test_images["label"].to_numpy()]
+    train_labels = np.array([classes.index(name) for name in test_classes], np.int32)
+    renumbered = train_labels[test_images["label"].to_numpy()]
     test_images = test_images.set_column(1, "label", pa.array(renumbered))
-    splits = {"train": Split(images, Files((names["train"],))), "test": Split(test_images, Files((names[test],)))}
-    return Source("folders", classes, splits, [f"the folder {other} is not used: {test} is the test split" for other in others])
+    splits = {
+        "train": Split(images, Files((names["train"],))),
+        "test": Split(test_images, Files((names[test],))),
+    }
+    notes = [f"the folder {other} is not used: {test} is the test split" for other in others]
+    return Source("folders", classes, splits, notes)
 
 
 def _folders(uri: str) -> list[str]:
+    """The names of the folders in a folder, sorted, without hidden ones."""
     filesystem, path = storage.open_uri(uri)
     found = filesystem.get_file_info(fs.FileSelector(path))
-    return sorted(info.base_name for info in found if info.type == fs.FileType.Directory and not info.base_name.startswith("."))
+    names = [info.base_name for info in found if info.type == fs.FileType.Directory]
+    return sorted(name for name in names if not name.startswith("."))
 
 
 def _read_classes(folder: str, least: int = 2) -> tuple[list[str], pa.Table]:
+    """(classes, listing) of a folder of class folders, of which there must be at least `least`."""
     classes, parts = _folders(folder), []
     for label, name in enumerate(classes):
-        found = [(f"{name}/{path}", size) for path, size in _walk(storage.join(folder, name)) if path.lower().endswith(SUFFIXES)]
+        files = _walk(storage.join(folder, name))
+        found = [(f"{name}/{path}", size) for path, size in files if path.lower().endswith(SUFFIXES)]
         if not found and len(classes) >= least:
             raise UserError(f"{storage.join(folder, name)}: holds no images; known are {', '.join(SUFFIXES)}")
         names, sizes = zip(*found, strict=True) if found else ((), ())
         parts.append(listing(list(names), label, 0, 0, np.array(sizes, np.int64)))
     if len(classes) < least:
-        raise UserError(f"{folder}: holds {len(classes)} class folders; at least {least} are needed, each with its images")
+        raise UserError(
+            f"{folder}: holds {len(classes)} class folders; at least {least} are needed, each with its images"
+        )
     return classes, pa.concat_tables(parts).combine_chunks()

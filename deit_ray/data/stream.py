@@ -14,8 +14,9 @@ import ray
 import ray.train
 from ray.data import ExecutionOptions, ExecutionResources
 
+from deit_ray.cluster import ray_private
 from deit_ray.data.blocks import Recipe, Samples, unpack
-from deit_ray.data.windows import Cursor, WindowSource, warm_up, warm_up_coordinator
+from deit_ray.data.windows import Cursor, WindowSource, warm_up
 from deit_ray.data.worklist import WorkList
 
 BLOCK_BYTES = 96 << 20  # a block holds as many steps as fit, since each costs Ray 10 ms of CPU time and more
@@ -25,7 +26,9 @@ WINDOWS = ("window0", "window1")  # the datasets' names
 EARLY_TASKS = 4  # the next window starts when this many tasks of the present one are left
 
 
-def make_datasets(run: str, worklist: WorkList, recipe: Recipe, start: int, cpus: float, store_bytes: float | None = None):
+def make_datasets(
+    run: str, worklist: WorkList, recipe: Recipe, start: int, cpus: float, store_bytes: float | None = None
+):
     """What `TorchTrainer` needs to stream a run from step `start` on.
 
     Args:
@@ -43,10 +46,15 @@ def make_datasets(run: str, worklist: WorkList, recipe: Recipe, start: int, cpus
     names = WINDOWS[:1] if worklist.window_from(start)[0] >= worklist.steps else WINDOWS
     cursor = Cursor(run)
     block_bytes = min(BLOCK_BYTES, store_bytes / BLOCKS_HELD) if store_bytes else BLOCK_BYTES
-    block_steps = max(1, int(block_bytes // (worklist.batch_size // worklist.world_size * recipe.sample_bytes)))
+    block_steps = max(
+        1, int(block_bytes // (worklist.batch_size // worklist.world_size * recipe.sample_bytes))
+    )
     limits = ExecutionResources.for_limits(cpu=max(cpus, 1.0), object_store_memory=store_bytes)
     options = ExecutionOptions(preserve_order=True, resource_limits=limits)
-    datasets = {name: DatasetFactory(WindowSource(worklist, recipe, block_steps, cursor, name), cpus, options) for name in names}
+    datasets = {
+        name: DatasetFactory(WindowSource(worklist, recipe, block_steps, cursor, name), cpus, options)
+        for name in names
+    }
     return datasets, Splits(), cursor
 
 
@@ -63,16 +71,20 @@ class DatasetFactory:
     def __call__(self) -> ray.data.Dataset | list[ray.data.DataIterator]:
         cpus, tasks = min(1.0, self.cpus), max(1, int(self.cpus))
         # tasks at once: Ray Data alone would start as many as fit into the whole CPUs of its limit
-        dataset = ray.data.read_datasource(self.source, override_num_blocks=1, num_cpus=cpus, concurrency=tasks)
+        dataset = ray.data.read_datasource(
+            self.source, override_num_blocks=1, num_cpus=cpus, concurrency=tasks
+        )
         dataset.set_name(f"{self.source.name}-{self.source.cursor.run}")
         dataset.context.enable_progress_bars = False
-        dataset.context.target_max_block_size = 1  # each yielded table, being one row, stays a block of its own
+        dataset.context.target_max_block_size = (
+            1  # each yielded table, being one row, stays a block of its own
+        )
         dataset.context.execution_no_progress_timeout_s = -1  # a window that waits for its turn is no error
         dataset.context.execution_options = self.options
         if self.source.name != WINDOWS[0]:
             return dataset
         splits = split(dataset, self.source.worklist.world_size)
-        splits[0]._coord_actor.__ray_call__.remote(warm_up_coordinator)
+        ray_private.import_in_coordinator(splits)
         for _ in range(tasks):
             warm_up.options(num_cpus=cpus).remote(dataset.context)
         return splits
@@ -86,8 +98,13 @@ def split(dataset: ray.data.Dataset, world_size: int) -> list[ray.data.DataItera
 class Splits(ray.train.DataConfig):
     """Hands out what `DatasetFactory` made, split at the first request where it is not yet."""
 
-    def configure(self, datasets, world_size, worker_handles, worker_node_ids, **_) -> list[dict[str, ray.data.DataIterator]]:
-        found = {name: made if isinstance(made, list) else split(made, world_size) for name, made in datasets.items()}
+    def configure(
+        self, datasets, world_size, worker_handles, worker_node_ids, **_
+    ) -> list[dict[str, ray.data.DataIterator]]:
+        found = {
+            name: made if isinstance(made, list) else split(made, world_size)
+            for name, made in datasets.items()
+        }
         return [{name: splits[rank] for name, splits in found.items()} for rank in range(world_size)]
 
 
@@ -121,7 +138,9 @@ class Stream:
         samples = next(self._batches)
         self.wait_s += time.perf_counter() - begin
         if not samples.valid.all():
-            self.bad.update((samples.split, i) for i in samples.ids[~samples.valid].tolist() if i >= 0)  # the others are padding
+            self.bad.update(
+                (samples.split, i) for i in samples.ids[~samples.valid].tolist() if i >= 0
+            )  # the others are padding
         return samples
 
     def _iterate(self, begun: tuple[queue.Queue, int, int]) -> Iterator[Samples]:
@@ -136,7 +155,9 @@ class Stream:
                 if isinstance(block, BaseException):
                     raise block
                 if block is None:
-                    raise RuntimeError(f"the stream ended {count} batches before the end of the window that goes to step {stop}")
+                    raise RuntimeError(
+                        f"the stream ended {count} batches before the end of the window that goes to step {stop}"
+                    )
                 steps = len(block.ids) // local
                 for s in range(steps):
                     yield block.slice(s * local, (s + 1) * local, block.first_step + s)
@@ -162,7 +183,9 @@ class Stream:
                 if before:
                     before.join()  # a dataset's next execution would be ended by the end of its last one
                 # with prefetch_batches Ray would keep the first block until there is another one; the queue is our own
-                for block in self.datasets(name).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                for block in self.datasets(name).iter_batches(
+                    batch_size=None, batch_format="pyarrow", prefetch_batches=0
+                ):
                     blocks.put(unpack(block))
                     del block  # before waiting for the next one: it pins shared memory
                 blocks.put(None)

@@ -1,5 +1,6 @@
-"""Sources that are tables: Parquet as the Hugging Face hub has it, and arrays of pixels as CIFAR comes."""
+"""Sources that are tables: Parquet as on the Hugging Face hub, and arrays of pixels, such as CIFAR's."""
 
+import contextlib
 import io
 import json
 import pickle
@@ -13,31 +14,34 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deit_ray import storage
-from deit_ray.data.listing import Source, Split, find_split, listing, split_by_class
+from deit_ray.data.listing import Source, Split, find_split, listing, split_by_class, split_word
 from deit_ray.errors import UserError
 
-READ_ROWS = 64  # images that are in memory at a time
+READ_ROWS = 64  # images in memory at a time
 LABELS = ("label", "labels", "fine_label", "cls")
 BATCH_FILE = re.compile(r"(data|test)_batch(_\d+)?|train|test")
 ARRAY_NAMES = (("x_{}", "y_{}"), ("{}_images", "{}_labels"), ("{}_x", "{}_y"), ("images_{}", "labels_{}"))
 
 
 def parquet(uris: list[str], folder: str) -> Source:
-    """Parquet with a column of image files (`image.bytes`, or binary) and one of labels; a file's split is in its name or folder.
+    """Parquet with a column of image files (`image.bytes`, or binary) and a column of labels.
 
-    Class names come from the metadata that Hugging Face's `datasets` writes; else they are the numbers, or the sorted words.
+    A file's split is a word in its name or folder. Class names come from the metadata that Hugging Face's
+    `datasets` writes. Without it they are the numbers, or the sorted words, of the labels.
     """
     by_split: dict[str, list[str]] = {}
     for uri in uris:
-        words = re.split(r"[^a-z]+", uri[len(folder) :].lower())
-        word = next((w for w in words if w in ("train", "test", "val", "valid", "validation")), "")
-        by_split.setdefault(word, []).append(uri)
+        by_split.setdefault(split_word(uri[len(folder) :]), []).append(uri)
     opened = {word: _ParquetSplit(found) for word, found in by_split.items()}
-    labelled = [word for word, found in opened.items() if found.has_labels]  # ImageNet's own test split has none
+    # ImageNet's own test split has no labels
+    labelled = [word for word, found in opened.items() if found.has_labels]
     test, others = find_split(labelled)
-    train = "train" if "train" in opened else "" if "" in opened else None
+    train = next((word for word in ("train", "") if word in opened), None)
     if train is None:
-        raise UserError(f"{folder}: no Parquet file is named train, such as train-00000-of-00001.parquet; found {', '.join(opened)}")
+        raise UserError(
+            f"{folder}: no Parquet file is named train, such as train-00000-of-00001.parquet; "
+            f"found {', '.join(opened)}"
+        )
     classes = opened[train].classes()
     splits = {"train": opened[train].split(classes)}
     if test:
@@ -45,10 +49,13 @@ def parquet(uris: list[str], folder: str) -> Source:
     else:
         splits = split_by_class(splits["train"].images, splits["train"].reader)
     unused = [*others, *(word for word in opened if word not in labelled)]
-    return Source("parquet", classes, splits, [f"the files named {word or 'otherwise'} are not used" for word in unused])
+    notes = [f"the files named {word or 'otherwise'} are not used" for word in unused]
+    return Source("parquet", classes, splits, notes)
 
 
 class _ParquetSplit:
+    """The Parquet files of one split, with their labels."""
+
     def __init__(self, uris: list[str]):
         self.uris = uris
         file = open_parquet(uris[0])
@@ -56,10 +63,15 @@ class _ParquetSplit:
         self.image, self.leaf = self._image_column()
         self.label = next((name for name in LABELS if name in self.schema.names), None)
         if self.label is None:
-            raise UserError(f"{uris[0]}: no column of labels; known are {', '.join(LABELS)}, it has {', '.join(self.schema.names)}")
-        self.labels = [open_parquet(uri).read(columns=[self.label])[self.label].combine_chunks() for uri in uris]
+            raise UserError(
+                f"{uris[0]}: no column of labels; known are {', '.join(LABELS)}, "
+                f"it has {', '.join(self.schema.names)}"
+            )
+        columns = [open_parquet(uri).read(columns=[self.label])[self.label] for uri in uris]
+        self.labels = [column.combine_chunks() for column in columns]
 
     def _image_column(self) -> tuple[str, str]:
+        """(name of the column of images, path of its bytes)."""
         for name in self.schema.names:
             type_ = self.schema.field(name).type
             if pa.types.is_struct(type_) and type_.get_field_index("bytes") >= 0:
@@ -68,32 +80,43 @@ class _ParquetSplit:
             if name in self.schema.names and pa.types.is_binary(self.schema.field(name).type):
                 return name, name
         raise UserError(
-            f"{self.uris[0]}: no column of images; known are image.bytes and binary image, it has {', '.join(self.schema.names)}"
+            f"{self.uris[0]}: no column of images; known are image.bytes and binary image, "
+            f"it has {', '.join(self.schema.names)}"
         )
 
     @property
     def has_labels(self) -> bool:
-        return any(not pa.types.is_integer(found.type) or (len(found) and found.to_numpy().max() >= 0) for found in self.labels)
+        """Whether any image has a label: a word, or a number from 0."""
+        return any(
+            not pa.types.is_integer(found.type) or (len(found) and found.to_numpy().max() >= 0)
+            for found in self.labels
+        )
 
     def classes(self) -> list[str]:
+        """The class names, by label."""
         described = json.loads((self.schema.metadata or {}).get(b"huggingface", b"{}"))
         names = described.get("info", {}).get("features", {}).get(self.label, {}).get("names")
         if names:
             return names
         if pa.types.is_integer(self.labels[0].type):
-            return [str(label) for label in range(max(int(found.to_numpy().max()) for found in self.labels if len(found)) + 1)]
+            largest = max(int(found.to_numpy().max()) for found in self.labels if len(found))
+            return [str(label) for label in range(largest + 1)]
         return sorted({word for found in self.labels for word in found.to_pylist()})
 
     def split(self, classes: list[str]) -> Split:
+        """The split's images, labelled by their place in `classes`."""
         index, parts = {name: label for label, name in enumerate(classes)}, []
         for number, (uri, found) in enumerate(zip(self.uris, self.labels, strict=True)):
             if found.null_count:
                 raise UserError(f"{uri}: column {self.label}: {found.null_count} rows have no label")
-            words = not pa.types.is_integer(found.type)
-            labels = np.array([index.get(word, -1) for word in found.to_pylist()] if words else found.to_numpy(), np.int64)
+            if pa.types.is_integer(found.type):
+                labels = np.array(found.to_numpy(), np.int64)
+            else:
+                labels = np.array([index.get(word, -1) for word in found.to_pylist()], np.int64)
             if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
                 raise UserError(
-                    f"{uri}: column {self.label}: must be one of {len(classes)} classes; it has {labels.min()} to {labels.max()}"
+                    f"{uri}: column {self.label}: must be one of {len(classes)} classes; "
+                    f"it has {labels.min()} to {labels.max()}"
                 )
             stem = uri.rpartition("/")[2].removesuffix(".parquet")
             names = [f"{stem}/{row}" for row in range(len(labels))]
@@ -102,6 +125,11 @@ class _ParquetSplit:
 
 
 def open_parquet(uri: str) -> pq.ParquetFile:
+    """Opens a Parquet file.
+
+    Raises:
+        UserError: it cannot be read as Parquet.
+    """
     filesystem, path = storage.open_uri(uri)
     try:
         return pq.ParquetFile(filesystem.open_input_file(path), pre_buffer=False)
@@ -111,7 +139,7 @@ def open_parquet(uri: str) -> pq.ParquetFile:
 
 @dataclass(frozen=True)
 class ParquetRows:
-    """Reads image files from a Parquet column; `offset` is the row."""
+    """Reads image files from a Parquet column. `offset` is the row."""
 
     files: tuple[str, ...]
     column: str
@@ -142,7 +170,7 @@ def _batches(uri: str, file: pq.ParquetFile, group: int, column: str) -> Iterato
 
 
 def arrays(uris: list[str], folder: str) -> Source:
-    """Arrays of pixels: an .npz or .npy files (x_train, y_train, x_test, y_test or the like), or CIFAR's own Python batches."""
+    """Arrays of pixels: .npz or .npy files named like x_train and y_train, or CIFAR's batches."""
     names = {uri.rpartition("/")[2]: uri for uri in uris}
     if any(BATCH_FILE.fullmatch(name) for name in names):
         return _cifar_batches(names, folder)
@@ -153,29 +181,42 @@ def arrays(uris: list[str], folder: str) -> Source:
             if images.format(split) in found and labels.format(split) in found:
                 pairs[split] = found[images.format(split)], found[labels.format(split)]
     if "train" not in pairs:
-        raise UserError(f"{folder}: no arrays of training images; wanted are x_train and y_train, train_images and train_labels "
-                        f"or the like, found are {', '.join(sorted(found)) or 'none'}")  # fmt: skip
+        names = ", ".join(sorted(found)) if found else "none"
+        raise UserError(
+            f"{folder}: no arrays of training images; wanted are x_train and y_train, train_images and "
+            f"train_labels or the like, found are {names}"
+        )
     test, others = find_split(pairs)
-    splits = {"train": _array_split(*pairs["train"], "train")} | ({"test": _array_split(*pairs[test], "test")} if test else {})
-    classes = max(int(split.images["label"].to_numpy().max()) for split in splits.values()) + 1
+    splits = {"train": _array_split(*pairs["train"], "train")}
+    if test:
+        splits["test"] = _array_split(*pairs[test], "test")
+    classes = _numbered_classes(splits)
     if not test:
         splits = split_by_class(splits["train"].images, splits["train"].reader)
-    return Source(
-        "arrays", [str(label) for label in range(classes)], splits, [f"the arrays named {other} are not used" for other in others]
-    )
+    return Source("arrays", classes, splits, [f"the arrays named {other} are not used" for other in others])
+
+
+def _numbered_classes(splits: dict[str, Split]) -> list[str]:
+    """The labels themselves as class names, from 0 to the largest."""
+    largest = max(int(split.images["label"].to_numpy().max()) for split in splits.values())
+    return [str(label) for label in range(largest + 1)]
 
 
 @dataclass(frozen=True)
 class Array:
-    """An array in a .npy file, or in an .npz, of which rows can be read without reading it all."""
+    """An array in a .npy or .npz file, of which single rows can be read.
+
+    Attributes:
+        uri: of the file.
+        member: name in the .npz; None for a .npy file.
+    """
 
     uri: str
-    member: str | None  # of the .npz
+    member: str | None
 
     def rows(self, wanted: np.ndarray | None = None) -> Iterator[np.ndarray]:
-        """The rows with these numbers, which rise; by default all."""
-        filesystem, path = storage.open_uri(self.uri)
-        with filesystem.open_input_file(path) as file, zipfile.ZipFile(file).open(self.member) if self.member else file as stream:
+        """Yields the rows with these numbers, in rising order; by default all rows."""
+        with self._open() as stream:
             shape, dtype, begin = self._header(stream)
             size = int(np.prod(shape[1:])) * dtype.itemsize
             for row in np.arange(shape[0]) if wanted is None else wanted:
@@ -183,13 +224,25 @@ class Array:
                 yield np.frombuffer(stream.read(size), dtype).reshape(shape[1:])
 
     def shape(self) -> tuple[int, ...]:
-        filesystem, path = storage.open_uri(self.uri)
-        with filesystem.open_input_file(path) as file, zipfile.ZipFile(file).open(self.member) if self.member else file as stream:
+        """The array's shape."""
+        with self._open() as stream:
             return self._header(stream)[0]
 
+    @contextlib.contextmanager
+    def _open(self) -> Iterator:
+        filesystem, path = storage.open_uri(self.uri)
+        with filesystem.open_input_file(path) as file:
+            if self.member is None:
+                yield file
+            else:
+                with zipfile.ZipFile(file).open(self.member) as stream:
+                    yield stream
+
     def _header(self, stream) -> tuple[tuple[int, ...], np.dtype, int]:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        """(shape, dtype, place of the first row in the stream)."""
+        header = np.lib.format
+        version = header.read_magic(stream)
+        read = header.read_array_header_1_0 if version == (1, 0) else header.read_array_header_2_0
         shape, fortran, dtype = read(stream)
         if fortran or dtype.hasobject:
             raise UserError(f"{self.uri}: {self.member or 'the array'}: must be of numbers in C order")
@@ -198,7 +251,10 @@ class Array:
 
 @dataclass(frozen=True)
 class Pixels:
-    """Reads RGB pixels from arrays [images, height, width (, channels)]; `offset` is the row."""
+    """Reads RGB pixels from an array [images, height, width] or [images, height, width, channels].
+
+    `offset` is the row.
+    """
 
     images: Array
 
@@ -207,12 +263,14 @@ class Pixels:
 
 
 def as_rgb(pixels: np.ndarray) -> np.ndarray:
-    """uint8 [height, width, 3] of grey or colour."""
+    """RGB pixels, uint8 [height, width, 3], of grey or colour, without an alpha channel."""
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
-    return np.broadcast_to(pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, :1], (*pixels.shape[:2], 3))
+    channels = 3 if pixels.shape[2] >= 3 else 1
+    return np.broadcast_to(pixels[:, :, :channels], (*pixels.shape[:2], 3))
 
 
 def _find_arrays(names: dict[str, str]) -> dict[str, Array]:
+    """The arrays of files, by name."""
     found = {}
     for name, uri in names.items():
         if name.endswith(".npy"):
@@ -220,43 +278,54 @@ def _find_arrays(names: dict[str, str]) -> dict[str, Array]:
         elif name.endswith(".npz"):
             filesystem, path = storage.open_uri(uri)
             with filesystem.open_input_file(path) as file:
-                found |= {member.removesuffix(".npy"): Array(uri, member) for member in zipfile.ZipFile(file).namelist()}
+                members = zipfile.ZipFile(file).namelist()
+                found |= {member.removesuffix(".npy"): Array(uri, member) for member in members}
     return found
 
 
 def _array_split(images: Array, labels: Array, split: str) -> Split:
     shape, values = images.shape(), np.array([int(np.ravel(row)[0]) for row in labels.rows()])
     if len(shape) not in (3, 4) or shape[0] != len(values) or len(values) == 0:
-        raise UserError(f"{images.uri}: {split}: images of shape {list(shape)} and {len(values)} labels; "
-                        "must be [images, height, width] or [images, height, width, channels], a label each")  # fmt: skip
-    return Split(listing([f"{split}-{i:06d}" for i in range(shape[0])], values, 0, np.arange(shape[0])), Pixels(images))
+        raise UserError(
+            f"{images.uri}: {split}: images of shape {list(shape)} and {len(values)} labels; "
+            "must be [images, height, width] or [images, height, width, channels], a label each"
+        )
+    names = [f"{split}-{i:06d}" for i in range(shape[0])]
+    return Split(listing(names, values, 0, np.arange(shape[0])), Pixels(images))
 
 
 def _cifar_batches(names: dict[str, str], folder: str) -> Source:
-    """CIFAR's Python version: pickled dictionaries with `data` uint8 [images, 3 x 32 x 32] and `labels` (or `fine_labels`)."""
+    """CIFAR's Python version: pickled dictionaries with `data`, uint8 [images, 3 x 32 x 32], and `labels`.
+
+    CIFAR-100 has `fine_labels` instead of `labels`.
+    """
     batches = sorted(name for name in names if BATCH_FILE.fullmatch(name))
-    splits = {"train": [n for n in batches if not n.startswith("test")], "test": [n for n in batches if n.startswith("test")]}
-    if not splits["train"] or not splits["test"]:
+    members = {
+        "train": [name for name in batches if not name.startswith("test")],
+        "test": [name for name in batches if name.startswith("test")],
+    }
+    if not members["train"] or not members["test"]:
         raise UserError(f"{folder}: CIFAR's training and test batches are needed; found {', '.join(batches)}")
-    reader, made, key = CifarRows(tuple(names[name] for name in batches)), {}, b"labels"
-    for split, members in splits.items():
+    reader, splits, key = CifarRows(tuple(names[name] for name in batches)), {}, b"labels"
+    for split, of_split in members.items():
         parts = []
-        for name in members:
+        for name in of_split:
             content = load_plain_pickle(names[name])
             key = b"fine_labels" if b"fine_labels" in content else b"labels"
-            files = [f.decode() if isinstance(f, bytes) else str(f) for f in content.get(b"filenames", range(len(content[key])))]
+            files = content.get(b"filenames", range(len(content[key])))
+            files = [file.decode() if isinstance(file, bytes) else str(file) for file in files]
             parts.append(listing(files, content[key], batches.index(name), np.arange(len(files))))
-        made[split] = Split(pa.concat_tables(parts).combine_chunks(), reader)
+        splits[split] = Split(pa.concat_tables(parts).combine_chunks(), reader)
     meta = next((names[name] for name in ("batches.meta", "meta") if name in names), None)
     described = load_plain_pickle(meta) if meta else {}
     classes = described.get(b"fine_label_names" if key == b"fine_labels" else b"label_names")
-    count = max(int(split.images["label"].to_numpy().max()) for split in made.values()) + 1
-    return Source("arrays", [name.decode() for name in classes] if classes else [str(label) for label in range(count)], made)
+    classes = [name.decode() for name in classes] if classes else _numbered_classes(splits)
+    return Source("arrays", classes, splits)
 
 
 @dataclass(frozen=True)
 class CifarRows:
-    """Reads pixels from CIFAR's pickled batches; `offset` is the row."""
+    """Reads pixels from CIFAR's pickled batches. `offset` is the row."""
 
     files: tuple[str, ...]
 
@@ -268,12 +337,17 @@ class CifarRows:
             yield data[row].reshape(3, 32, 32).transpose(1, 2, 0)
 
 
-PLAIN = {("_codecs", "encode"), ("numpy", "ndarray"), ("numpy", "dtype"),
-         *((f"numpy{core}.multiarray", "_reconstruct") for core in (".core", "._core"))}  # fmt: skip
+PLAIN = {
+    ("_codecs", "encode"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+}
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Knows NumPy arrays and nothing else, so that a file cannot run code."""
+    """Loads NumPy arrays and nothing else, so that a file cannot run code."""
 
     def find_class(self, module: str, name: str):
         if (module, name) not in PLAIN:
@@ -282,7 +356,11 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def load_plain_pickle(uri: str) -> dict:
-    """A pickled dictionary with bytes for its keys, of arrays, lists and words."""
+    """Loads a pickled dictionary of arrays, lists and words, with bytes as keys.
+
+    Raises:
+        UserError: the file holds anything else.
+    """
     try:
         content = _PlainUnpickler(io.BytesIO(storage.read_bytes(uri)), encoding="bytes").load()
         return {key.encode() if isinstance(key, str) else key: value for key, value in content.items()}

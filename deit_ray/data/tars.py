@@ -1,4 +1,7 @@
-"""Sources that are tars: ILSVRC2012's own archives, and WebDataset. They are indexed by their headers, never unpacked."""
+"""Sources that are tars: ILSVRC2012's own archives, and WebDataset.
+
+Headers are indexed, nothing is unpacked.
+"""
 
 import io
 import re
@@ -9,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from deit_ray import storage
-from deit_ray.data.listing import Ranges, Source, Split, find_split, listing, split_by_class
+from deit_ray.data.listing import Ranges, Source, Split, find_split, listing, split_by_class, split_word
 from deit_ray.errors import UserError
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
@@ -17,24 +20,33 @@ DEVKIT = "ILSVRC2012_devkit_t12"
 GROUND_TRUTH, META = "data/ILSVRC2012_validation_ground_truth.txt", "data/meta.mat"
 IMAGES = ("jpg", "jpeg", "png", "webp", "ppm")  # WebDataset's extensions for an image
 CLASS_FILES = ("classnames.txt", "classes.txt")
-LOCAL_BUFFER, REMOTE_BUFFER = 4096, 1 << 20  # bytes: a header on a disk, and a request worth its wait
+LOCAL_BUFFER = 4096  # bytes read at once from a disk: a few headers
+REMOTE_BUFFER = 1 << 20  # bytes of a request to an object store, whose wait is long
 
 
 def ilsvrc2012(folder: str, labels: str | None) -> Source:
-    """The folder with ILSVRC2012_img_train.tar, a tar of class tars, and ILSVRC2012_img_val.tar with its labels.
+    """ILSVRC2012: ILSVRC2012_img_train.tar, a tar of class tars, and ILSVRC2012_img_val.tar with its labels.
 
     Args:
-        labels: of the validation images: a text file of `name synset` lines, or of synsets in the order of the names. By
-            default the devkit's, as ILSVRC2012_devkit_t12.tar.gz or unpacked, beside the tars.
+        folder: of the two tars.
+        labels: a text file with the labels of the validation images: lines of `name synset`, or synsets in
+            the order of the names. By default the devkit beside the tars, ILSVRC2012_devkit_t12.tar.gz or
+            unpacked.
+
+    Raises:
+        UserError: a tar or a label is missing or broken.
     """
     names = storage.list_names(folder)
     if TRAIN_TAR not in names:
         raise UserError(f"{folder}: holds no {TRAIN_TAR}")
     uri = storage.join(folder, TRAIN_TAR)
-    tars = sorted((name.removesuffix(".tar"), offset, size) for name, offset, size in members(uri) if name.endswith(".tar"))
+    inside = members(uri)
+    tars = sorted((name.removesuffix(".tar"), *place) for name, *place in inside if name.endswith(".tar"))
     classes = [name.rpartition("/")[2] for name, _, _ in tars]
     if len(classes) < 2:
-        raise UserError(f"{uri}: holds {len(classes)} class tars; ILSVRC2012's holds 1,000, such as n01440764.tar")
+        raise UserError(
+            f"{uri}: holds {len(classes)} class tars; ILSVRC2012's holds 1,000, such as n01440764.tar"
+        )
     parts = []
     for label, (_, start, size) in enumerate(tars):
         found = sorted(members(uri, start, size))
@@ -48,65 +60,82 @@ def ilsvrc2012(folder: str, labels: str | None) -> Source:
         return Source("ilsvrc2012", classes, split_by_class(train, Ranges((uri,))), [note])
     val_uri = storage.join(folder, VAL_TAR)
     inner, offsets, sizes = zip(*sorted(members(val_uri)), strict=True)
-    val_labels = _given_labels(labels, inner, classes) if labels else _devkit_labels(folder, names, inner, classes)
-    test = Split(listing(list(inner), val_labels, 0, offsets, sizes), Ranges((val_uri,)))
+    synsets = _given_synsets(labels, inner) if labels else _devkit_synsets(folder, names)
+    where = labels or f"the devkit's {GROUND_TRUTH}"
+    test_labels = _to_labels(where, synsets, inner, classes)
+    test = Split(listing(list(inner), test_labels, 0, offsets, sizes), Ranges((val_uri,)))
     return Source("ilsvrc2012", classes, {"train": Split(train, Ranges((uri,))), "test": test})
 
 
-def _devkit_labels(folder: str, names: list[str], images: tuple[str, ...], classes: list[str]) -> list[int]:
-    """The labels in the order of the images: line i of the ground truth is the ILSVRC2012_ID of image i, which meta.mat maps to a synset.
+def _devkit_synsets(folder: str, names: list[str]) -> list[str]:
+    """The synsets of the validation images, in the order of the images, from the devkit.
 
-    The ids are not the order of the synsets.
+    Line i of the ground truth is the ILSVRC2012_ID of image i, and meta.mat maps the id to a synset. Ids and
+    synsets are in different orders.
     """
     from scipy.io import loadmat
 
     if DEVKIT in names:
-        truth, meta = (storage.read_bytes(storage.join(folder, DEVKIT, file)) for file in (GROUND_TRUTH, META))
+        where = storage.join(folder, DEVKIT)
+        truth, meta = (storage.read_bytes(storage.join(where, file)) for file in (GROUND_TRUTH, META))
     elif f"{DEVKIT}.tar.gz" in names:
-        with tarfile.open(fileobj=io.BytesIO(storage.read_bytes(storage.join(folder, f"{DEVKIT}.tar.gz")))) as tar:
+        packed = io.BytesIO(storage.read_bytes(storage.join(folder, f"{DEVKIT}.tar.gz")))
+        with tarfile.open(fileobj=packed) as tar:
             truth, meta = (tar.extractfile(f"{DEVKIT}/{file}").read() for file in (GROUND_TRUTH, META))
     else:
         raise UserError(
-            f"{folder}: the labels of {VAL_TAR} are missing: put {DEVKIT}.tar.gz beside it, or name a file with --labels FILE "
-            "(lines of: name synset)"
+            f"{folder}: the labels of {VAL_TAR} are missing: put {DEVKIT}.tar.gz beside it, "
+            "or name a file with --labels FILE (lines of: name synset)"
         )
     synsets = np.atleast_1d(loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"])
     synset_of = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets if int(s["num_children"]) == 0}
-    found = [synset_of.get(int(line), line) for line in truth.decode().split()]
-    return _to_labels(f"the devkit's {GROUND_TRUTH}", found, images, classes)
+    return [synset_of.get(int(line), line) for line in truth.decode().split()]
 
 
-def _given_labels(uri: str, images: tuple[str, ...], classes: list[str]) -> list[int]:
+def _given_synsets(uri: str, images: tuple[str, ...]) -> list[str]:
+    """The synsets of the validation images, in the order of the images, from the file of --labels."""
     try:
-        lines = [re.split(r"[,\s]+", line.strip()) for line in storage.read_bytes(uri).decode().splitlines() if line.strip()]
+        text = storage.read_bytes(uri).decode()
     except FileNotFoundError:
         raise UserError(f"--labels {uri}: no such file") from None
+    lines = [re.split(r"[,\s]+", line.strip()) for line in text.splitlines() if line.strip()]
     if all(len(words) == 1 for words in lines):
-        return _to_labels(uri, [words[0] for words in lines], images, classes)
+        return [words[0] for words in lines]
     by_name = {words[0].rpartition("/")[2].partition(".")[0]: words[1] for words in lines if len(words) > 1}
     keys = [name.rpartition("/")[2].partition(".")[0] for name in images]
     if missing := [key for key in keys if key not in by_name]:
-        raise UserError(f"--labels {uri}: has no line for {missing[0]} and {len(missing) - 1} others; a line is: name synset")
-    return _to_labels(uri, [by_name[key] for key in keys], images, classes)
+        raise UserError(
+            f"--labels {uri}: has no line for {missing[0]} and {len(missing) - 1} others; "
+            "a line is: name synset"
+        )
+    return [by_name[key] for key in keys]
 
 
 def _to_labels(where: str, synsets: list[str], images: tuple[str, ...], classes: list[str]) -> list[int]:
+    """The labels of synsets, one for each image. Errors name where the synsets came from."""
     if len(synsets) != len(images):
         raise UserError(f"{where}: has {len(synsets)} labels, but {VAL_TAR} holds {len(images)} images")
     index = {name: label for label, name in enumerate(classes)}
     if strange := sorted(set(synsets) - set(index)):
-        raise UserError(f"{where}: {strange[0]!r} is no class of {TRAIN_TAR}, whose classes are {classes[0]} to {classes[-1]}")
+        raise UserError(
+            f"{where}: {strange[0]!r} is no class of {TRAIN_TAR}, "
+            f"whose classes are {classes[0]} to {classes[-1]}"
+        )
     return [index[synset] for synset in synsets]
 
 
 def webdataset(uris: list[str], folder: str) -> Source:
-    """Tars whose samples are KEY.jpg and KEY.cls, the label as a number. A tar's split is in its name or its folder's.
+    """WebDataset: tars of samples KEY.jpg and KEY.cls, the label as a number.
 
-    Class names come from classnames.txt (or classes.txt) in the folder, else they are the numbers.
+    A tar's split is a word in its name or folder. Class names come from classnames.txt (or classes.txt) in
+    the folder; without such a file they are the labels.
+
+    Raises:
+        UserError: a tar or a sample is broken, or no tar is of the training split.
     """
     by_split: dict[str, list[str]] = {}
     for uri in uris:
-        by_split.setdefault(_split_word(uri[len(folder) :]), []).append(uri)
+        by_split.setdefault(split_word(uri[len(folder) :]), []).append(uri)
     test, others = find_split(by_split)
     chosen = {"train": by_split.get("train", [])} | ({"test": by_split[test]} if test else {})
     if not chosen["train"] and not test:
@@ -116,17 +145,13 @@ def webdataset(uris: list[str], folder: str) -> Source:
     splits = {split: _webdataset_split(files) for split, files in chosen.items()}
     most = max(int(split.images["label"].to_numpy().max()) for split in splits.values()) + 1
     names = set(storage.list_names(folder))
-    classes = next((read_class_names(storage.join(folder, name), most) for name in CLASS_FILES if name in names), None)
+    classes = next(
+        (read_class_names(storage.join(folder, name), most) for name in CLASS_FILES if name in names), None
+    )
     if "test" not in splits:
         splits = split_by_class(splits["train"].images, splits["train"].reader)
     notes = [f"the tars named {other} are not used: {test} is the test split" for other in others]
     return Source("webdataset", classes or [str(label) for label in range(most)], splits, notes)
-
-
-def _split_word(path: str) -> str:
-    """train, or one of the words for test images, where a path holds it as a word; else nothing."""
-    words = re.split(r"[^a-z]+", path.lower())
-    return next((word for word in words if word in ("train", "test", "val", "valid", "validation")), "")
 
 
 def _webdataset_split(uris: list[str]) -> Split:
@@ -159,7 +184,7 @@ def _webdataset_split(uris: list[str]) -> Split:
 
 
 def read_class_names(uri: str, least: int) -> list[str]:
-    """A class name a line."""
+    """The class names of a file with one name on each line."""
     names = [line.strip() for line in storage.read_bytes(uri).decode().splitlines() if line.strip()]
     if len(names) < least:
         raise UserError(f"{uri}: has {len(names)} class names, but there are labels up to {least - 1}")
@@ -167,14 +192,19 @@ def read_class_names(uri: str, least: int) -> list[str]:
 
 
 def members(uri: str, start: int = 0, size: int | None = None) -> Iterator[tuple[str, int, int]]:
-    """(name, offset in the file, size) of each regular file of a tar; with `start` and `size`, of a tar within a file.
+    """Yields (name, offset in the file, size) of each regular file in a tar.
+
+    Args:
+        uri: of a file.
+        start, size: where the tar is in that file; by default all of it.
 
     Raises:
-        UserError: it is compressed, no tar, or ends too early.
+        UserError: the file is compressed, no tar, or ends too early.
     """
     filesystem, path = storage.open_uri(uri)
+    buffer = LOCAL_BUFFER if storage.is_local(uri) else REMOTE_BUFFER
     with filesystem.open_input_file(path) as file:
-        window = io.BufferedReader(Window(file, start, size), LOCAL_BUFFER if storage.is_local(uri) else REMOTE_BUFFER)
+        window = io.BufferedReader(Window(file, start, size), buffer)
         try:
             with tarfile.open(fileobj=window, mode="r:") as tar:
                 while (member := tar.next()) is not None:
@@ -182,16 +212,19 @@ def members(uri: str, start: int = 0, size: int | None = None) -> Iterator[tuple
                         raise tarfile.ReadError(f"it ends within {member.name}")
                     if member.isreg():
                         yield member.name, start + member.offset_data, member.size
-                    tar.members.clear()  # or it would keep them all
+                    tar.members.clear()  # tarfile would keep them all
         except tarfile.TarError as error:
-            raise UserError(f"{uri}: cannot be read as an uncompressed tar ({error}); unpack a .tar.gz to .tar first") from None
+            raise UserError(
+                f"{uri}: cannot be read as an uncompressed tar ({error}); unpack a .tar.gz to .tar first"
+            ) from None
 
 
 class Window(io.RawIOBase):
-    """A stretch of a random-access file as a file of its own."""
+    """A part of a random-access file, as a file."""
 
     def __init__(self, file: pa.NativeFile, start: int = 0, size: int | None = None):
-        self.file, self.start, self.size, self.place = file, start, file.size() - start if size is None else size, 0
+        self.file, self.start, self.place = file, start, 0
+        self.size = file.size() - start if size is None else size
 
     def readable(self) -> bool:
         return True

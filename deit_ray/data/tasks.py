@@ -1,40 +1,43 @@
-"""Tasks of the `data` commands: over the cluster's CPUs with Ray, or, where they are few, in this process."""
+"""Runs the tasks of the `data` commands: over a cluster with Ray, or in this process where they are few."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 
 import ray
 
-from deit_ray import cluster
+from deit_ray.cluster import connect
 
-HERE = 5000  # so few images are worked on in this process: a Ray takes longer to start
-AHEAD = 2  # tasks that wait for each CPU: their arguments are in memory
+HERE = 5000  # images; up to so many are worked on in this process, since Ray would take longer to start
+AHEAD = 2  # tasks submitted for each CPU; the arguments of all of them are in memory
 
 
 @contextlib.contextmanager
-def workers(images: int, places: dict[str, str], address: str | None, warn: Callable[[str], None], verbose: bool) -> Iterator[bool]:
-    """Whether tasks run over Ray, which is there meanwhile: where a cluster is named, or there are many images.
+def workers(
+    images: int, places: dict[str, str], address: str | None, warn: Callable[[str], None], verbose: bool
+) -> Iterator[bool]:
+    """Connects to Ray where a cluster is named or there are many images; yields whether tasks run over Ray.
 
     Args:
-        places: URIs that tasks read or write, by what the user calls them.
-        address, warn, verbose: see `cluster.connected`.
+        images: number of images to work on.
+        places: URIs that tasks read or write, by the name that the user knows.
+        address, warn, verbose: see `connect.connected`.
 
     Raises:
-        UserError: other nodes cannot reach one of the places.
+        UserError: other nodes of the cluster cannot reach one of the places.
     """
     if address is None and images <= HERE:
         yield False
         return
-    with cluster.connected(address, verbose, warn):
+    with connect.connected(address, verbose, warn):
         for name, uri in places.items():
-            cluster.check_reachable(name, uri)
+            connect.check_reachable(name, uri)
         yield True
 
 
 def run_tasks(function: Callable, arguments: Iterable[tuple], parallel: bool) -> Iterator[tuple[int, object]]:
-    """Calls a function with each of the arguments; yields (its number, the result) as they end.
+    """Calls a function with each of the arguments; yields (number of the call, result) as calls end.
 
-    What a task raises is raised here, and ends the others; a task whose machine went away runs again.
+    An exception of a task is raised here and ends the other tasks. A task whose machine is lost runs again.
     """
     if not parallel:
         yield from ((number, function(*given)) for number, given in enumerate(arguments))
@@ -43,8 +46,10 @@ def run_tasks(function: Callable, arguments: Iterable[tuple], parallel: bool) ->
     waiting, running = enumerate(arguments), {}
     try:
         while True:
-            # a cluster that grows is asked anew
-            while len(running) < AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1))) and (following := next(waiting, None)):
+            # the cluster may have grown since the last look
+            while len(running) < AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1))) and (
+                following := next(waiting, None)
+            ):
                 running[task.remote(*following[1])] = following[0]
             if not running:
                 return

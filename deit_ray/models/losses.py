@@ -1,15 +1,20 @@
-"""The loss of DeiT (arXiv:2012.12877, section 4): labels on the class token, the teacher on the distillation token."""
+"""The loss of DeiT (arXiv:2012.12877, section 4).
+
+The labels train the class token, the teacher trains the distillation token.
+"""
 
 import torch
 import torch.nn.functional as F
 
 
 def label_loss(logits_BC: torch.Tensor, targets_BC: torch.Tensor, valid_B: torch.Tensor) -> torch.Tensor:
-    """Cross entropy with soft targets, over the valid samples."""
+    """Cross entropy with soft targets, mean over the valid samples."""
     return _mean(-(targets_BC * F.log_softmax(logits_BC, dim=1)).sum(1), valid_B)
 
 
-def hard_distillation_loss(logits_BC: torch.Tensor, teacher_BC: torch.Tensor, valid_B: torch.Tensor) -> torch.Tensor:
+def hard_distillation_loss(
+    logits_BC: torch.Tensor, teacher_BC: torch.Tensor, valid_B: torch.Tensor
+) -> torch.Tensor:
     """Cross entropy with the teacher's decision (equation 3)."""
     return _mean(F.cross_entropy(logits_BC, teacher_BC.argmax(1), reduction="none"), valid_B)
 
@@ -17,10 +22,11 @@ def hard_distillation_loss(logits_BC: torch.Tensor, teacher_BC: torch.Tensor, va
 def soft_distillation_loss(
     logits_BC: torch.Tensor, teacher_BC: torch.Tensor, valid_B: torch.Tensor, temperature: float, mean: str
 ) -> torch.Tensor:
-    """Kullback-Leibler divergence from the teacher at a temperature, times its square (equation 2).
+    """Kullback-Leibler divergence from the teacher, times temperature squared (equation 2).
 
     Args:
-        mean: `elements` divides the sum by batch x classes, as the reference's losses.py; `batch` by the batch, as timm.
+        mean: `elements` divides the sum by batch x classes, as losses.py of the reference does. `batch`
+            divides it by the batch, as timm does.
     """
     log_p, log_q = (F.log_softmax(x / temperature, dim=1) for x in (logits_BC, teacher_BC))
     loss = _mean(F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(1), valid_B) * temperature**2
@@ -33,14 +39,16 @@ def distilled_loss(
     """The training loss and its parts.
 
     Args:
-        outputs: logits, or (class token's, distillation token's).
+        outputs: logits [batch, classes], or the pair (logits of the class token, logits of the distillation
+            token).
         targets_BC: soft targets of the labels.
         teacher_BC: the teacher's logits; None without distillation.
-        valid_B: 1.0 for samples that count, else 0.0.
-        distillation: the experiment's section: kind, weight, temperature, soft_mean.
+        valid_B: 1.0 for samples that count, otherwise 0.0.
+        distillation: the experiment's section, with kind, weight, temperature and soft_mean.
 
     Returns:
-        `loss`, and with distillation `loss_label` and `loss_teacher`. A student of one head learns both from it.
+        `loss`, and with distillation `loss_label` and `loss_teacher`. With one head, both are losses of that
+        head.
     """
     cls, dist = outputs if isinstance(outputs, tuple) else (outputs, outputs)
     if distillation.kind == "none":
@@ -50,7 +58,9 @@ def distilled_loss(
     if distillation.kind == "hard":
         from_teacher = hard_distillation_loss(dist, teacher_BC, valid_B)
     else:
-        from_teacher = soft_distillation_loss(dist, teacher_BC, valid_B, distillation.temperature, distillation.soft_mean)
+        from_teacher = soft_distillation_loss(
+            dist, teacher_BC, valid_B, distillation.temperature, distillation.soft_mean
+        )
     weight = distillation.weight
     return {
         "loss": (1 - weight) * from_labels + weight * from_teacher,

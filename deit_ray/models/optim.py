@@ -1,4 +1,4 @@
-"""AdamW and the learning rate's schedule."""
+"""AdamW and the schedule of the learning rate."""
 
 import math
 
@@ -8,25 +8,31 @@ from torch import nn
 
 
 def effective_lr(optim, batch_size: int) -> float:
-    """The peak learning rate: with `scale_lr` it is lr x batch / 512 (DeiT, section 6)."""
+    """The peak learning rate: lr x batch / 512 with `scale_lr` (DeiT, section 6), otherwise lr."""
     return optim.lr * batch_size / 512 if optim.scale_lr else optim.lr
 
 
 def make_optimizer(model: nn.Module, optim) -> torch.optim.Optimizer:
-    """AdamW; biases, norms and the model's own exceptions (tokens, position embedding) do not decay, as in timm."""
+    """AdamW.
+
+    As in timm, biases, norms and the model's own exceptions (tokens, position embedding) do not decay.
+    """
     exceptions = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
     groups = param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=exceptions)
     return torch.optim.AdamW(groups, lr=optim.lr, betas=(0.9, 0.999), eps=1e-8)
 
 
 def lr_at(step: int, steps_per_epoch: int, optim, epochs: int, peak: float) -> float:
-    """The learning rate of an optimizer step: linear warm-up, then a cosine down to min_lr, where it stays.
+    """The learning rate of an optimizer step: linear warm-up, then a cosine down to min_lr, then constant.
 
-    As timm's CosineLRScheduler in the reference's setting (warm-up counted as part of the cosine), but stepped with every
-    optimizer step instead of once an epoch. Floors above the peak are lowered to it.
+    The same as timm's CosineLRScheduler with the reference's settings, where the warm-up counts as part of
+    the cosine. But this schedule moves with every optimizer step, timm's once an epoch. min_lr and warmup_lr
+    are at most the peak.
 
     Args:
-        epochs: of the run; the cosine is as long, unless `optim.schedule_epochs` says otherwise.
+        step: optimizer steps taken before.
+        epochs: of the run, and of the cosine unless `optim.schedule_epochs` says otherwise.
+        peak: see `effective_lr`.
     """
     epoch = step / steps_per_epoch
     low, start = min(optim.min_lr, peak), min(optim.warmup_lr, peak)

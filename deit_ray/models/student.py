@@ -1,4 +1,4 @@
-"""The student: any timm classifier, and what the two heads of a distilled one say."""
+"""The student: any timm classifier, with the logits of both heads where it is a distilled one."""
 
 import difflib
 import json
@@ -12,25 +12,27 @@ from torch import nn
 
 from deit_ray.errors import UserError
 
-METADATA = "deit_ray"  # key of the description in a model.safetensors
+METADATA = "deit_ray"  # the key of the description in a model.safetensors
 
 
 def model_arguments(student, image_size: int, num_classes: int) -> dict:
-    """The keyword arguments of `timm.create_model` that a `student` section stands for."""
+    """The keyword arguments of `timm.create_model` for a `student` section."""
     sizes = {
         "patch_size": student.patch_size,
         "embed_dim": student.width,
         "depth": student.depth,
         "num_heads": student.heads,
     }
-    arguments = {"num_classes": num_classes} | {key: value for key, value in sizes.items() if value is not None}
+    arguments = {"num_classes": num_classes} | {
+        key: value for key, value in sizes.items() if value is not None
+    }
     if takes_image_size(student.model):
         arguments["img_size"] = image_size
     return arguments
 
 
 def create_student(student, image_size: int, num_classes: int) -> nn.Module:
-    """The model with its initial weights; random ones come from torch's global generator.
+    """Makes the model with its initial weights. Random weights come from torch's global generator.
 
     Raises:
         UserError: timm has no such model, or the weights do not fit.
@@ -39,7 +41,9 @@ def create_student(student, image_size: int, num_classes: int) -> nn.Module:
     pretrained = student.init == "pretrained"
     path = student.init if student.init not in ("scratch", "pretrained") else None
     try:
-        model = timm.create_model(student.model, pretrained=pretrained, drop_path_rate=student.drop_path, **arguments)
+        model = timm.create_model(
+            student.model, pretrained=pretrained, drop_path_rate=student.drop_path, **arguments
+        )
     except (RuntimeError, TypeError, AssertionError, ValueError) as error:
         raise UserError(f"student.model: {student.model!r} with {arguments}: {error}") from None
     if path:
@@ -50,7 +54,11 @@ def create_student(student, image_size: int, num_classes: int) -> nn.Module:
 
 
 def takes_image_size(name: str) -> bool:
-    """Whether timm's model is built for one image size, as transformers are; convolutional ones take any."""
+    """Whether a timm model is built for one image size. Transformers are; convolutional models are not.
+
+    Raises:
+        UserError: timm has no such model.
+    """
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
         raise UserError(f"timm has no model named {name!r}" + (f"; near: {', '.join(near)}" if near else ""))
@@ -65,7 +73,7 @@ def has_two_heads(model: nn.Module) -> bool:
 def head_logits(model: nn.Module, images_BCHW: torch.Tensor) -> dict[str, torch.Tensor]:
     """Logits [batch, classes] for evaluation: `fused`, and `cls` and `dist` where there are two heads.
 
-    Fused is the mean of both heads' logits, as the reference and timm give it.
+    `fused` is the mean of both heads' logits, as in the reference and timm.
     """
     if not has_two_heads(model):
         return {"fused": model(images_BCHW)}
@@ -75,7 +83,7 @@ def head_logits(model: nn.Module, images_BCHW: torch.Tensor) -> dict[str, torch.
 
 
 def save_model(path: Path, state: dict[str, torch.Tensor], description: dict) -> None:
-    """Writes weights that `timm.create_model(..., checkpoint_path=path)` loads, with their description inside.
+    """Writes weights, with a description inside, that timm.create_model(..., checkpoint_path=path) loads.
 
     Args:
         description: model, arguments (of timm.create_model), classes, image_size, eval_crop, mean, std.
@@ -85,7 +93,7 @@ def save_model(path: Path, state: dict[str, torch.Tensor], description: dict) ->
 
 
 def read_description(path: str | Path) -> dict | None:
-    """What `save_model` wrote beside the weights, or None for a file of another origin."""
+    """The description that `save_model` wrote beside the weights, or None for a file of another origin."""
     if not str(path).endswith(".safetensors"):
         return None
     with safe_open(path, framework="pt") as file:
@@ -94,13 +102,15 @@ def read_description(path: str | Path) -> dict | None:
 
 
 def load_weights(model: nn.Module, path: str | Path, key: str) -> None:
-    """Loads a checkpoint as timm does: heads of another class count are left new, position embeddings are resized.
+    """Loads a checkpoint as timm does.
+
+    Position embeddings are resized. A head for another number of classes keeps its new weights.
 
     Args:
-        key: of the experiment, named in errors.
+        key: the experiment's key that errors name.
 
     Raises:
-        UserError: no such file, or weights of another architecture.
+        UserError: there is no such file, or it holds weights of another architecture.
     """
     from timm.models import load_state_dict
     from timm.models.vision_transformer import checkpoint_filter_fn
@@ -123,12 +133,14 @@ def load_weights(model: nn.Module, path: str | Path, key: str) -> None:
     if misfits or missing:
         raise UserError(
             f"{key}: {path}: the weights are of another architecture: "
-            f"{len(missing)} tensors missing, {len(misfits)} of another shape, such as {(misfits + missing)[0]}"
+            f"{len(missing)} tensors missing, {len(misfits)} of another shape, "
+            f"such as {(misfits + missing)[0]}"
         )
     model.load_state_dict(state, strict=False)
 
 
 def weights_of(path: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of a weights file, by name."""
     from timm.models import load_state_dict
 
     return load_state_dict(str(path), weights_only=True)

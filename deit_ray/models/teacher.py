@@ -1,4 +1,4 @@
-"""The frozen teacher: found and read once by the driver, handed to the workers as plain tensors."""
+"""The frozen teacher: the driver reads it once, the workers get plain tensors."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,9 @@ class TeacherWeights:
     """All that a worker needs to rebuild the teacher.
 
     Attributes:
-        model, arguments: of timm.create_model.
-        state: its tensors, on the CPU.
-        mean, std: its normalisation, in units of 1 (not 255).
+        model, arguments: for timm.create_model.
+        state: the model's tensors, on the CPU.
+        mean, std: the teacher's normalisation, for pixels in [0, 1].
     """
 
     model: str
@@ -33,7 +33,7 @@ def read_teacher(teacher, path: str | None, image_size: int, num_classes: int) -
 
     Args:
         teacher: the `distillation.teacher` section.
-        path: the file that `weights` stands for; None for timm's pretrained weights.
+        path: the local file of `teacher.weights`; None for timm's pretrained weights.
         image_size, num_classes: of the student's data.
 
     Raises:
@@ -45,7 +45,9 @@ def read_teacher(teacher, path: str | None, image_size: int, num_classes: int) -
     description = (student.read_description(path) if path else None) or {}
     name = teacher.model or description.get("model")
     if name is None:
-        raise UserError(f"distillation.teacher.model: missing; {teacher.weights} does not say which timm model it is")
+        raise UserError(
+            f"distillation.teacher.model: missing; {teacher.weights} does not say which timm model it is"
+        )
     arguments = dict(description.get("arguments", {}))
     if not arguments and student.takes_image_size(name):
         arguments = {"img_size": image_size}
@@ -54,8 +56,8 @@ def read_teacher(teacher, path: str | None, image_size: int, num_classes: int) -
         _load(model, student.weights_of(path), f"{key}: {path}")
     if model.num_classes != num_classes:
         raise UserError(
-            f"{key}: {teacher.weights}: the teacher knows {model.num_classes} classes, but the data set has {num_classes}; "
-            "a teacher must have been trained on the same classes"
+            f"{key}: {teacher.weights}: the teacher knows {model.num_classes} classes, but the data set has "
+            f"{num_classes}; a teacher must have been trained on the same classes"
         )
     cfg = model.pretrained_cfg
     mean = teacher.mean or description.get("mean") or list(cfg["mean"])
@@ -72,16 +74,28 @@ def build_teacher(weights: TeacherWeights, device: torch.device) -> nn.Module:
 
 
 def _load(model: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
-    """Loads by name, or, where no name fits, tensor by tensor in order (the same network under another library's names)."""
+    """Loads weights by name, or in order where no name fits.
+
+    Then the file holds the same network with another library's names.
+
+    Raises:
+        UserError: the weights do not fit the model.
+    """
     classifier = model.pretrained_cfg["classifier"]
     bias = state.get(f"{classifier if isinstance(classifier, str) else classifier[0]}.bias")
     if bias is not None and len(bias) != model.num_classes:
         model.reset_classifier(len(bias))
-    own = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    own = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
     state = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
     if not own.keys() & state.keys():
         state = dict(zip(own, state.values(), strict=False))
     wrong = [name for name in own if name not in state or state[name].shape != own[name].shape]
     if wrong:
-        raise UserError(f"{where}: not the weights of this model: {len(wrong)} tensors do not fit, such as {wrong[0]}")
+        raise UserError(
+            f"{where}: not the weights of this model: {len(wrong)} tensors do not fit, such as {wrong[0]}"
+        )
     model.load_state_dict({name: state[name] for name in own}, strict=False)

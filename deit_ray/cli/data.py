@@ -1,0 +1,150 @@
+"""The commands of `deit-ray data`: prepare, check, show."""
+
+import shlex
+import sys
+from typing import Annotated
+
+import typer
+
+from deit_ray.cli.options import Address, Set, Uri, Verbose, check_overrides, fraction_of, load, overrides_of
+from deit_ray.terminal.console import Console
+
+app = typer.Typer(no_args_is_help=True, help="Images in, shards out.")
+SHOWN = 20  # classes or problems that are printed at most
+
+
+@app.command("prepare")
+def data_prepare(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="a folder, a file or a URI with images (docs/data.md), or: digits"
+        ),
+    ],
+    out: Annotated[str, typer.Option(help="folder to write: a path, or file://, s3://, gs://")],
+    short_side: Annotated[
+        int,
+        typer.Option(
+            min=0, help="longer short sides are scaled down to this many pixels; 0 keeps the original bytes"
+        ),
+    ] = 256,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality")] = 92,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            help="format of SOURCE, where it is not recognised: ilsvrc2012, folders, parquet, webdataset "
+            "or arrays"
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="file with the labels of ILSVRC2012's validation images: lines of: name synset"),
+    ] = None,
+    exif: Annotated[
+        bool,
+        typer.Option("--exif", help="apply the rotation in the EXIF data; by default it is not, as in timm"),
+    ] = False,
+    max_bad: Annotated[
+        str,
+        typer.Option(
+            metavar="FRACTION", help="stop when a larger fraction of the images is unreadable, such as 0.1%"
+        ),
+    ] = "0.1%",
+    address: Address = None,
+    verbose: Verbose = False,
+):
+    """Prepare a data set: images become shards for training. A second run repairs what is missing."""
+    allowed_bad = fraction_of("--max-bad", max_bad)
+    from deit_ray.data.prepare import prepare
+    from deit_ray.terminal.progress import shown_on
+
+    console = Console()
+    prepared = prepare(
+        source,
+        out,
+        short_side,
+        quality,
+        command="deit-ray " + shlex.join(sys.argv[1:]),
+        format=format,
+        labels=labels,
+        exif=exif,
+        max_bad=allowed_bad,
+        address=address,
+        progress=shown_on(console),
+        warn=console.warn,
+        verbose=verbose,
+    )
+    _show_prepared(console, out, prepared)
+
+
+def _show_prepared(console: Console, out: str, prepared) -> None:
+    """Prints a `Prepared`: the counts of images, and warnings."""
+    manifest = prepared.manifest
+    images = ", ".join(f"{manifest.rows(split)} {split}" for split in manifest.splits)
+    console.say(f"{out}: {images} images of {len(manifest.classes)} classes")
+    for label, name in list(enumerate(manifest.classes))[:SHOWN]:
+        counts = ", ".join(f"{count[label]} {split}" for split, count in manifest.class_counts.items())
+        console.say(f"  {name}: {counts}")
+    if len(manifest.classes) > SHOWN:
+        console.say(f"  and {len(manifest.classes) - SHOWN} classes more")
+    shards = sum(map(len, manifest.splits.values()))
+    whole = "" if prepared.written else ": all were there, and whole"
+    console.say(f"  {prepared.written} of {shards} shards written{whole}")
+    for note in prepared.notes:
+        console.warn(note)
+    for split, names in prepared.unreadable.items():
+        if names:
+            console.warn(
+                f"{len(names)} images for {split} cannot be read and were left out, such as {names[0]}; "
+                f"see {out}/unreadable.csv"
+            )
+    if twice := manifest.duplicates.get("count"):
+        console.warn(
+            f"{twice} test images are training images too, byte for byte, "
+            f"such as {manifest.duplicates['such as'][0]}"
+        )
+
+
+@app.command("check")
+def data_check(uri: Uri, address: Address = None, verbose: Verbose = False):
+    """Check checksums, counts, labels and images of a prepared data set; the exit status is 1 if any is bad."""
+    from deit_ray.data.check import check
+    from deit_ray.terminal.progress import shown_on
+
+    console = Console()
+    checked = check(uri, address=address, progress=shown_on(console), warn=console.warn, verbose=verbose)
+    for problem in checked.problems[:SHOWN]:
+        console.say(f"  {problem}", "red")
+    if len(checked.problems) > SHOWN:
+        console.say(f"  and {len(checked.problems) - SHOWN} more", "red")
+    console.say(f"{uri}: " + checked.verdict(), "bold red" if checked.problems else "bold green")
+    raise typer.Exit(1 if checked.problems else 0)
+
+
+@app.command("show")
+def data_show(
+    uri: Uri,
+    out: Annotated[str, typer.Option(help="picture to write, .png or .jpg")] = "samples.png",
+    experiment: Annotated[
+        str | None,
+        typer.Option(
+            help="experiment file whose views are shown; by default those of an experiment's defaults"
+        ),
+    ] = None,
+    set: Set = [],  # noqa: B006
+    samples: Annotated[int, typer.Option(min=1, max=64, help="images to show")] = 8,
+    strengths: Annotated[
+        bool,
+        typer.Option(
+            "--strengths", help="show instead the policy's effect at augment.strength 0, 0.5, 1, 1.5 and 2"
+        ),
+    ] = False,
+):
+    """Write a contact sheet: images as they are stored and as the student sees them, with labels."""
+    if experiment:
+        load(experiment, set)  # a mistake in it is answered before torch is imported
+    else:
+        check_overrides(set)
+    from deit_ray.commands.show import show
+
+    Console().say(show(uri, out, experiment, overrides_of(set), samples, strengths))

@@ -1,0 +1,130 @@
+"""The commands for finished studies, runs and models: best, diff, reproduce, sync, evaluate, predict."""
+
+import os
+from typing import Annotated
+
+import typer
+
+from deit_ray.cli.options import Address, Model, Results, Study, Verbose
+from deit_ray.terminal.console import Console
+from deit_ray.terminal.session import Session
+
+app = typer.Typer()
+
+
+@app.command()
+def best(
+    study: Study,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="evaluate the weights again; the exit status is 1 if the value differs"
+        ),
+    ] = False,
+    address: Address = None,
+    results: Results = "results",
+    verbose: Verbose = False,
+):
+    """Write the best configuration of a study as an experiment file, and its weights."""
+    from deit_ray.study.study import Study
+
+    found = Study.open(study, results)
+    trial = found.best()
+    config, model = found.save_best()
+    session = Session(address, results, Console(), verbose)
+    session.console.say(
+        f"{found.name}: trial {trial.number}, {found.experiment.search.metric} {trial.value:.4f}\n"
+        f"  {os.path.relpath(config)}\n  {os.path.relpath(model)}"
+    )
+    if verify:
+        from deit_ray.commands.predict import verify_best
+
+        verified = verify_best(found, session)
+        session.console.say(
+            f"evaluated anew on {verified.device}: {verified.metric} {verified.evaluated:.6f}, "
+            f"recorded {verified.recorded:.6f}, difference {verified.difference:g}",
+            "bold green" if verified.holds else "bold red",
+        )
+        raise typer.Exit(0 if verified.holds else 1)
+
+
+@app.command()
+def diff(
+    a: Annotated[
+        str, typer.Argument(metavar="A", help="a study, run or trial (STUDY/7), or an experiment file")
+    ],
+    b: Annotated[str, typer.Argument(metavar="B", help="another one")],
+    results: Results = "results",
+):
+    """Say why two runs differ: settings, code, packages, data and machine."""
+    from deit_ray.cli.views import show_difference
+    from deit_ray.commands.diff import compare
+
+    Console().out.print(show_difference(compare(a, b, results)))
+
+
+@app.command()
+def reproduce(
+    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="a trial (STUDY/7) or run")],
+    address: Address = None,
+    results: Results = "results",
+    verbose: Verbose = False,
+):
+    """Train a trial again and compare every metric; the exit status is 0 if all are equal."""
+    from deit_ray.cli.views import show_reproduction
+    from deit_ray.commands.reproduce import reproduce
+
+    session = Session(address, results, Console(), verbose)
+    reproduced = reproduce(trial, session)
+    session.console.out.print(show_reproduction(reproduced))
+    raise typer.Exit(0 if reproduced.same else 1)
+
+
+@app.command()
+def sync(study: Study, results: Results = "results"):
+    """Deliver to MLflow what it does not have of a study, or of a run made by train."""
+    from deit_ray.study.sync import sync
+
+    console = Console()
+    runs = sync(study, results, console)
+    console.say(f"{study}: MLflow has all {runs} run{'s' * (runs != 1)}")
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    data: Annotated[str, typer.Option(help="a prepared data set")],
+    split: Annotated[str, typer.Option(help="test or val")] = "test",
+    address: Address = None,
+    results: Results = "results",
+    verbose: Verbose = False,
+):
+    """Evaluate a model on every image of a data set."""
+    from deit_ray.commands.predict import evaluate
+
+    session = Session(address, results, Console(), verbose)
+    session.console.say(metrics_line(evaluate(model, data, split, session)))
+
+
+@app.command()
+def predict(
+    model: Model,
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="image files")],
+    results: Results = "results",
+):
+    """Print the most likely classes of images."""
+    from deit_ray.commands.predict import predict
+
+    session = Session(results=results, console=Console())
+    for prediction in predict(model, images, session=session):
+        classes = ", ".join(f"{name} {p:.1%}" for name, p in prediction.classes)
+        session.console.say(f"{prediction.image}: {classes}")
+
+
+def metrics_line(metrics: dict[str, float]) -> str:
+    """The metrics of val and test in one line."""
+    return "  ".join(
+        f"{name} {value:.0f}" if name.endswith("/images") else f"{name} {value:.4f}"
+        for name, value in metrics.items()
+        if name.partition("/")[0] in ("val", "test")
+    )

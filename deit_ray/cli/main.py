@@ -1,0 +1,248 @@
+"""The command line: it parses, calls the package, and prints.
+
+Each command imports what it calls: so `--help` and a mistake are answered before torch, Ray and the like are
+    imported.
+"""
+
+import os
+import sys
+from typing import Annotated, Literal
+
+import typer
+
+import deit_ray
+from deit_ray.cli import data, finished
+from deit_ray.cli.options import Address, Experiment, OnHead, Results, Set, Study, Verbose, load, overrides_of
+from deit_ray.errors import Interrupted, UserError
+from deit_ray.terminal.console import Console
+from deit_ray.terminal.session import Session
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help=deit_ray.__doc__,
+)
+app.add_typer(data.app, name="data")
+bench_app = typer.Typer(no_args_is_help=True, help="What limits a run.")
+app.add_typer(bench_app, name="bench")
+TrialNumber = Annotated[int | None, typer.Argument(metavar="TRIAL", help="number of one of its trials")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        Console().say(f"deit-ray {deit_ray.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options_of_all(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="show the version and exit"),
+    ] = False,
+):
+    pass
+
+
+@bench_app.command("data")
+def bench_data(
+    experiment: Experiment,
+    set: Set = [],  # noqa: B006
+    seconds: Annotated[float, typer.Option(min=0.1, help="about the seconds of each measurement")] = 10.0,
+    address: Address = None,
+    verbose: Verbose = False,
+):
+    """Say whether the stream or the step limits a run, and how many CPUs the stream needs; keep nothing."""
+    loaded = load(experiment, set)
+    from deit_ray.commands.bench_data import bench_data
+
+    session = Session(address, console=Console(), verbose=verbose)
+    session.console.say(f"{loaded.name}: {bench_data(loaded, seconds, session).sentence()}")
+
+
+@app.command()
+def train(
+    experiment: Annotated[str | None, typer.Argument(metavar="EXPERIMENT", help="an experiment file")] = None,
+    set: Set = [],  # noqa: B006
+    continued: Annotated[
+        str | None,
+        typer.Option("--continue", metavar="RUN", help="continue a run, or a trial: STUDY/7"),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="with --continue: total number of epochs to extend a finished run to"),
+    ] = None,
+    schedule: Annotated[
+        Literal["stretch", "hold"] | None,
+        typer.Option(
+            help="with --epochs: the learning rate follows the cosine of all N epochs "
+            "(stretch, the default), or stays at its minimum (hold)"
+        ),
+    ] = None,
+    address: Address = None,
+    results: Annotated[str, typer.Option(help="with --continue: folder of the results")] = "results",
+    verbose: Verbose = False,
+):
+    """Train one model, or continue a run."""
+    if (experiment is None) == (continued is None):
+        raise UserError("train: name either an experiment file or --continue RUN")
+    if continued and set:
+        raise UserError(
+            "train: --set cannot change a run that exists; --epochs and --schedule can prolong it"
+        )
+    if schedule and epochs is None:
+        raise UserError(
+            f"train: --schedule {schedule} belongs to --continue RUN --epochs N, which extend a run; "
+            "name both"
+        )
+    if experiment and epochs is not None:
+        raise UserError("train: --epochs belongs to --continue; for a new run use --set train.epochs=N")
+    session = Session(address, results, Console(), verbose)
+    if experiment:
+        loaded = load(experiment, set)
+        from deit_ray.trial.run import train
+
+        run = train(loaded, session)
+    else:
+        from deit_ray.commands.continuing import continue_run
+
+        run = continue_run(continued, epochs, schedule or "stretch", session)
+    session.console.say(
+        f"{run.name}: finished; {finished.metrics_line(run.metrics)}\n"
+        f"  {os.path.relpath(run.folder)}/model.safetensors",
+        "bold green",
+    )
+
+
+@app.command()
+def plan(experiment: Experiment, set: Set = [], address: Address = None):  # noqa: B006
+    """Say what a study or run would take; nothing is started."""
+    loaded = load(experiment, set)
+    from deit_ray.cli.views import show_plan
+    from deit_ray.commands.plan import plan
+
+    session = Session(address, console=Console())
+    session.console.out.print(show_plan(plan(loaded, session)))
+
+
+@app.command()
+def tune(
+    experiment: Annotated[str | None, typer.Argument(metavar="EXPERIMENT", help="an experiment file")] = None,
+    set: Set = [],  # noqa: B006
+    resume: Annotated[str | None, typer.Option(metavar="STUDY", help="resume a study")] = None,
+    trials: Annotated[str | None, typer.Option(metavar="+N", help="with --resume: add N trials")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="with --resume: say what would be done, and do nothing")
+    ] = False,
+    address: Address = None,
+    results: Annotated[str | None, typer.Option(help="with --resume: folder of the results")] = None,
+    verbose: Verbose = False,
+):
+    """Run a study: search for the best configuration."""
+    if (experiment is None) == (resume is None):
+        raise UserError("tune: name either an experiment file or --resume STUDY")
+    if (trials or dry_run) and not resume:
+        raise UserError(
+            "tune: --trials and --dry-run go with --resume STUDY; for a new study: --set search.trials=N"
+        )
+    if results and not resume:
+        raise UserError(
+            f"tune: --results goes with --resume STUDY; for a new study: --set results.uri={results}"
+        )
+    if trials and not (trials.startswith("+") and trials[1:].isdigit()):
+        raise UserError(f"tune: --trials {trials}: must be +N, a number of trials to add, such as +20")
+    session = Session(address, results or "results", Console(), verbose)
+    more, overrides = int(trials or 0), overrides_of(set)
+    from deit_ray.cli.views import show_result, show_resume
+
+    if experiment:
+        loaded = load(experiment, set)
+        from deit_ray.study.search import tune
+
+        view = show_result(tune(loaded, session))
+    elif dry_run:
+        from deit_ray.study.search import plan_resume
+
+        view = show_resume(plan_resume(resume, overrides, more, session))
+    else:
+        from deit_ray.study.search import resume_study
+
+        view = show_result(resume_study(resume, overrides, more, session))
+    session.console.out.print(view)
+
+
+@app.command()
+def status(
+    study: Annotated[str | None, typer.Argument(metavar="STUDY", help="name of a study")] = None,
+    trial: TrialNumber = None,
+    address: OnHead = None,
+    results: Results = "results",
+):
+    """Show all studies, the leaderboard of one, or the state of one of its trials and why."""
+    console = Console()
+    from deit_ray.cli.views import show_studies, show_study, show_trial
+    from deit_ray.cluster.connect import calling
+    from deit_ray.study.status import list_status, study_status, trial_status
+
+    with calling(address, console.warn) as call:
+        if study is None:
+            view = show_studies(call(list_status, results))
+        elif trial is None:
+            view = show_study(call(study_status, study, results))
+        else:
+            view = show_trial(call(trial_status, study, trial, results))
+    console.out.print(view)
+
+
+@app.command()
+def stop(study: Study, trial: TrialNumber = None, address: OnHead = None, results: Results = "results"):
+    """Cancel a trial of a running study, or all of them and end the study."""
+    console = Console()
+    from deit_ray.cluster.connect import calling
+    from deit_ray.study.status import stop
+
+    with calling(address, console.warn) as call:
+        console.say(call(stop, study, trial, results))
+
+
+app.add_typer(finished.app)
+
+
+@app.command()
+def ui(results: Results = "results", port: Annotated[int, typer.Option(help="port to listen on")] = 5000):
+    """Open MLflow's UI on this machine's loopback address."""
+    from deit_ray.commands.ui import become_ui, database_of
+
+    database = database_of(results)
+    Console().say(f"MLflow at http://127.0.0.1:{port} in a few seconds (Ctrl-C ends it)")
+    become_ui(database, port)
+
+
+def main() -> None:
+    """The entry point: one clear message for a mistake of the user; --verbose shows the traceback."""
+    verbose = "--verbose" in sys.argv or "-v" in sys.argv
+    console = Console()
+    try:
+        sys.exit(app(standalone_mode=False))  # 130 if Ctrl-C came before there was anything to keep
+    except Interrupted as error:
+        console.err.print(f"\n{error}", style="yellow", markup=False)
+        sys.exit(130)
+    except UserError as error:
+        if verbose:
+            raise
+        console.err.print(f"error: {error}", style="red", markup=False)
+        sys.exit(1)
+    except Exception as error:
+        if verbose:
+            raise
+        message = f"{type(error).__name__}: {error}"
+        if hasattr(error, "format_message"):  # of a mistake that typer finds
+            message = error.format_message()
+        console.err.print(f"error: {message}\n(--verbose shows where)", style="red", markup=False)
+        sys.exit(getattr(error, "exit_code", 1))
+
+
+if __name__ == "__main__":
+    main()

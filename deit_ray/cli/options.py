@@ -1,0 +1,65 @@
+"""Arguments and options that several commands share, and how their values are read."""
+
+from typing import Annotated
+
+import typer
+
+from deit_ray.errors import UserError
+
+Experiment = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="an experiment file")]
+Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="replace a value of the file")]
+Study = Annotated[str, typer.Argument(metavar="STUDY", help="name of a study")]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="a model.safetensors, or the name of a run or study")
+]
+Uri = Annotated[str, typer.Argument(metavar="URI", help="a prepared data set")]
+Address = Annotated[
+    str | None,
+    typer.Option(help="address of a Ray cluster; by default RAY_ADDRESS, else a Ray is started"),
+]
+OnHead = Annotated[
+    str | None,
+    typer.Option(help="address of a Ray cluster, whose head has the results; by default this machine has"),
+]
+Results = Annotated[str, typer.Option(help="folder of the results")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="show Ray's output and tracebacks")]
+
+
+def load(path: str, overrides: list[str]):
+    """The experiment of a file, with the values of --set."""
+    from deit_ray.experiment.load import load_experiment
+
+    return load_experiment(path, overrides_of(overrides))
+
+
+def overrides_of(texts: list[str]) -> dict:
+    """Dotted keys and values of --set."""
+    from deit_ray.experiment.load import parse_override
+
+    return dict(parse_override(text) for text in texts)
+
+
+def check_overrides(texts: list[str]) -> None:
+    """Refuses what --set cannot replace in an experiment of defaults.
+
+    Raises:
+        UserError: as for an experiment file.
+    """
+    from deit_ray.experiment.load import default_experiment
+
+    default_experiment(overrides_of(texts))
+
+
+def fraction_of(option: str, text: str) -> float:
+    """0.001 for 0.1% and for 0.001.
+
+    Raises:
+        UserError: the text is no fraction from 0 to 1.
+    """
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise UserError(f"{option} {text}: must be a fraction of the images, such as 0.1% or 0.001")
+    return value

@@ -1,0 +1,156 @@
+"""Everything that deit_ray uses of Ray Core and Ray Data although Ray does not promise to keep it.
+
+Each entry says why it is needed and what to do when a new Ray no longer has it; tests/test_ray_private.py finds out whether it
+is there. Ray's own coordinators and the stream's tasks load this module, so it imports neither torch nor Ray Train, and Ray
+Data only where an entry needs it. trial/train_private.py does the same for Ray Train.
+"""
+
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import ray
+from ray._common.constants import HEAD_NODE_RESOURCE_NAME
+from ray.experimental import internal_kv
+
+# Places an actor on the head node, which outlives spot nodes. When the name is gone: give the head a resource of our own in
+# cluster/*.yaml and in the local Ray that connect.py starts.
+HEAD = HEAD_NODE_RESOURCE_NAME
+
+# The cluster's key-value store holds the wishes to cancel and the cursors of streams, without a process of its own. When it is
+# gone: keep both in one actor for each study.
+
+
+def put_value(key: str, value: bytes) -> None:
+    internal_kv._internal_kv_put(key, value, overwrite=True)
+
+
+def get_value(key: str) -> bytes | None:
+    return internal_kv._internal_kv_get(key)
+
+
+def delete_value(key: str) -> None:
+    internal_kv._internal_kv_del(key)
+
+
+def delete_values(prefix: str) -> None:
+    internal_kv._internal_kv_del(prefix, del_by_prefix=True)
+
+
+# Ray Data's coordinator keeps the CPUs that a stream or a worker group has reserved for 180 s when its process was killed;
+# nothing public gives them back sooner. When it is gone: see whether killed trials still hold CPUs (tests/trial/test_resources.py),
+# and if so, wait for them.
+
+
+def reservations() -> list[str]:
+    """The names of all requests for CPUs that stand in the cluster."""
+    return ray.get(_coordinator().__ray_call__.remote(_names_of_requests))
+
+
+def cancel_reservations(run: str) -> None:
+    """Cancels the requests for CPUs whose names contain a run's name."""
+    ray.get(_coordinator().__ray_call__.remote(partial(_cancel_requests, run)))
+
+
+def _coordinator() -> ray.actor.ActorHandle:
+    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
+
+    return default_autoscaling_coordinator.get_or_create_autoscaling_coordinator()
+
+
+def _names_of_requests(coordinator) -> list[str]:
+    return list(coordinator._ongoing_reqs)
+
+
+def _cancel_requests(run: str, coordinator) -> None:
+    for name in _names_of_requests(coordinator):
+        if run in name:
+            coordinator.cancel_request(name)
+
+
+def import_in_coordinator(splits: list) -> None:
+    """Has the process that coordinates a `streaming_split` import now what it would import at the first request.
+
+    The first batch comes a good second sooner. When `_coord_actor` or a module is gone: leave the call out, and look at
+    `startup_s` of bench/ingest.py.
+
+    Args:
+        splits: the `ray.data.DataIterator` of each rank.
+    """
+    splits[0]._coord_actor.__ray_call__.remote(_import_executor)
+
+
+EXECUTOR_MODULES = tuple(
+    f"ray.data._internal.{name}"
+    for name in ("execution.streaming_executor", "logical.optimizers", "planner.planner")
+)
+
+
+def _import_executor(coordinator) -> None:
+    for module in EXECUTOR_MODULES:
+        importlib.import_module(module)
+
+
+def store_stats(address: str):
+    """How full the object stores of a cluster are, and what they have written to the disk since the cluster began.
+
+    Ray's public state API answers this only where a dashboard runs. When the helpers are gone: read the metrics that every
+    raylet exports for Prometheus.
+
+    Args:
+        address: of the cluster's GCS.
+    """
+    from ray._private.internal_api import get_memory_info_reply
+
+    return get_memory_info_reply(_state_of(address)).store_stats
+
+
+def check_answers(address: str) -> None:
+    """Raises an exception, whichever its client chooses, if the cluster whose GCS has this address does not answer.
+
+    `ray.nodes()` waits for many seconds for a GCS that is gone. When the helper is gone: call `ray.nodes()` in a thread, and
+    wait for the thread no longer than a second.
+    """
+    _state_of(address)
+
+
+def _state_of(address: str):
+    from ray._private.internal_api import get_state_from_address
+
+    return get_state_from_address(address)
+
+
+@contextlib.contextmanager
+def messages_handled_by(handle: Callable[[list[str]], None]) -> Iterator[None]:
+    """Gives the lines that raylets publish to every driver to a function instead of printing them.
+
+    Without it Ray prints hundreds of lines a minute into our terminal, or, with log_to_driver=False, drops the emergencies
+    too. When it is gone: start Ray with log_to_driver=False and read the raylets' log files.
+    """
+    printer = ray._private.worker.print_to_stdstream
+    ray._private.worker.print_to_stdstream = lambda data, *_, **__: handle(data["lines"])
+    try:
+        yield
+    finally:
+        ray._private.worker.print_to_stdstream = printer
+
+
+def has_local_daemon_died() -> bool:
+    """Whether a daemon of a local Ray that this process started is dead: then Ray waits for it for minutes.
+
+    When it is gone: `check_answers` notices the same some seconds later.
+    """
+    node = ray._private.worker._global_node
+    return node is not None and node.head and bool(node.dead_processes())
+
+
+def machine_resources() -> dict[str, float]:
+    """The CPUs and GPUs that a Ray started on this machine would have.
+
+    `deit-ray plan` says what fits without starting a Ray. When it is gone: count with os.cpu_count and nvidia-smi.
+    """
+    from ray._private.resource_and_label_spec import ResourceAndLabelSpec
+
+    found = ResourceAndLabelSpec().resolve(is_head=True)
+    return {"CPU": found.num_cpus, "GPU": found.num_gpus}

@@ -1,0 +1,236 @@
+"""An estimate of the trials, time and money of a study or a single run, before anything starts.
+
+Ray and Optuna are imported where they are used, after `resolve`: so a wrong model name is answered sooner.
+"""
+
+import dataclasses
+import math
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deit_ray import storage
+from deit_ray.errors import UserError
+from deit_ray.experiment.config import Distillation, Experiment, flatten
+from deit_ray.experiment.load import default_experiment
+from deit_ray.results.folders import EXPERIMENT, JOURNAL, experiment_of, measured, trials_of
+from deit_ray.results.origin import origin_of
+from deit_ray.terminal.session import Session
+from deit_ray.trial.needs import Needs
+from deit_ray.trial.reading import make_worklist
+from deit_ray.trial.resolve import Resolved, resolve
+
+SAMPLED = 5  # trials that are shown
+RATE = "perf/images_per_s"
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Training speed of one worker, and where the number comes from."""
+
+    images_per_s: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The estimate for an experiment.
+
+    Attributes:
+        experiment: the planned experiment.
+        settings: values that differ from the defaults, by dotted key.
+        device: cpu or cuda.
+        where: in words, whose resources were counted.
+        resources: the resources that were counted, by Ray's name.
+        sampled: searched values of the first trials, as the study draws them while no result is known.
+        trials: trials of the study; 1 for a run.
+        needs: needs of one trial.
+        fit: trials that fit at once.
+        concurrent: trials that will run at once.
+        epochs, steps, samples: sums over all trials, at most: a scheduler stops some early.
+        rate: training speed; None where none is known.
+    """
+
+    experiment: Experiment
+    settings: dict
+    device: str
+    where: str
+    resources: dict[str, float]
+    sampled: list[dict]
+    trials: int
+    needs: Needs
+    fit: int
+    concurrent: int
+    epochs: int
+    steps: int
+    samples: int
+    rate: Rate | None
+
+    @property
+    def worker_hours(self) -> float | None:
+        """Hours of one worker that training takes, summed over all trials: GPU-hours on cuda."""
+        return self.samples / self.rate.images_per_s / 3600 if self.rate else None
+
+    @property
+    def hours(self) -> float | None:
+        """Wall time in hours that training takes, without starts and evaluations."""
+        if self.rate is None:
+            return None
+        rounds = math.ceil(self.trials / self.concurrent)
+        hours_of_trial = self.worker_hours / self.trials / self.experiment.train.workers
+        return rounds * hours_of_trial
+
+    @property
+    def money(self) -> float | None:
+        """The price of all GPU-hours; None where a price or a speed is not known, or no GPU is used."""
+        per_hour = self.experiment.cost.per_gpu_hour
+        if self.rate is None or self.device != "cuda" or per_hour is None:
+            return None
+        return self.worker_hours * per_hour
+
+
+def plan(experiment: Experiment, session: Session | None = None) -> Plan:
+    """Checks an experiment and estimates the trials, time and money of its study or run, without starting
+    anything.
+
+    Args:
+        session: see `Session`. Its address is that of a running cluster, whose resources are counted; by
+            default RAY_ADDRESS, or the cluster whose head this machine is. Where there is none, the resources
+            are those that a Ray started on this machine would have.
+
+    Raises:
+        UserError: the experiment could not run.
+    """
+    resolved = resolve(experiment)
+    return plan_of(resolved, *resources_of(experiment, session or Session()))
+
+
+def plan_of(resolved: Resolved, resources: dict[str, float], where: str) -> Plan:
+    """The plan of an experiment on given resources; `where` names their owner in words."""
+    from deit_ray.trial.launch import check_fits
+
+    experiment, search = resolved.experiment, resolved.experiment.search
+    device = check_fits(experiment, resources)
+    needs, trials = Needs.of(experiment, device), search.trials if search.space else 1
+    fit = needs.fit(resources)
+    worklist = make_worklist(experiment, resolved.manifest, resolved.data, ("val",))
+    epochs = trials * experiment.train.epochs
+    batch_sizes = _batch_sizes(experiment)
+    return Plan(
+        experiment=experiment,
+        settings=changed_settings(experiment),
+        device=device,
+        where=where,
+        resources=resources,
+        sampled=sample_trials(experiment, min(SAMPLED, trials)),
+        trials=trials,
+        needs=needs,
+        fit=fit,
+        concurrent=max(1, min(fit, trials, search.max_concurrent or fit)),
+        epochs=epochs,
+        steps=epochs * max(worklist.train.images // size for size in batch_sizes),
+        samples=epochs * max(worklist.train.images // size * size for size in batch_sizes),
+        rate=rate_of(experiment, device),
+    )
+
+
+def resources_of(experiment: Experiment, session: Session) -> tuple[dict[str, float], str]:
+    """The resources that the cluster has or could have, by Ray's name, and whose they are in words.
+
+    Without a cluster they are those that Ray would find on this machine.
+    """
+    import ray
+
+    from deit_ray.cluster import connect, ray_private
+
+    address = (
+        session.address
+        or os.environ.get("RAY_ADDRESS")
+        or ("auto" if connect.BOOTSTRAP.expanduser().is_file() else None)
+    )
+    if ray.is_initialized() or (address and address != "local"):
+        with dataclasses.replace(session, address=address).connected():
+            for key, uri in (("results.uri", experiment.results.uri), ("data.uri", experiment.data.uri)):
+                connect.check_reachable(key, uri)
+            return connect.possible_resources(), "the cluster"
+    return ray_private.machine_resources(), "this machine"
+
+
+def sample_trials(experiment: Experiment, count: int) -> list[dict]:
+    """The searched values of a study's first trials, as it draws them while no result is known."""
+    if not experiment.search.space:
+        return []
+    import optuna
+
+    from deit_ray.study.searcher import StudySearcher
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    searcher = StudySearcher(optuna.create_study(direction="maximize"), experiment, folder_of=str)
+    return [searcher.ask().params for _ in range(count)]
+
+
+def changed_settings(experiment: Experiment) -> dict:
+    """The settings that differ from the defaults, by dotted key."""
+    default = flatten(default_experiment().as_dict())
+    kind = Distillation.model_fields["kind"].default  # `default_experiment` has none, which needs no teacher
+    default |= {"name": None, "distillation.kind": kind}
+    return {key: value for key, value in flatten(experiment.as_dict()).items() if default.get(key) != value}
+
+
+def rate_of(experiment: Experiment, device: str) -> Rate | None:
+    """Training speed of one worker: cost.images_per_s, or the speed of the newest run that is comparable."""
+    if experiment.cost.images_per_s:
+        return Rate(experiment.cost.images_per_s, "cost.images_per_s")
+    results = experiment.results.uri
+    for folder in _newest_first(results):
+        for candidate in [folder, *(storage.join(folder, name) for name in reversed(trials_of(folder)))]:
+            speeds = _speeds_if_comparable(candidate, experiment, device)
+            if speeds:
+                name = candidate.removeprefix(storage.absolute(results)).strip("/")
+                return Rate(
+                    statistics.median(speeds) / experiment_of(candidate).train.workers,
+                    f"the median of {name}",
+                )
+    return None
+
+
+def _newest_first(results: str) -> list[str]:
+    """The folders of a results folder; those whose experiment file was written last come first."""
+    results = storage.absolute(results)
+    folders = [storage.join(results, name) for name in storage.list_names(results)]
+    times = {folder: storage.modified_ns(storage.join(folder, EXPERIMENT)) for folder in folders}
+    return sorted((folder for folder, time in times.items() if time is not None), key=times.get, reverse=True)
+
+
+def _speeds_if_comparable(folder: str, experiment: Experiment, device: str) -> list[float]:
+    """The speeds in images/s that a run has measured; none if its device or its `_speed_factors` differ."""
+    origin = origin_of(folder)
+    if (
+        origin is None
+        or origin["machine"]["device"] != device
+        or not storage.exists(storage.join(folder, JOURNAL))
+    ):
+        return []
+    try:
+        other = experiment_of(folder)
+    except UserError:  # another version wrote it, with other keys
+        return []
+    if _speed_factors(other) != _speed_factors(experiment):
+        return []
+    return list(measured(folder, RATE).values())
+
+
+def _speed_factors(experiment: Experiment) -> tuple:
+    """The settings on which training speed depends most."""
+    student, size = experiment.student, experiment.data.image_size
+    shape = (student.model, student.patch_size, student.width, student.depth, student.heads, size)
+    return *shape, experiment.train.batch_size, experiment.distils
+
+
+def _batch_sizes(experiment: Experiment) -> Sequence[int]:
+    """The batch sizes that a trial may have."""
+    searched = experiment.search.space.get("train.batch_size")
+    if searched is None:
+        return [experiment.train.batch_size]
+    return searched.values if searched.kind == "choice" else range(searched.values[0], searched.values[1] + 1)

@@ -1,0 +1,191 @@
+"""The accuracy of a trained model on a data set, and its predictions for images.
+
+torch, timm and Ray are imported once the model is found: so a wrong name is answered at once.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from deit_ray import storage
+from deit_ray.data import shards
+from deit_ray.errors import UserError
+from deit_ray.experiment.config import Experiment
+from deit_ray.results.folders import MODEL, runs_of
+from deit_ray.results.origin import check_same_inputs
+from deit_ray.terminal.session import Session
+
+CUDA_TOLERANCE = 0.002  # of a fraction: a GPU may choose other kernels, which round otherwise
+
+
+def evaluate(model: str, data: str, split: str = "test", session: Session | None = None) -> dict[str, float]:
+    """Evaluates a model on every image of a split, once.
+
+    Args:
+        model: path of a model.safetensors, or name of a run or study.
+        data: URI of a prepared data set.
+        split: test, or val for the part of train that `data.holdout: 0.1` keeps aside.
+        session: see `Session`; a run or study is looked up in its `results`.
+
+    Returns:
+        top1 and the other metrics of `training.evaluate`, named SPLIT/top1 and so on.
+
+    Raises:
+        UserError: the model or the data cannot be read, or their classes differ.
+    """
+    session = session or Session()
+    path = find_model(model, session.results)
+    manifest = shards.read_manifest(data)
+    from deit_ray.trial.evaluation import describe_model
+
+    description = describe_model(path)
+    sized = {key: description[key] for key in ("image_size", "eval_crop", "mean", "std")}
+    experiment = Experiment.model_validate(
+        {
+            "name": "evaluate",
+            "data": {"uri": data, **sized},
+            "distillation": {"kind": "none"},
+            "train": {"batch_size": 64},
+        }
+    )
+    return _evaluate(path, experiment, manifest, split, session)[0]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The recorded value of a study's best trial, and the value that its saved model has when evaluated
+    again.
+
+    Attributes:
+        metric: name of the metric that the study ranks by.
+        recorded, evaluated: both values, fractions from 0 to 1.
+        device: where the model was evaluated: cpu or cuda.
+    """
+
+    metric: str
+    recorded: float
+    evaluated: float
+    device: str
+
+    @property
+    def difference(self) -> float:
+        """The evaluated value minus the recorded one."""
+        return self.evaluated - self.recorded
+
+    @property
+    def holds(self) -> bool:
+        """Whether both are equal; on a GPU, nearly equal."""
+        return abs(self.difference) <= (CUDA_TOLERANCE if self.device == "cuda" else 0)
+
+
+def verify_best(study, session: Session | None = None) -> Verification:
+    """Evaluates the saved model of a study's best trial on the split by which the study ranks.
+
+    Args:
+        study: a `Study`.
+        session: see `Session`.
+
+    Raises:
+        UserError: no trial has finished, or the data set is not the study's.
+    """
+    best, metric = study.best(), study.experiment.search.metric
+    experiment = study.trial_experiment(best.params)
+    manifest = shards.read_manifest(experiment.data.uri)
+    check_same_inputs(study.folder, experiment, manifest.fingerprint)
+    model = storage.join(study.trial_folder(best.number), MODEL)
+    split = metric.partition("/")[0]
+    metrics, device = _evaluate(model, experiment, manifest, split, session or Session())
+    evaluated = metrics[metric.removesuffix("_ema")]  # the saved weights are the average's already
+    return Verification(metric, best.value, evaluated, device)
+
+
+def _evaluate(
+    model: str, experiment: Experiment, manifest: shards.Manifest, split: str, session: Session
+) -> tuple[dict[str, float], str]:
+    """The metrics of a model on a split, and the device on which it was evaluated."""
+    from deit_ray.cluster import connect
+    from deit_ray.trial.evaluation import evaluate_here
+    from deit_ray.trial.launch import check_fits
+
+    with session.connected():
+        device = check_fits(experiment, connect.possible_resources())
+        return evaluate_here(model, experiment, manifest, device, (split,)), device
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The classes of an image with their probabilities, most likely first."""
+
+    image: str
+    classes: list[tuple[str, float]]
+
+
+def predict(model: str, images: list[str], top: int = 5, session: Session | None = None) -> list[Prediction]:
+    """The most likely classes of images.
+
+    Args:
+        model: as for `evaluate`.
+        images: paths of image files.
+        top: number of classes of each image.
+        session: see `Session`; a run or study is looked up in its `results`.
+
+    Raises:
+        UserError: the model or an image cannot be read.
+    """
+    path = find_model(model, (session or Session()).results)
+    missing = next((image for image in images if not Path(image).is_file()), None)
+    if missing is not None:
+        raise UserError(f"{missing}: no such file")
+    import timm
+    import torch
+
+    from deit_ray.models.student import weights_of
+    from deit_ray.trial.evaluation import describe_model
+
+    description = describe_model(path)
+    network = timm.create_model(description["model"], **description["arguments"]).eval()
+    network.load_state_dict(weights_of(path))
+    predictions = []
+    for image in images:
+        with torch.no_grad():
+            probabilities = network(_read_view(image, description)[None]).softmax(1)[0]
+        classes = description["classes"]
+        likely = probabilities.topk(min(top, len(classes)))
+        pairs = zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
+        predictions.append(Prediction(image, [(classes[label], p) for label, p in pairs]))
+    return predictions
+
+
+def _read_view(image: str, description: dict):
+    """An image as a model sees it in an evaluation: float32 [3, size, size], normalised."""
+    import numpy as np
+    import torch
+
+    from deit_ray.data.crop import Geometry, crop_centre, decode
+    from deit_ray.training.step import Normalise
+
+    pixels = decode(Path(image).read_bytes())
+    if pixels is None:
+        raise UserError(f"{image}: cannot be read as an image")
+    size = description["image_size"]
+    view = np.empty((size, size, 3), np.uint8)
+    crop_centre(pixels, Geometry(size, (1.0, 1.0), (1.0, 1.0), 0.0, description["eval_crop"], 0), view)
+    normalise = Normalise(description["mean"], description["std"], torch.device("cpu"))
+    return normalise(torch.from_numpy(view).permute(2, 0, 1)[None].float() / 255)[0]
+
+
+def find_model(model: str, results: str) -> str:
+    """The local path of a model: a file, or the model.safetensors of a run or study.
+
+    Args:
+        model: path of a file, or name of a run or study.
+        results: folder in which runs and studies are looked up.
+
+    Raises:
+        UserError: there is none.
+    """
+    if Path(model).is_file():
+        return model
+    for run in reversed(runs_of(model.removeprefix("run:"), results) or [model]):
+        if storage.exists(storage.join(results, run, MODEL)):
+            return storage.local_path(storage.join(results, run, MODEL))
+    raise UserError(f"{model}: neither a model.safetensors nor a finished run or study in {results}")

@@ -1,0 +1,201 @@
+"""Shows a prepared data set: images as they are stored, and what the student sees of them."""
+
+import io
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from deit_ray import storage
+from deit_ray.augment.picture import draw_strengths
+from deit_ray.data import crop, shards
+from deit_ray.data.blocks import Samples, make_samples
+from deit_ray.errors import UserError
+from deit_ray.experiment.config import Experiment
+from deit_ray.experiment.load import load_experiment
+from deit_ray.training.step import Batch, Inputs
+from deit_ray.trial import assemble
+
+CELL, GAP, LINE = 160, 8, 18  # pixels
+FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG"}
+
+
+def show(
+    uri: str,
+    out: str,
+    experiment: str | None = None,
+    overrides: dict | None = None,
+    samples: int = 8,
+    strengths: bool = False,
+) -> str:
+    """Writes a contact sheet of the first training samples.
+
+    A row shows an image as it is stored, then its views.
+
+    A view is shown as it enters the student, before normalisation: cropped, flipped, augmented, erased and
+    mixed.
+
+    Args:
+        uri: of a prepared data set.
+        out: URI of the picture, .png or .jpg.
+        experiment: the path of an experiment file; by default an experiment's defaults.
+        overrides: dotted keys to replace.
+        samples: number of images to show.
+        strengths: shows instead each image's centre crop after the policy, at augment.strength 0, 0.5, 1, 1.5
+            and 2.
+
+    Returns:
+        One sentence that says what was written.
+
+    Raises:
+        UserError: the data set or the experiment cannot be read.
+    """
+    loaded = _load(uri, experiment, overrides or {})
+    suffix = out.rpartition(".")[2].lower()
+    if suffix not in FORMATS:
+        raise UserError(f"--out {out}: must end with one of {', '.join('.' + known for known in FORMATS)}")
+    manifest = shards.read_manifest(uri)
+    available = shards.row_groups(uri, manifest, "train", loaded.data.holdout).images
+    # an epoch has as many samples as the split has images, and every view is a sample
+    images = max(1, min(samples, available // loaded.data.views))
+    loaded = loaded.with_overrides({"train.batch_size": images * loaded.data.views})
+    batch, pixels, targets = _first_batch(loaded, manifest)
+    stored = _stored(uri, manifest, batch.ids)
+    if strengths:
+        crops = _centre_crops(loaded, [image for image, _ in stored.values()])
+        sheet = draw_strengths(crops, loaded.augment, loaded.data.mean, loaded.data.std, loaded.seed)
+        shown = f"{images} images as augment.policy {loaded.augment.policy} leaves them at five strengths"
+    else:
+        sheet = _draw(loaded.data.views, manifest.classes, batch, pixels, targets, stored)
+        views = f"{loaded.data.views} view{'s' * (loaded.data.views != 1)} of each as the student sees them"
+        shown = f"{images} images as they are stored and {views} ({loaded.data.image_size} pixels)"
+    buffer = io.BytesIO()
+    sheet.save(buffer, FORMATS[suffix])
+    storage.write_bytes(out, buffer.getvalue())
+    return f"{out}: {shown}"
+
+
+def _load(uri: str, path: str | None, overrides: dict) -> Experiment:
+    """The experiment to show, with one worker, without a teacher, augmented in the stream."""
+    fixed = {
+        "data.uri": uri,
+        "distillation.kind": "none",
+        "distillation.teacher": None,
+        "search.space": {},
+        "train.workers": 1,
+        "train.device": "cpu",
+        "augment.place": "stream",
+    }
+    if path is not None:
+        return load_experiment(path, overrides | fixed)
+    defaults = {"name": "show", "data": {"uri": uri}, "distillation": {"kind": "none"}}
+    return Experiment.model_validate(defaults).with_overrides(overrides | fixed)
+
+
+def _first_batch(experiment: Experiment, manifest: shards.Manifest) -> tuple[Samples, np.ndarray, np.ndarray]:
+    """The samples of the first step, and what the student gets of them.
+
+    The stream's and the step's own code make both, so the sheet shows what a run trains on.
+
+    Returns:
+        (samples, uint8 pixels [batch, size, size, 3], soft targets [batch, classes]).
+    """
+    batch_size, cpu = experiment.train.batch_size, torch.device("cpu")
+    worklist = assemble.make_worklist(experiment, manifest, storage.absolute(experiment.data.uri), ())
+    task = next(worklist.tasks_between(0, 1))
+    recipe = assemble.make_recipe(experiment, "cpu")
+    samples = next(make_samples(task, recipe, batch_size, 1)).slice(0, batch_size, 0)
+    inputs = Inputs(experiment, len(manifest.classes), 0, cpu)
+    images, targets, _ = inputs(Batch.of(samples, cpu), 0)
+    pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return samples, pixels, targets.numpy()
+
+
+def _centre_crops(experiment: Experiment, images: list[np.ndarray]) -> np.ndarray:
+    """The centre crops of images, uint8 [images, size, size, 3]."""
+    geometry, size = assemble.make_recipe(experiment, "cpu").geometry, experiment.data.image_size
+    crops = np.empty((len(images), size, size, 3), np.uint8)
+    for image, out in zip(images, crops, strict=True):
+        crop.crop_centre(image, geometry, out)
+    return crops
+
+
+def _stored(uri: str, manifest: shards.Manifest, ids: np.ndarray) -> dict[int, tuple[np.ndarray, str]]:
+    """The pixels and the name of training images, by id."""
+    stored, first = {}, 0
+    for shard in manifest.splits["train"]:
+        wanted = sorted({int(i) for i in ids if first <= i < first + shard.rows})
+        if wanted:
+            rows = _read_rows(uri, shard.file, [i - first for i in wanted])
+            stored |= dict(zip(wanted, rows, strict=True))
+        first += shard.rows
+    return stored
+
+
+def _read_rows(uri: str, file: str, rows: list[int]) -> list[tuple[np.ndarray, str]]:
+    """The pixels and the name of some rows of a shard."""
+    filesystem, path = storage.open_uri(storage.join(storage.absolute(uri), file))
+    with filesystem.open_input_file(path) as opened:
+        table = pq.read_table(opened, columns=["image", "name"]).take(rows)
+    found = []
+    for image, name in zip(table["image"], table["name"], strict=True):
+        pixels = crop.decode(image.as_py())
+        if pixels is None:
+            raise UserError(
+                f"{uri}: {name} in {file} cannot be decoded; deit-ray data check {uri} says how to repair"
+            )
+        found.append((pixels, name.as_py()))
+    return found
+
+
+def _draw(
+    views: int, classes: list[str], batch: Samples, pixels: np.ndarray, targets: np.ndarray, stored: dict
+) -> Image.Image:
+    """The sheet: a row an image, first as it is stored, then its views with their targets."""
+    font, rows = ImageFont.load_default(12), len(batch.ids) // views
+    width, height = (1 + views) * (CELL + GAP) + GAP, rows * (CELL + 2 * LINE + GAP) + GAP
+    sheet = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(sheet)
+    for k in range(len(batch.ids)):
+        row, view = divmod(k, views)
+        top = GAP + row * (CELL + 2 * LINE + GAP)
+        if view == 0:
+            image, name = stored[int(batch.ids[k])]
+            _paste(sheet, image, GAP, top)
+            size = f"{image.shape[1]}x{image.shape[0]} {name.rpartition('/')[2]}"
+            _write(pen, font, GAP, top, classes[batch.labels[k]], size)
+        left = GAP + (1 + view) * (CELL + GAP)
+        _paste(sheet, pixels[k], left, top)
+        _write(pen, font, left, top, f"view {batch.views[k]}", _describe(targets[k], classes))
+    return sheet
+
+
+def _describe(targets: np.ndarray, classes: list[str]) -> str:
+    """The two largest soft targets of a sample [classes], without those due to label smoothing."""
+    largest = [c for c in np.argsort(-targets)[:2] if targets[c] > 1.5 / len(classes)]
+    return " + ".join(f"{float(targets[c]):.2f} {classes[c]}" for c in largest)
+
+
+def _paste(sheet: Image.Image, pixels: np.ndarray, left: int, top: int) -> None:
+    """Pastes an image into a cell at the largest size that fits; small images grow by whole pixels."""
+    scale = CELL / max(pixels.shape[:2])
+    size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
+    fitted = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
+    sheet.paste(Image.fromarray(fitted), (left, top))
+
+
+def _write(pen: ImageDraw.ImageDraw, font, left: int, top: int, *lines: str) -> None:
+    """Writes lines below a cell, each cut to its width."""
+    for number, text in enumerate(lines):
+        pen.text((left, top + CELL + number * LINE), _cut(pen, font, text), "black", font)
+
+
+def _cut(pen: ImageDraw.ImageDraw, font, text: str) -> str:
+    """The text, or as much of its beginning as fits into a cell, with an ellipsis."""
+    kept, cut = len(text) - 1, text
+    while cut and pen.textlength(cut, font) > CELL:
+        kept -= 1
+        cut = text[:kept] + "…" if kept > 0 else ""
+    return cut

@@ -1,0 +1,39 @@
+"""MLflow's user interface over the database beside the results."""
+
+import os
+import sys
+
+from deit_ray import storage
+from deit_ray.errors import UserError
+
+
+def database_of(results: str) -> str:
+    """The URI of the MLflow database in a results folder.
+
+    Raises:
+        UserError: there is none yet.
+    """
+    path = f"{storage.absolute(results)}/mlflow.db"
+    if not os.path.exists(path):
+        raise UserError(
+            f"{results}: no MLflow database there yet; train or tune something first, or name --results"
+        )
+    return f"sqlite:///{path}"
+
+
+def become_ui(database: str, port: int) -> None:
+    """Replaces this process by an MLflow server on the loopback address; it does not return.
+
+    Args:
+        database: URI of an MLflow database.
+    """
+    os.environ |= {"MLFLOW_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
+    options = {
+        "--backend-store-uri": database,
+        "--host": "127.0.0.1",
+        "--port": str(port),
+        "--workers": "1",
+        "--uvicorn-opts": "--log-level warning",
+    }
+    words = [word for option in options.items() for word in option]
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", *words])

@@ -1,0 +1,67 @@
+"""One driver at a time: the process that drives a run or study locks its folder.
+
+The system releases the lock however the process ends.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from deit_ray import storage
+from deit_ray.errors import UnavailableError, UserError
+
+LOCK = "driver.lock"
+LOOKING_S = 1.0  # longer than `driver_of` holds the lock
+
+
+@contextlib.contextmanager
+def driving(folder: str, name: str) -> Iterator[None]:
+    """Locks a folder while it is driven. Object stores have no locks, so there nothing is locked.
+
+    Raises:
+        UserError: another process drives it.
+        UnavailableError: the folder cannot be written.
+    """
+    if not storage.is_local(folder):
+        yield
+        return
+    path = Path(storage.local_path(folder)) / LOCK
+    try:
+        path.touch()
+    except OSError as error:
+        raise UnavailableError(f"results.uri: {folder}: cannot be written: {error.strerror}") from None
+    with path.open("r+") as file:
+        deadline = time.monotonic() + LOOKING_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    driver = driver_of(folder) or {}
+                    raise UserError(
+                        f"{name}: is running already, on {driver.get('host')} as process "
+                        f"{driver.get('pid')}; wait for its end, or end it"
+                    ) from None
+                time.sleep(0.1)
+        file.truncate(0)
+        file.write(json.dumps({"host": os.uname().nodename, "pid": os.getpid(), "since": time.time()}))
+        file.flush()
+        yield
+
+
+def driver_of(folder: str) -> dict | None:
+    """The process that drives a folder now: its host, pid and start time; None where there is none."""
+    path = Path(storage.local_path(folder)) / LOCK
+    if not path.exists():
+        return None
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return json.loads(file.read() or "{}")
+        return None

@@ -1,0 +1,198 @@
+"""The driver of a study. The Optuna study in the database is the only truth: a start builds a Tuner from it.
+
+So a study can be resumed after any accident: unfinished trials go on from their checkpoints, and the
+scheduler sees all results so far again.
+"""
+
+import contextlib
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import partial
+
+import ray.tune
+from optuna.trial import TrialState
+
+from deit_ray.cluster import connect
+from deit_ray.errors import Interrupted, UserError
+from deit_ray.results.folders import trial_name
+from deit_ray.study.listener import Listener
+from deit_ray.study.observers import Database, Observer, Terminal, Tracking
+from deit_ray.study.records import Evaluated
+from deit_ray.study.resources import Resources
+from deit_ray.study.resume import reconcile
+from deit_ray.study.stop_policy import ALL_ENDED
+from deit_ray.study.study import Study, naming_database
+from deit_ray.study.trials import Trials
+from deit_ray.terminal.console import Console
+from deit_ray.trial.assemble import make_trial
+from deit_ray.trial.failure import Failure
+from deit_ray.trial.launch import share
+from deit_ray.trial.needs import Needs
+from deit_ray.trial.resolve import Resolved
+from deit_ray.trial.trial import Trial
+
+TICK_S = 1.0
+
+
+class Driver:
+    """Runs a study's open trials, from what a resume finds to the evaluation of the best one.
+
+    Args:
+        study: held by this process, see `Study.driving`.
+        resolved: the parts of its experiment.
+        device: cpu or cuda.
+        resources: of the cluster, by Ray's names.
+        console: what a person sees.
+
+    Attributes:
+        observers: in the order in which they are called; the database hears of an end before MLflow does.
+    """
+
+    def __init__(
+        self, study: Study, resolved: Resolved, device: str, resources: dict[str, float], console: Console
+    ):
+        self.study, self.resolved, self.device = study, resolved, device
+        self.experiment, self.metric = study.experiment, study.experiment.search.metric
+        search, needs = self.experiment.search, Needs.of(self.experiment, device)
+        fit = needs.fit(resources)
+        self.concurrent = max(1, min(fit, search.trials, search.max_concurrent or fit))
+        self.resources, self.tracking = Resources(study, needs.gpus), Tracking(study, console)
+        self.terminal = Terminal(study, console, device, self.concurrent)
+        self.observers: list[Observer] = [self.resources, Database(study), self.tracking, self.terminal]
+        self.trials = Trials(study, self.observers)
+        self.ticked = time.monotonic()
+
+    def run(self) -> None:
+        """Runs the study to its end.
+
+        Raises:
+            UserError: it ended without a finished trial.
+            Interrupted: Ray is gone; the study can be resumed.
+            UnavailableError: a disk, data or network is gone; the study can be resumed once that is fixed.
+        """
+        self.study.made_with = self.experiment.as_dict()
+        with self.tracking.delivering(), contextlib.closing(self.terminal):
+            for observer in self.observers:
+                observer.study_opened()
+            found = reconcile(self.study, self.trials.scheduler)
+            resumed = sum(trial.action in ("continued", "run again") for trial in found)
+            total = resumed + self.trials.searcher.remaining()
+            for observer in self.observers:
+                observer.study_started(found, total)
+            self.trials.resume(found)
+            self._check_budgets()
+            if self.trials.searcher.remaining() and not self.trials.policy.ending:
+                self.study.ended = None
+                self._run_tuner()
+            self._finish()
+
+    def trainable(self) -> type:
+        """The class that Tune runs for each trial."""
+        splits = ("val", "test") if self.metric.startswith("test/") else ("val",)
+        make = partial(make_trial, self.experiment, self.device, share(self.resolved), splits)
+        return ray.tune.with_parameters(Trial, make=make)
+
+    # what the Listener calls
+
+    @contextlib.contextmanager
+    def guarding(self) -> Iterator[None]:
+        """An exception halts the study and is raised at its end; Tune would blame a trial for it."""
+        try:
+            with naming_database(self.study.folder):
+                yield
+        except Exception as error:
+            self.trials.halt(error)
+
+    def trial_completed(self, number: int) -> None:
+        self.trials.completed(number)
+        self._check_budgets()
+
+    def trial_failed(self, number: int, failure: Failure | None) -> None:
+        self.trials.failed(number, failure)
+        self._check_budgets()
+
+    def tick(self) -> None:
+        """Counts time, and looks once a second at what people ask for and at the budgets."""
+        now = time.monotonic()
+        elapsed_s = now - self.ticked
+        if elapsed_s < TICK_S:
+            return
+        self.ticked = now
+        for observer in self.observers:
+            observer.time_passed(elapsed_s)
+        for number in self.study.take_stop_requests():
+            self.trials.stop(number)
+        self._check_budgets()
+
+    def _check_budgets(self) -> None:
+        self.trials.check_budgets(self.resources.spent)
+
+    def _run_tuner(self) -> None:
+        trials = self.trials
+        try:
+            run_tuner(self.trainable(), trials, self.concurrent, Listener(self))
+        finally:
+            self.resources.sweep_now()
+        if trials.policy.halted:
+            raise trials.policy.halted
+        self.resources.save_spent()
+        self.study.add_tune_states(trials.scheduler.states())
+        unfinished = self.study.trials(TrialState.RUNNING, TrialState.WAITING)
+        if unfinished:
+            raise Interrupted(f"Ray ended with {len(unfinished)} trials unfinished")
+
+    def _finish(self) -> None:
+        """Evaluates the best trial on the test images, once, and closes the study."""
+        study, policy = self.study, self.trials.policy
+        before = (
+            None if self.trials.scheduler.states() else study.ended
+        )  # it had ended, and nothing was left to run
+        study.ended = reason = policy.ending or before or ALL_ENDED
+        best = study.find_best()
+        if best is not None:
+            self._test(best.number, study.save_best()[1])
+        outcome = policy.study_outcome(reason, has_best=best is not None)
+        for observer in self.observers:
+            observer.study_ended(outcome, best)
+        if best is None:
+            outcomes = sorted({trial.outcome.text if trial.outcome else "" for trial in study.trials()})
+            raise UserError(f"{study.name}: ended with no finished trial: {reason}; {'; '.join(outcomes)}")
+
+    def _test(self, number: int, model: str) -> None:
+        """Evaluates the model of the best trial on the test images, unless that was done before."""
+        tested = self.study.tested
+        if "test" not in self.resolved.manifest.splits or (tested and tested.trial == number):
+            return
+        from deit_ray.trial.evaluation import evaluate_here
+
+        metrics = evaluate_here(model, self.experiment, self.resolved.manifest, self.device, ("test",))
+        self.study.tested = Evaluated(number, metrics)
+
+
+def run_tuner(trainable: type, trials: Trials, concurrent: int, listener: Listener) -> None:
+    """Runs Ray Tune until the searcher has nothing left to propose.
+
+    Args:
+        concurrent: trials at a time, at most.
+    """
+    scratch = tempfile.mkdtemp(prefix="deit_ray-tune-")  # Ray Tune writes there, and nobody reads it
+    head = ray.tune.PlacementGroupFactory([{connect.HEAD: 0.001}])  # the head outlives spot nodes
+    try:
+        ray.tune.Tuner(
+            ray.tune.with_resources(trainable, head),
+            tune_config=ray.tune.TuneConfig(
+                search_alg=trials.searcher,
+                scheduler=trials.scheduler,
+                num_samples=-1,  # as many as the searcher has
+                max_concurrent_trials=concurrent,
+                trial_name_creator=lambda trial: trial_name(trial.config["number"]),
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=ray.tune.RunConfig(
+                name="study", storage_path=scratch, verbose=0, callbacks=[listener]
+            ),
+        ).fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,188 @@
+"""Who hears of what happens in a study: the driver calls each observer in turn.
+
+`Resources` (resources.py) is one more.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from deit_ray.outcome import Kind, Outcome
+from deit_ray.study.records import TrialRecord
+from deit_ray.study.resume import Reconciled, Results
+from deit_ray.study.study import Study
+from deit_ray.study.sync import end_study, end_trial, is_told, start_study, start_trial
+from deit_ray.terminal.console import Console
+from deit_ray.terminal.live import StudyView
+from deit_ray.tracking.tracked import Run
+from deit_ray.tracking.tracker import Tracker
+from deit_ray.trial.failure import Failure
+from deit_ray.trial.run import warn_of_bad
+
+
+@dataclass(frozen=True)
+class TrialEnd:
+    """How a trial ended.
+
+    Attributes:
+        value: the value of its best model, if it finished.
+        failure: what is known about its failure, if it failed by its own fault.
+    """
+
+    number: int
+    outcome: Outcome
+    value: float | None = None
+    failure: Failure | None = None
+
+
+class Observer:
+    """What a driver says, and when. An observer overrides what concerns it."""
+
+    def study_opened(self) -> None:
+        """The driver holds the study and has not looked at its trials yet."""
+
+    def study_started(self, found: list[Reconciled], total: int) -> None:
+        """The driver knows what it does with the trials that it found; `total` trials are to run."""
+
+    def trial_kept(self, number: int) -> None:
+        """The driver found a trial that had ended."""
+
+    def trial_reopened(self, number: int) -> None:
+        """The driver found a trial that had not ended, and ends or continues it next."""
+
+    def results_found(self, number: int, results: Results) -> None:
+        """A trial whose process is gone had measured more than it had reported."""
+
+    def trial_started(self, number: int) -> None:
+        """The process of a trial runs."""
+
+    def trial_reported(self, number: int, result: dict) -> None:
+        """A running trial has evaluated its model; `result` has its metrics by name."""
+
+    def trial_left(self, number: int) -> None:
+        """The process of a trial is gone, whatever becomes of the trial."""
+
+    def trial_interrupted(self, number: int, step: int) -> None:
+        """The process of a trial died; the trial goes on from `step`, that of its last checkpoint, or 0."""
+
+    def trial_ended(self, end: TrialEnd) -> None:
+        """A trial has ended."""
+
+    def time_passed(self, elapsed_s: float) -> None:
+        """Comes about once a second."""
+
+    def study_ended(self, outcome: Outcome, best: TrialRecord | None) -> None:
+        """The study has ended; `best` is its best trial, None if no trial has finished."""
+
+
+class Database(Observer):
+    """Optuna: the study's database, the only truth about the study."""
+
+    def __init__(self, study: Study):
+        self.study = study
+        self.metric = study.experiment.search.metric
+        self.images = f"{self.metric.split('/')[0]}/images"
+
+    def study_opened(self) -> None:
+        self.study.outcome = None
+
+    def trial_reopened(self, number: int) -> None:
+        self.study.reopen(number)
+
+    def results_found(self, number: int, results: Results) -> None:
+        for _, epoch, value in results:
+            self.study.report(number, epoch, value)
+
+    def trial_reported(self, number: int, result: dict) -> None:
+        self.study.report(number, result["epoch"], result[self.metric])
+        images = result.get(self.images)
+        if images and self.study.trial(number).images is None:
+            self.study.note_images(number, images)
+
+    def trial_ended(self, end: TrialEnd) -> None:
+        signature = None
+        # a loss that is not finite is the fault of the searched values, and says nothing about the next trial
+        if end.outcome.kind == Kind.FAILED and end.failure and "NonFiniteLoss" not in end.failure.reason:
+            signature = end.failure.signature
+        self.study.end_trial(end.number, end.outcome, end.value, signature)
+
+    def study_ended(self, outcome: Outcome, best: TrialRecord | None) -> None:
+        self.study.outcome = outcome
+
+
+class Tracking(Observer):
+    """MLflow: a run for the study, and below it a run for each trial."""
+
+    def __init__(self, study: Study, console: Console):
+        self.study, self.console = study, console
+        self.tracker: Tracker | None = None
+        self.parent: Run | None = None
+        self.runs: dict[int, Run] = {}  # of trials that have not ended
+
+    @contextlib.contextmanager
+    def delivering(self) -> Iterator[None]:
+        """Delivers in the background; leaving it waits a while for the rest."""
+        with Tracker.of(self.study.experiment, self.console) as self.tracker:
+            yield
+
+    def study_opened(self) -> None:
+        self.parent = start_study(self.tracker, self.study)
+
+    def trial_kept(self, number: int) -> None:
+        # its driver was killed before it told MLflow, or was of an earlier version
+        if not is_told(self.study, number):
+            self._open(number)
+            self._close(number)
+
+    def trial_started(self, number: int) -> None:
+        self._open(number)
+
+    def trial_ended(self, end: TrialEnd) -> None:
+        self._open(end.number)  # it may have ended before it started
+        self._close(end.number)
+
+    def study_ended(self, outcome: Outcome, best: TrialRecord | None) -> None:
+        end_study(self.tracker, self.study, self.parent, outcome)
+
+    def _open(self, number: int) -> None:
+        if number not in self.runs:
+            self.runs[number] = start_trial(self.tracker, self.study, self.study.trial(number), self.parent)
+
+    def _close(self, number: int) -> None:
+        end_trial(self.tracker, self.study, self.study.trial(number), self.runs.pop(number))
+
+
+class Terminal(Observer):
+    """The terminal: what a person sees while the study runs."""
+
+    def __init__(self, study: Study, console: Console, device: str, concurrent: int):
+        self.study, self.device, self.concurrent = study, device, concurrent
+        self.warn = console.warn
+        self.view = StudyView(console, study.name, study.experiment)
+
+    def study_started(self, found: list[Reconciled], total: int) -> None:
+        resumed = {trial.number: trial.text for trial in found if trial.action != "kept"}
+        self.view.start(self.device, self.concurrent, total, resumed)
+
+    def trial_started(self, number: int) -> None:
+        self.view.trial_started(number, self.study.trial(number).params)
+
+    def trial_reported(self, number: int, result: dict) -> None:
+        self.view.trial_reported(number, result)
+
+    def trial_interrupted(self, number: int, step: int) -> None:
+        place = f"step {step}" if step else "the beginning"
+        self.warn(f"trial {number}: its process died; it goes on from {place}")
+
+    def trial_ended(self, end: TrialEnd) -> None:
+        folder = self.study.trial_folder(end.number)
+        self.view.trial_ended(end.number, end.outcome, self.study.trial(end.number).best)
+        warn_of_bad(folder, lambda text: self.warn(f"trial {end.number}: {text}"))
+
+    def study_ended(self, outcome: Outcome, best: TrialRecord | None) -> None:
+        if best is not None:
+            self.view.end(self.study.ended)
+
+    def close(self) -> None:
+        """Takes the live table off the terminal."""
+        self.view.close()

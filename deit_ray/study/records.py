@@ -1,0 +1,243 @@
+"""What a study's database keeps: the only file that knows the names of Optuna's user attributes."""
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from datetime import datetime
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from deit_ray.outcome import Outcome
+from deit_ray.study.optuna_private import open_trial, read_trial
+
+# of a study
+EXPERIMENT, ENDED, SPENT, TESTED, TUNE = "experiment", "ended", "spent", "test", "tune"
+# of a trial
+IMAGES, TIMES, SIGNATURE = "images", "times", "signature"
+# of both
+OUTCOME = "outcome"
+
+TESTED_TRIAL = "trial"  # the key beside the test metrics that names the trial
+
+
+@dataclass
+class Spent:
+    """Time that a study has taken, over all its resumes.
+
+    Attributes:
+        wall_s: wall time in which a driver ran it.
+        gpu_s: GPU time of all its trials together.
+    """
+
+    wall_s: float = 0.0
+    gpu_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The metrics of the best trial's model on the test images, by name, and that trial's number."""
+
+    trial: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A trial as the database had it when it was read.
+
+    Attributes:
+        frozen: Optuna's own record.
+    """
+
+    frozen: FrozenTrial
+
+    @property
+    def number(self) -> int:
+        return self.frozen.number
+
+    @property
+    def params(self) -> dict:
+        """The searched values by dotted key."""
+        return self.frozen.params
+
+    @property
+    def state(self) -> TrialState:
+        return self.frozen.state
+
+    @property
+    def value(self) -> float | None:
+        """The value of an ended trial: its best one if it finished, its last one if it was stopped early."""
+        return self.frozen.value
+
+    @property
+    def values(self) -> dict[int, float]:
+        """The searched metric by epoch."""
+        return self.frozen.intermediate_values
+
+    @property
+    def epoch(self) -> int:
+        """The last epoch that has a value; 0 if none has."""
+        return max(self.values, default=0)
+
+    @property
+    def best(self) -> float | None:
+        """The largest finite value so far."""
+        return max((value for value in self.values.values() if math.isfinite(value)), default=None)
+
+    @property
+    def last(self) -> float | None:
+        """The value of the last epoch."""
+        return self.values.get(self.epoch)
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """The outcome that the driver noted, which it does before it ends the trial."""
+        text = self.frozen.user_attrs.get(OUTCOME)
+        return Outcome.parse(text) if text else None
+
+    @property
+    def ending(self) -> Outcome:
+        """How an ended trial ended: by its outcome, or by its state if no outcome was noted."""
+        known = {
+            TrialState.COMPLETE: Outcome.finished(),
+            TrialState.PRUNED: Outcome.stopped_early(self.epoch),
+            TrialState.FAIL: Outcome.failed("it never began"),
+        }
+        return self.outcome or known[self.state]
+
+    @property
+    def images(self) -> float | None:
+        """The number of images that its metric is measured on."""
+        return self.frozen.user_attrs.get(IMAGES)
+
+    @property
+    def times(self) -> dict[int, float]:
+        """When Optuna got each value, by epoch: seconds since 1970."""
+        return {int(epoch): seconds for epoch, seconds in self.frozen.user_attrs.get(TIMES, {}).items()}
+
+    @property
+    def signature(self) -> str | None:
+        """The signature of its failure, equal for failures at the same place in the code; see `Failure`."""
+        return self.frozen.user_attrs.get(SIGNATURE)
+
+    @property
+    def started(self) -> datetime | None:
+        return self.frozen.datetime_start
+
+    @property
+    def ended(self) -> datetime | None:
+        return self.frozen.datetime_complete
+
+
+class StudyRecord:
+    """The database of a study, by typed properties. Only the study's driver may set them.
+
+    A driver can be killed between any two writes. So the time of a value is written before the value, and the
+    outcome of a trial before its state: a trial whose state has changed is complete.
+
+    Attributes:
+        optuna: the Optuna study.
+    """
+
+    def __init__(self, study: optuna.Study):
+        self.optuna = study
+
+    @property
+    def made_with(self) -> dict | None:
+        """The experiment that the study was last driven with, as `Experiment.as_dict` gives it."""
+        return self.optuna.user_attrs.get(EXPERIMENT)
+
+    @made_with.setter
+    def made_with(self, experiment: dict) -> None:
+        self.optuna.set_user_attr(EXPERIMENT, experiment)
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the study ended; None while it can go on."""
+        text = self.optuna.user_attrs.get(OUTCOME)
+        return Outcome.parse(text) if text else None
+
+    @outcome.setter
+    def outcome(self, outcome: Outcome | None) -> None:
+        self.optuna.set_user_attr(OUTCOME, outcome.text if outcome else None)
+
+    @property
+    def ended(self) -> str | None:
+        """Why the study has ended, in words; None before its end."""
+        return self.optuna.user_attrs.get(ENDED)
+
+    @ended.setter
+    def ended(self, reason: str | None) -> None:
+        self.optuna.set_user_attr(ENDED, reason)
+
+    @property
+    def spent(self) -> Spent:
+        return Spent(**self.optuna.user_attrs.get(SPENT, {}))
+
+    @spent.setter
+    def spent(self, spent: Spent) -> None:
+        self.optuna.set_user_attr(SPENT, asdict(spent))
+
+    @property
+    def tested(self) -> Evaluated | None:
+        """What the best trial's model scored on the test images; None where that was not measured."""
+        stored = dict(self.optuna.user_attrs.get(TESTED, {}))
+        return Evaluated(stored.pop(TESTED_TRIAL), stored) if stored else None
+
+    @tested.setter
+    def tested(self, tested: Evaluated) -> None:
+        self.optuna.set_user_attr(TESTED, {TESTED_TRIAL: tested.trial, **tested.metrics})
+
+    @property
+    def tune_states(self) -> dict[int, str]:
+        """Ray Tune's state of each trial when its driver ended, by number."""
+        return {int(number): state for number, state in self.optuna.user_attrs.get(TUNE, {}).items()}
+
+    def add_tune_states(self, states: dict[int, str]) -> None:
+        known = self.tune_states | states
+        self.optuna.set_user_attr(TUNE, {str(number): state for number, state in known.items()})
+
+    def trial(self, number: int) -> TrialRecord:
+        """One trial as the database has it now; it reads no other trial."""
+        return TrialRecord(read_trial(self.optuna, number))
+
+    def trials(self, *states: TrialState) -> list[TrialRecord]:
+        """All trials by number, or those in some states."""
+        return [TrialRecord(trial) for trial in self.optuna.get_trials(deepcopy=False, states=states or None)]
+
+    def report(self, number: int, epoch: int, value: float) -> None:
+        """Notes a value of a running trial, and when it came, so that a resume can put all values in order.
+
+        A second value for an epoch is ignored.
+        """
+        trial = self.trial(number)
+        if epoch in trial.values:
+            return
+        live = open_trial(self.optuna, number)
+        times = {str(known): seconds for known, seconds in trial.times.items()}
+        live.set_user_attr(TIMES, {**times, str(epoch): time.time()})
+        live.report(value, epoch)
+
+    def note_images(self, number: int, images: float) -> None:
+        """Notes how many images a running trial's metric is measured on."""
+        open_trial(self.optuna, number).set_user_attr(IMAGES, images)
+
+    def reopen(self, number: int) -> None:
+        """Forgets the outcome of a running trial, whose driver was killed before it ended the trial."""
+        open_trial(self.optuna, number).set_user_attr(OUTCOME, None)
+
+    def end_trial(
+        self, number: int, outcome: Outcome, value: float | None = None, signature: str | None = None
+    ) -> None:
+        """Ends a running trial.
+
+        Args:
+            value: the one that Optuna ranks, of a trial that finished.
+            signature: of its failure, where equal ones shall count together.
+        """
+        live = open_trial(self.optuna, number)
+        live.set_user_attr(OUTCOME, outcome.text)
+        if signature is not None:
+            live.set_user_attr(SIGNATURE, signature)
+        self.optuna.tell(number, value, state=TrialState[outcome.optuna_state])

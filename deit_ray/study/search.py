@@ -1,0 +1,150 @@
+"""A study from start to end: Optuna proposes, Ray Tune runs, and the scheduler stops weak trials early.
+
+Modules that take long to import are imported where they are used, so that a mistake is answered early.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from deit_ray import storage
+from deit_ray.errors import Interrupted, UnavailableError, UserError
+from deit_ray.experiment.config import Experiment
+from deit_ray.results.origin import check_same_inputs, note_origin
+from deit_ray.study.study import Study, naming_database
+from deit_ray.terminal.session import Session
+
+if TYPE_CHECKING:
+    from deit_ray.study.resume import Preview
+    from deit_ray.trial.resolve import Resolved
+
+
+def tune(experiment: Experiment, session: Session | None = None) -> Study:
+    """Runs a study to its end.
+
+    Args:
+        experiment: an experiment whose `search.space` is not empty; see `load_experiment`.
+        session: see `Session`.
+
+    Raises:
+        UserError: the experiment cannot run, or has nothing to search.
+        Interrupted: Ctrl-C was pressed, or Ray died; the study can be resumed.
+        UnavailableError: a disk, data or network is unavailable; the study can be resumed once it is back.
+    """
+    session = session or Session()
+    _check_searchable(experiment)
+    from deit_ray.trial.resolve import pin_teacher, resolve
+
+    resolved = resolve(pin_teacher(experiment))
+    from deit_ray.trial.launch import check_cluster
+
+    with contextlib.ExitStack() as lock, session.connected():
+        device = check_cluster(experiment)
+        study = Study.create(resolved.experiment)
+        lock.enter_context(study.driving())
+        _drive(study, resolved, device, session)
+    return study
+
+
+def resume_study(
+    name: str,
+    overrides: dict[str, Any] | None = None,
+    more_trials: int = 0,
+    session: Session | None = None,
+) -> Study:
+    """Resumes a study that was interrupted, or extends one that has ended, and runs it to its end.
+
+    Args:
+        name: name of the study, such as digits_search-1, or digits_search for the newest.
+        overrides: dotted keys and values to change from now on; `Study.amended` says which keys may change.
+        more_trials: trials to add to `search.trials`.
+        session: see `Session`; the study is looked up in its `results`.
+
+    Raises:
+        UserError: there is no such study, it is running, its data or teacher have changed, or an override is
+            refused.
+        Interrupted: as for `tune`.
+        UnavailableError: as for `tune`.
+    """
+    session = session or Session()
+    study = Study.open(name, session.results)
+    overrides = _with_more_trials(study, overrides, more_trials)
+    _check_searchable(study.experiment)
+    with study.driving():
+        study.take_stop_requests()  # requests to an earlier driver
+        experiment = study.amended(overrides)
+        from deit_ray.trial.resolve import resolve
+
+        resolved = resolve(experiment)
+        from deit_ray.trial.launch import check_cluster
+
+        check_same_inputs(study.folder, experiment, resolved.manifest.fingerprint, resolved.teacher_path)
+        with session.connected():
+            device = check_cluster(experiment)
+            study.amend(overrides)
+            _drive(study, resolved, device, session)
+    return study
+
+
+def plan_resume(
+    name: str,
+    overrides: dict[str, Any] | None = None,
+    more_trials: int = 0,
+    session: Session | None = None,
+) -> Preview:
+    """What `resume_study` would do with each trial of a study; nothing is done.
+
+    Raises:
+        UserError: there is no such study, it is running, or an override is refused.
+    """
+    session = session or Session()
+    study = Study.open(name, session.results)
+    overrides = _with_more_trials(study, overrides, more_trials)
+    from deit_ray.study.resume import dry_run
+
+    return dry_run(study, overrides)
+
+
+def _with_more_trials(study: Study, overrides: dict[str, Any] | None, more_trials: int) -> dict[str, Any]:
+    overrides = dict(overrides or {})
+    if more_trials:
+        overrides["search.trials"] = study.experiment.search.trials + more_trials
+    return overrides
+
+
+def _check_searchable(experiment: Experiment) -> None:
+    if not experiment.search.space:
+        raise UserError(
+            f"{experiment.name}: search.space is empty; name what to search, such as "
+            "optim.lr: {log: [1e-4, 1e-2]}"
+        )
+    if not storage.is_local(experiment.results.uri):
+        raise UserError(
+            f"results.uri: {experiment.results.uri}: a study's database needs a local path or a shared "
+            "file system"
+        )
+
+
+def _drive(study: Study, resolved: Resolved, device: str, session: Session) -> None:
+    """Runs the open trials of a study; the message of an accident says how to resume."""
+    from deit_ray.cluster import connect
+    from deit_ray.study.driver import Driver
+
+    experiment = resolved.experiment
+    note_origin(study.folder, experiment, resolved.manifest.fingerprint, device, resolved.teacher_path)
+    how = f"go on with: deit-ray tune --resume {study.name}{storage.results_option(experiment.results.uri)}"
+    if session.address:
+        how += f" --address {session.address}"
+    try:
+        with naming_database(study.folder):
+            Driver(study, resolved, device, connect.possible_resources(), session.console).run()
+    except UnavailableError as error:
+        raise UnavailableError(
+            f"{study.name}: {error}\nwhat its trials have done is kept; once this is mended, {how}"
+        ) from error
+    except (KeyboardInterrupt, Interrupted) as error:
+        why = str(error) or "interrupted"
+        if not connect.is_alive():
+            why = "Ray has died"
+        raise Interrupted(f"{study.name}: {why}; what its trials have done is kept\n{how}") from error

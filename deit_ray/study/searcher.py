@@ -1,0 +1,150 @@
+"""What to run next: Ray Tune's view of an Optuna study, and the samplers."""
+
+from collections.abc import Callable
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+
+from deit_ray import rng
+from deit_ray.experiment.config import Experiment
+from deit_ray.experiment.space import Distribution
+from deit_ray.study.optuna_private import open_trial, read_trial
+
+
+class StudySearcher(Searcher):
+    """Proposes a study's waiting trials first, then new ones. The `Driver` ends trials, not the searcher.
+
+    Args:
+        study: the Optuna study.
+        experiment: what it searches.
+        folder_of: gives the results folder of a trial's number.
+    """
+
+    def __init__(self, study: optuna.Study, experiment: Experiment, folder_of: Callable[[int], str]):
+        super().__init__(metric=experiment.search.metric, mode="max")
+        self.study, self.experiment, self.folder_of = study, experiment, folder_of
+        self.space = {key: make_distribution(d) for key, d in experiment.search.space.items()}
+        self._waiting: list[int] = []  # trials to continue
+        self._is_closed = False
+        self._running: set[str] = set()  # Tune's names of the trials that it has
+
+    def __deepcopy__(self, memo):
+        return self  # Tune copies its configuration, but the study has one searcher
+
+    def __reduce__(self):
+        return object, ()  # Tune saves its configuration for `Tuner.restore`, which is never called
+
+    def remaining(self) -> int:
+        """The number of trials that are still to run: waiting ones and those never drawn."""
+        trials = self.study.get_trials(deepcopy=False)
+        drawn = sum(trial.state != TrialState.WAITING for trial in trials)
+        return len(self._waiting) + max(0, self.experiment.search.trials - drawn)
+
+    def waiting(self) -> tuple[int, ...]:
+        """The numbers of the trials that wait to be continued, in the order in which they come."""
+        return tuple(self._waiting)
+
+    def put_back(self, number: int) -> None:
+        """Proposes a trial again, which goes on from its checkpoint."""
+        self._waiting.append(number)
+
+    def remove(self, number: int) -> None:
+        """Proposes a waiting trial no more."""
+        self._waiting.remove(number)
+
+    def close(self) -> None:
+        """Starts no more trials."""
+        self._is_closed = True
+
+    def suggest(self, trial_id: str) -> dict | str | None:
+        if self._is_closed:
+            return Searcher.FINISHED
+        if not self.remaining():
+            return None if self._running else Searcher.FINISHED  # a trial that runs may have to be continued
+        trial = read_trial(self.study, self._waiting.pop(0)) if self._waiting else self.ask()
+        self._running.add(trial_id)
+        return {**trial.params, "number": trial.number, "folder": self.folder_of(trial.number)}
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        self._running.discard(trial_id)
+
+    def ask(self) -> optuna.trial.Trial:
+        """Draws a new trial; the first one has the file's own values, where they lie in the space."""
+        number = len(self.study.get_trials(deepcopy=False))
+        base = {key: self.experiment.get(key) for key in self.space}
+        space = self.experiment.search.space
+        if number == 0 and all(contains(space[key], value) for key, value in base.items()):
+            self.study.enqueue_trial(base)
+        self.study.sampler = make_sampler(self.experiment, number)
+        return self.study.ask(self.space)
+
+    def complete(self, number: int) -> None:
+        """Draws the values that a running trial lacks because its driver was killed while it drew them."""
+        self.study.sampler = make_sampler(self.experiment, number)
+        live = open_trial(self.study, number)
+        for name, distribution in self.space.items():
+            suggest(live, name, distribution)
+
+    def save(self, checkpoint_path: str) -> None:
+        pass  # the study's database is the state
+
+    def restore(self, checkpoint_path: str) -> None:
+        pass
+
+
+class SeededSampler(optuna.samplers.BaseSampler):
+    """A sampler whose draws for a trial depend on its number alone, and not on draws for other parameters.
+
+    So a trial that was interrupted while its values were drawn gets the values that it would have had.
+    """
+
+    def __init__(self, make, seed: int, number: int):
+        self.make, self.seed, self.number = make, seed, number
+        self.joint = make(rng.integer(seed, "sampler", number) % 2**32)
+
+    def infer_relative_search_space(self, study, trial):
+        return self.joint.infer_relative_search_space(study, trial)
+
+    def sample_relative(self, study, trial, search_space):
+        return self.joint.sample_relative(study, trial, search_space)
+
+    def sample_independent(self, study, trial, param_name, param_distribution):
+        alone = self.make(rng.integer(self.seed, f"sampler {param_name}", self.number) % 2**32)
+        return alone.sample_independent(study, trial, param_name, param_distribution)
+
+
+def make_sampler(experiment: Experiment, number: int) -> optuna.samplers.BaseSampler:
+    """The sampler that draws trial `number`, from a seed of its own, so that a resumed study draws the same.
+
+    To add a sampler, add it here, and its name to `config.Search.sampler`.
+    """
+    if experiment.search.sampler == "random":
+        return SeededSampler(optuna.samplers.RandomSampler, experiment.seed, number)
+    startup = min(10, max(4, experiment.search.trials // 3))
+    return SeededSampler(
+        lambda seed: optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup), experiment.seed, number
+    )
+
+
+def make_distribution(d: Distribution) -> BaseDistribution:
+    if d.kind == "choice":
+        return CategoricalDistribution(d.values)
+    if d.kind == "int":
+        return IntDistribution(*d.values)
+    return FloatDistribution(*d.values, log=d.kind == "log")
+
+
+def suggest(trial: optuna.trial.Trial, name: str, distribution: BaseDistribution) -> None:
+    """Draws one value of a trial, unless it has it already."""
+    if isinstance(distribution, CategoricalDistribution):
+        trial.suggest_categorical(name, distribution.choices)
+    elif isinstance(distribution, IntDistribution):
+        trial.suggest_int(name, distribution.low, distribution.high)
+    else:
+        trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
+
+
+def contains(d: Distribution, value) -> bool:
+    return value in d.values if d.kind == "choice" else d.values[0] <= value <= d.values[1]

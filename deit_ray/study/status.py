@@ -1,0 +1,189 @@
+"""What people ask from another terminal: how studies and trials stand, and to stop them.
+
+Every function returns values without a database behind them, so that it can run on the head of a cluster too.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+
+import pandas as pd
+
+from deit_ray import storage
+from deit_ray.errors import UserError
+from deit_ray.outcome import Outcome
+from deit_ray.results.folders import JOURNAL, saved_steps
+from deit_ray.results.journal import checkpoint_name, iterate_points
+from deit_ray.study.leaderboard import STATES
+from deit_ray.study.records import TrialRecord
+from deit_ray.study.study import Study, list_studies
+from deit_ray.trial.failure import Failure, read_failure, read_worker, tail_files
+
+STOPPED_WITHIN_S = 60.0
+
+
+@dataclass(frozen=True)
+class StudyStatus:
+    """A study as it stands.
+
+    Attributes:
+        state: running, interrupted, or why it has ended.
+        driver: host, pid and start of the process that runs it.
+        counts: number of trials by state.
+        missing: the number of trials not drawn yet.
+        spent_s, gpu_s: wall time and GPU time so far.
+        board: see `Study.leaderboard`.
+    """
+
+    name: str
+    metric: str
+    keys: list[str]
+    epochs: int
+    state: str
+    driver: dict | None
+    counts: dict[str, int]
+    missing: int
+    spent_s: float
+    gpu_s: float
+    board: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class TrialStatus:
+    """A trial as it stands.
+
+    Attributes:
+        state: running, interrupted, waiting, or the kind of its outcome.
+        outcome: how it ended; None before its end.
+        value, last: the best and the last value of the metric; None if there is none.
+        step: the last step in its journal, and `metrics` the last value of each metric there.
+        workers: rank, host, process and log files of each of its workers.
+        checkpoint: URI of the last whole checkpoint.
+        failure: why and where it failed.
+        log: the last lines of rank 0's output, if this machine can read them.
+    """
+
+    study: str
+    number: int
+    folder: str
+    params: dict
+    state: str
+    outcome: Outcome | None
+    metric: str
+    value: float | None
+    last: float | None
+    epoch: int
+    epochs: int
+    step: int | None
+    metrics: dict[str, float]
+    workers: list[dict]
+    checkpoint: str | None
+    failure: Failure | None
+    log: list[str]
+
+
+def list_status(results: str) -> list[StudyStatus]:
+    """How all studies in a results folder stand."""
+    return [_status(study) for study in list_studies(results)]
+
+
+def study_status(name: str, results: str) -> StudyStatus:
+    """How a study stands. Raises UserError if there is no such study."""
+    return _status(Study.open(name, results))
+
+
+def _status(study: Study) -> StudyStatus:
+    driver, board, spent = study.driver(), study.leaderboard(), study.spent
+    state = "running"
+    if driver is None:
+        board["state"] = board["state"].replace("running", "interrupted")
+        state = study.ended or "interrupted"
+    return StudyStatus(
+        name=study.name,
+        metric=study.experiment.search.metric,
+        keys=list(study.experiment.search.space),
+        epochs=study.experiment.train.epochs,
+        state=state,
+        driver=driver,
+        counts=dict(board["state"].value_counts()),
+        missing=max(0, study.experiment.search.trials - len(board)),
+        spent_s=spent.wall_s,
+        gpu_s=spent.gpu_s,
+        board=board,
+    )
+
+
+def trial_status(name: str, number: int, results: str) -> TrialStatus:
+    """How a trial stands. Raises UserError if there is no such study or trial."""
+    study = Study.open(name, results)
+    trial = _find_trial(study, number)
+    folder, metric = study.trial_folder(number), study.experiment.search.metric
+    points = list(iterate_points(storage.join(folder, JOURNAL)))
+    steps, workers = saved_steps(folder), []
+    while (worker := read_worker(folder, len(workers))) is not None:
+        workers.append(worker)
+    ended = trial.state.is_finished()
+    state = str(trial.ending.kind) if ended else STATES[trial.state.name]
+    if state == "running" and study.driver() is None:
+        state = "interrupted"
+    return TrialStatus(
+        study=study.name,
+        number=number,
+        folder=folder,
+        params=trial.params,
+        state=state,
+        outcome=trial.ending if ended else None,
+        metric=metric,
+        value=max((value for value in trial.values.values() if not math.isnan(value)), default=None),
+        last=trial.last,
+        epoch=trial.epoch,
+        epochs=study.experiment.train.epochs,
+        step=max((point.step for point in points), default=None),
+        metrics={point.name: point.value for point in sorted(points, key=lambda point: point.step)},
+        workers=workers,
+        checkpoint=storage.join(folder, checkpoint_name(steps[-1])) if steps else None,
+        failure=read_failure(folder),
+        log=tail_files(workers[0]["logs"]) if workers else [],
+    )
+
+
+def _find_trial(study: Study, number: int) -> TrialRecord:
+    trials = study.trials()
+    if not 0 <= number < len(trials):
+        known = f"0 to {len(trials) - 1}" if trials else "none yet"
+        raise UserError(f"{study.name}: no trial {number}; it has {known}")
+    return trials[number]
+
+
+def stop(name: str, number: int | None, results: str) -> str:
+    """Asks the driver of a study to cancel a trial, or to end the study, and waits until that is done.
+
+    Returns:
+        What came of it, in words.
+
+    Raises:
+        UserError: there is no such study or trial, the study is not running, or the trial has ended.
+    """
+    study = Study.open(name, results)
+    driver = study.driver()
+    if driver is None:
+        raise UserError(
+            f"{study.name}: is not running ({study.ended or 'interrupted'}), so there is nothing to stop"
+        )
+    if number is not None:
+        trial = _find_trial(study, number)
+        if trial.state.is_finished():
+            raise UserError(f"{study.name}: trial {number} has ended already: {trial.ending.text}")
+    study.request_stop(number)
+    deadline = time.monotonic() + STOPPED_WITHIN_S
+    while time.monotonic() < deadline:
+        time.sleep(0.2)
+        if number is None:
+            if study.driver() is None:
+                return f"{study.name}: {study.ended}"
+        elif study.trial(number).state.is_finished():
+            return f"{study.name}: trial {number}: {study.trial(number).ending.text}"
+    return (
+        f"{study.name}: asked process {driver.get('pid')} on {driver.get('host')}, "
+        f"which has not done it within {STOPPED_WITHIN_S:.0f} s"
+    )

@@ -1,0 +1,214 @@
+"""A study: its folder, its Optuna database, who drives it, and what can be read from it at any time."""
+
+import contextlib
+import posixpath
+from collections.abc import Iterator
+
+import optuna
+import pandas as pd
+from optuna.trial import TrialState
+
+from deit_ray import storage
+from deit_ray.errors import UnavailableError, UserError
+from deit_ray.experiment.config import Experiment, flatten
+from deit_ray.experiment.load import dump_experiment, load_experiment
+from deit_ray.results import lock
+from deit_ray.results.folders import BEST, EXPERIMENT, MODEL, experiment_of, new_folder, runs_of, trial_name
+from deit_ray.study.leaderboard import leaderboard
+from deit_ray.study.records import StudyRecord, TrialRecord
+
+DATABASE = "study.db"
+REQUESTS = "stop"  # a folder: a file for each trial that is to be stopped, or one for the whole study
+WHOLE = "study"
+AMENDABLE = (
+    "search.trials",
+    "search.budget",
+    "search.max_concurrent",
+    "train.max_failures",
+    "tracking",
+    "cost",
+)
+
+
+class Study(StudyRecord):
+    """A search over an experiment, finished or not.
+
+    Attributes:
+        name: of the study.
+        folder: URI of its results.
+        experiment: what it searches.
+        optuna: the Optuna study. Only the driver writes it.
+    """
+
+    def __init__(self, folder: str, experiment: Experiment):
+        self.folder, self.experiment = folder, experiment
+        self.name = posixpath.basename(folder)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        uri = f"sqlite:///{storage.join(folder, DATABASE)}"
+        with naming_database(folder):
+            super().__init__(
+                optuna.create_study(
+                    study_name=self.name, storage=uri, direction="maximize", load_if_exists=True
+                )
+            )
+
+    @classmethod
+    def create(cls, experiment: Experiment) -> "Study":
+        study = cls(new_folder(experiment), experiment)
+        study.made_with = experiment.as_dict()
+        return study
+
+    @classmethod
+    def open(cls, name: str, results: str = "results") -> "Study":
+        """An existing study by its name, such as digits_search-1, or digits_search for the newest.
+
+        Raises:
+            UserError: there is no such study, or its folder has another experiment than it was made with.
+        """
+        found = [run for run in runs_of(name, results) or [name] if _is_study(results, run)]
+        if not found:
+            known = [run for run in storage.list_names(results) if _is_study(results, run)]
+            raise UserError(f"{name}: no such study in {results}; there are: {', '.join(known) or 'none'}")
+        folder = storage.join(storage.absolute(results), found[-1])
+        study = cls(folder, experiment_of(folder))
+        made_with = study.made_with
+        if made_with is not None:  # else its driver was killed before it began
+            _check_same(storage.join(folder, EXPERIMENT), study.experiment.as_dict(), made_with)
+        return study
+
+    def amended(self, overrides: dict) -> Experiment:
+        """The experiment with some values replaced. Only those of `AMENDABLE` may be, which change no trial.
+
+        Raises:
+            UserError: another key, or a value that is not allowed; or the study is of an earlier version that
+                lacks a key, so that its trials could not be compared.
+        """
+        here = flatten(self.experiment.as_dict())
+        there = flatten(self.made_with or self.experiment.as_dict())
+        if unknown := sorted(here.keys() - there.keys()):
+            key = unknown[0]
+            raise UserError(
+                f"{self.name}: was made by a version of deit_ray without {key}, which would now be "
+                f"{here[key]!r}; go on with that version (origin.json in its folder names it), or begin a "
+                "new study"
+            )
+        for key in overrides:
+            if not _amendable(key):
+                raise UserError(
+                    f"--set {key}: cannot change in a study that exists, since its trials could not be "
+                    f"compared; allowed are: {', '.join(AMENDABLE)}"
+                )
+        return load_experiment(
+            storage.join(self.folder, EXPERIMENT), {"results.uri": self.experiment.results.uri, **overrides}
+        )
+
+    def amend(self, overrides: dict) -> None:
+        """Replaces the study's experiment by `amended`. Only the study's driver may call it."""
+        if overrides:
+            self.experiment = self.amended(overrides)
+            storage.write_bytes(
+                storage.join(self.folder, EXPERIMENT), dump_experiment(self.experiment).encode()
+            )
+
+    def driving(self) -> contextlib.AbstractContextManager:
+        """Holds the study while it is driven; see `lock.driving`."""
+        return lock.driving(self.folder, self.name)
+
+    def driver(self) -> dict | None:
+        """The process that drives the study now: host, pid, and since when; None if there is none."""
+        return lock.driver_of(self.folder)
+
+    def request_stop(self, number: int | None = None) -> None:
+        """Asks the driver, from any process, to cancel a trial, or without a number to end the study."""
+        name = WHOLE if number is None else str(number)
+        storage.write_bytes(storage.join(self.folder, REQUESTS, name), b"")
+
+    def take_stop_requests(self) -> list[int | None]:
+        """For the driver: the stop requests since its last call, each a number, or None for the study."""
+        names = storage.list_names(storage.join(self.folder, REQUESTS))
+        names = [name for name in names if name == WHOLE or name.isdigit()]
+        for name in names:
+            storage.remove(storage.join(self.folder, REQUESTS, name))
+        return [None if name == WHOLE else int(name) for name in names]
+
+    def trial_folder(self, number: int) -> str:
+        return storage.join(self.folder, trial_name(number))
+
+    def trial_experiment(self, params: dict) -> Experiment:
+        """The experiment of one trial: the study's, with its searched values set and nothing to search."""
+        return self.experiment.with_overrides({**params, "search.space": {}})
+
+    def leaderboard(self) -> pd.DataFrame:
+        """All trials, best first; see `leaderboard.leaderboard`."""
+        return leaderboard(self.trials(), list(self.experiment.search.space))
+
+    def find_best(self) -> TrialRecord | None:
+        """The trial with the best value among those of full length; None if no trial has finished."""
+        finished = self.trials(TrialState.COMPLETE)
+        return max(finished, key=lambda trial: trial.value, default=None)  # the first of equals
+
+    def best(self) -> TrialRecord:
+        """The trial with the best value among those of full length.
+
+        Raises:
+            UserError: no trial has finished.
+        """
+        best = self.find_best()
+        if best is None:
+            raise UserError(f"{self.name}: no trial has finished yet, so there is no best one")
+        return best
+
+    def save_best(self) -> tuple[str, str]:
+        """Writes best.yaml and model.safetensors into the study's folder; returns their URIs."""
+        best = self.best()
+        experiment = self.trial_experiment(best.params).with_overrides(
+            {"name": f"{self.experiment.name}_best"}
+        )
+        value = f"{self.experiment.search.metric} {best.value:.4f}"
+        text = dump_experiment(
+            experiment,
+            f"The best of {self.name}: trial {best.number}, {value}.\nTrain it anew: deit-ray train FILE",
+        )
+        config, model = storage.join(self.folder, BEST), storage.join(self.folder, MODEL)
+        storage.write_bytes(config, text.encode())
+        storage.write_bytes(model, storage.read_bytes(storage.join(self.trial_folder(best.number), MODEL)))
+        return config, model
+
+
+def list_studies(results: str) -> list["Study"]:
+    """The studies in a results folder."""
+    return [Study.open(name, results) for name in storage.list_names(results) if _is_study(results, name)]
+
+
+def _is_study(results: str, name: str) -> bool:
+    return storage.exists(storage.join(results, name, DATABASE))
+
+
+@contextlib.contextmanager
+def naming_database(folder: str) -> Iterator[None]:
+    """Says in one message that a study's database cannot be used."""
+    try:
+        yield
+    except optuna.exceptions.StorageInternalError as error:
+        cause = error.__cause__ or error
+        raise UnavailableError(
+            f"{storage.join(folder, DATABASE)}: cannot be used: {getattr(cause, 'orig', cause)}"
+        ) from error
+
+
+def _check_same(path: str, found: dict, made_with: dict) -> None:
+    here, there = flatten(found), flatten(made_with)
+    searched = {key for key in here if key.startswith("search.space.")}
+    keys = there.keys() | searched  # a later version has other keys; see `Study.amended`
+    may_differ = {key for key in keys if _amendable(key)} | {"results.uri"}  # people move folders
+    changed = [key for key in keys - may_differ if here.get(key) != there.get(key)]
+    if changed:
+        key, more = min(changed), f" ({len(changed)} keys differ)" if len(changed) > 1 else ""
+        raise UserError(
+            f"{path}: {key}: {here.get(key)!r}, but the study in this folder was made with {there.get(key)!r}"
+            f"{more}; put back the file that belongs to it"
+        )
+
+
+def _amendable(key: str) -> bool:
+    return any(key == allowed or key.startswith(allowed + ".") for allowed in AMENDABLE)

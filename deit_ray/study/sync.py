@@ -1,0 +1,142 @@
+"""What MLflow gets of a study or a run: its driver delivers it during the study, `sync` afterwards."""
+
+import json
+import posixpath
+from collections.abc import Iterator
+from datetime import datetime
+
+from optuna.trial import TrialState
+
+from deit_ray import storage
+from deit_ray.errors import UserError
+from deit_ray.experiment.config import Experiment
+from deit_ray.experiment.load import dump_experiment, load_experiment
+from deit_ray.outcome import Kind, Outcome
+from deit_ray.results.folders import BEST, EXPERIMENT, RUN, find_run
+from deit_ray.results.lock import driving
+from deit_ray.study.records import TrialRecord
+from deit_ray.study.study import DATABASE, Study
+from deit_ray.terminal.console import Console
+from deit_ray.terminal.format import short
+from deit_ray.tracking.tracked import Record, Run
+from deit_ray.tracking.tracker import Tracker
+from deit_ray.trial.failure import read_failure
+from deit_ray.trial.run import start_single
+
+PATIENCE_S = 30.0  # how long to try while MLflow takes nothing
+LIMIT_S = 24 * 3600.0
+
+
+def sync(name: str, results: str = "results", console: Console | None = None) -> int:
+    """Delivers to MLflow what is missing there of a study, or of a run made by `deit_ray.train`.
+
+    Args:
+        name: such as digits_search-1, or digits_search for the newest.
+        results: the folder of the results.
+        console: what a person sees; by default nothing.
+
+    Returns:
+        The number of runs that MLflow now has: the study's own and its trials'.
+
+    Raises:
+        UserError: there is no such study or run, it is running, so that its driver delivers, or MLflow does
+            not answer.
+    """
+    console = console or Console(quiet=True)
+    folder = find_run(name, results)
+    name = posixpath.basename(folder)
+    study = Study.open(name, results) if storage.exists(storage.join(folder, DATABASE)) else None
+    experiment = study.experiment if study else load_experiment(storage.join(folder, EXPERIMENT))
+    with driving(folder, name), Tracker.of(experiment, console) as tracker:
+        runs = list(tell_study(tracker, study) if study else tell_run(tracker, experiment, folder))
+        left = tracker.finish(
+            PATIENCE_S, LIMIT_S, lambda done, total: console.say(f"  {done} of {total} runs delivered")
+        )
+    if left:
+        missing, error = tracker.describe_left(left), tracker.last_error or "it does not answer"
+        raise UserError(f"{name}: MLflow at {tracker.uri} does not take deliveries: {missing}; {error}")
+    refused = [run.name for run in runs if run.refused]
+    if refused:
+        raise UserError(f"{name}: MLflow does not take all of {', '.join(refused)}; see the warnings above")
+    return len(runs)
+
+
+def tell_study(tracker: Tracker, study: Study) -> Iterator[Run]:
+    """Tells a tracker everything about a study: its own run, and the run of each trial."""
+    parent = start_study(tracker, study)
+    yield parent
+    for trial in study.trials():
+        if trial.state != TrialState.WAITING:
+            run = start_trial(tracker, study, trial, parent)
+            if trial.state.is_finished():
+                end_trial(tracker, study, trial, run)
+            yield run
+    if study.outcome:
+        end_study(tracker, study, parent, study.outcome)
+
+
+def start_study(tracker: Tracker, study: Study) -> Run:
+    """The study's own run, the parent of its trials' runs."""
+    fixed = {
+        key: str(study.experiment.get(key))
+        for key in ("seed", "train.epochs", "student.model", "search.trials")
+    }
+    started = [trial.started for trial in study.trials() if trial.started]
+    tags = {"study": study.name, "kind": "study"}
+    return tracker.start_run(
+        study.name, tags, fixed, study.folder, journal=False, started_ms=to_ms(min(started, default=None))
+    )
+
+
+def start_trial(tracker: Tracker, study: Study, trial: TrialRecord, parent: Run) -> Run:
+    """A trial's run. It writes the trial's experiment into its folder, unless that is there."""
+    folder, number, params = study.trial_folder(trial.number), trial.number, trial.params
+    if not storage.exists(storage.join(folder, EXPERIMENT)):
+        storage.write_bytes(
+            storage.join(folder, EXPERIMENT), dump_experiment(study.trial_experiment(params)).encode()
+        )
+    name = f"trial {number:03d} " + " ".join(
+        f"{key.rpartition('.')[2]}={short(value)}" for key, value in params.items()
+    )
+    tags = {"study": study.name, "kind": "trial", "trial": str(number)}
+    return tracker.start_run(name, tags, params, folder, parent, started_ms=to_ms(trial.started))
+
+
+def end_trial(tracker: Tracker, study: Study, trial: TrialRecord, run: Run) -> None:
+    """Ends a trial's run as its trial ended; the table in docs/architecture.md."""
+    tracker.end_run(run, trial.ending, study.trial_folder(trial.number), ended_ms=to_ms(trial.ended))
+
+
+def is_told(study: Study, number: int) -> bool:
+    """Whether MLflow has all of an ended trial, with its outcome's present status, by the trial's folder."""
+    record = Record.read(study.trial_folder(number))
+    return record is not None and record.is_delivered(study.trial(number).ending)
+
+
+def end_study(tracker: Tracker, study: Study, run: Run, outcome: Outcome) -> None:
+    """Ends the study's own run, with its best trial."""
+    if outcome.kind != Kind.FINISHED:
+        tracker.end_run(run, outcome, study.folder)
+        return
+    metrics = {f"best/{study.experiment.search.metric}": study.best().value}
+    if study.tested:
+        metrics |= study.tested.metrics
+    tracker.end_run(run, outcome, study.folder, BEST, metrics=metrics)
+
+
+def tell_run(tracker: Tracker, experiment: Experiment, folder: str) -> Iterator[Run]:
+    """Tells a tracker everything about a training run on its own."""
+    run = start_single(tracker, experiment, folder)
+    yield run
+    if storage.exists(storage.join(folder, RUN)):
+        outcome = Outcome.parse(json.loads(storage.read_bytes(storage.join(folder, RUN)))["outcome"])
+    elif (failure := read_failure(folder)) is not None and failure.kind == "failed":
+        outcome = Outcome.failed(failure.reason)
+    else:
+        return  # it runs, or was interrupted and can go on
+    tracker.end_run(run, outcome, folder)
+
+
+def to_ms(moment: datetime | None) -> int | None:
+    """Milliseconds since 1970 of one of Optuna's datetimes, which are in local time."""
+    return None if moment is None else int(moment.timestamp() * 1000)

@@ -1,0 +1,153 @@
+"""The trials of a study while it is driven: they start, report, end and go on as the `StopPolicy` decides."""
+
+import math
+
+from optuna.trial import TrialState
+
+from deit_ray.cluster import connect
+from deit_ray.cluster.holdings import cancel
+from deit_ray.outcome import Kind, Outcome
+from deit_ray.results.folders import keep_best_model, saved_steps
+from deit_ray.study.observers import Observer, TrialEnd
+from deit_ray.study.records import Spent
+from deit_ray.study.resume import Reconciled, decide, late_results
+from deit_ray.study.schedule import StudyScheduler
+from deit_ray.study.searcher import StudySearcher
+from deit_ray.study.stop_policy import Continue, Decision, End, Halt, OpenTrials, Orders, StopPolicy
+from deit_ray.study.study import Study
+from deit_ray.trial.failure import Failure, read_failure
+
+
+class Trials:
+    """Carries out what the policy decides about trials, and calls each observer in turn.
+
+    Args:
+        observers: in the order in which they are called.
+
+    Attributes:
+        searcher: proposes trials to Ray Tune.
+        scheduler: stops trials early.
+        policy: decides about the others.
+    """
+
+    def __init__(self, study: Study, observers: list[Observer]):
+        self.study, self.observers = study, observers
+        self.metric = study.experiment.search.metric
+        self.policy = StopPolicy(study.experiment)
+        self.scheduler = StudyScheduler(study.experiment)
+        self.searcher = StudySearcher(study.optuna, study.experiment, study.trial_folder)
+
+    # what happens to them
+
+    def started(self, number: int) -> None:
+        for observer in self.observers:
+            observer.trial_started(number)
+
+    def reported(self, number: int, result: dict) -> None:
+        for observer in self.observers:
+            observer.trial_reported(number, result)
+
+    def completed(self, number: int) -> None:
+        """It finished, was stopped by the scheduler, or ended because it was asked to."""
+        for observer in self.observers:
+            observer.trial_left(number)
+        self._do(number, self.policy.after_completion(number, self.study.trial(number).epoch))
+
+    def failed(self, number: int, failure: Failure | None) -> None:
+        """It raised an error; without a failure its process died."""
+        for observer in self.observers:
+            observer.trial_left(number)
+        if failure is not None:
+            decision = self.policy.after_failure(number, failure)
+        else:
+            saved = max(saved_steps(self.study.trial_folder(number)), default=0)
+            decision = self.policy.after_death(number, saved, connect.is_alive())
+        self._do(number, decision, failure)
+
+    def has_ended(self, number: int) -> bool:
+        return self.study.trial(number).state.is_finished()
+
+    # what is asked for
+
+    def resume(self, found: list[Reconciled]) -> None:
+        """Brings the database and MLflow up to what the trials had done when the last driver went away."""
+        for decided in found:
+            if decided.action == "kept":
+                for observer in self.observers:
+                    observer.trial_kept(decided.number)
+            else:
+                for observer in self.observers:
+                    observer.trial_reopened(decided.number)
+                self._take_up(decided)
+
+    def stop(self, number: int | None) -> None:
+        """A person asks to cancel a trial, or for None to end the study."""
+        self._carry_out(self.policy.stop(number, self._open()))
+
+    def check_budgets(self, spent: Spent) -> None:
+        self._carry_out(self.policy.check_budgets(self.study.trials(), spent, self._open()))
+
+    def halt(self, error: Exception) -> None:
+        """The study cannot go on now: its trials are left as they are, for a resume."""
+        self._carry_out(self.policy.halt(error, self._open() if connect.is_alive() else OpenTrials()))
+
+    # how that is done
+
+    def _open(self) -> OpenTrials:
+        return OpenTrials(self.searcher.waiting(), self.scheduler.started())
+
+    def _carry_out(self, orders: Orders) -> None:
+        if self.policy.is_closed:
+            self.searcher.close()
+        for number in orders.end:
+            self.searcher.remove(number)
+            self._end(number, Outcome.cancelled())
+        for number in orders.ask:
+            if self.scheduler.is_running(number):
+                cancel(self.study.trial_folder(number))
+            else:
+                self.scheduler.stop(number)
+
+    def _do(self, number: int, decision: Decision, failure: Failure | None = None) -> None:
+        match decision:
+            case End(outcome):
+                self._end(number, outcome, failure)
+            case Continue(step):
+                self._continue(number, step)
+            case Halt(error):
+                self.halt(error)
+
+    def _end(self, number: int, outcome: Outcome, failure: Failure | None = None) -> None:
+        """Ends a trial, unless it has ended; the table in docs/architecture.md says who hears what."""
+        if self.study.trial(number).state != TrialState.RUNNING:
+            return
+        value = None
+        if outcome.kind == Kind.FINISHED:
+            value = keep_best_model(self.study.trial_folder(number), self.metric)
+            if value is None or not math.isfinite(value):
+                outcome, value = Outcome.failed(f"{self.metric} was never a finite number"), None
+        for observer in self.observers:
+            observer.trial_ended(TrialEnd(number, outcome, value, failure))
+
+    def _continue(self, number: int, step: int) -> None:
+        """Continues a trial whose process died, unless its journal says that it had come to an end."""
+        trial = self.study.trial(number)
+        late = late_results(self.study, trial)
+        for _, epoch, value in late:
+            self.scheduler.judge(number, epoch, value)
+        decided = decide(self.study, trial, self.scheduler, late)
+        if not decided.outcome:
+            for observer in self.observers:
+                observer.trial_interrupted(number, step)
+        self._take_up(decided)
+
+    def _take_up(self, decided: Reconciled) -> None:
+        """Notes what a trial had measured; then ends it, or proposes it again."""
+        number = decided.number
+        self.searcher.complete(number)
+        for observer in self.observers:
+            observer.results_found(number, decided.late)
+        if decided.outcome:
+            self._end(number, decided.outcome, read_failure(self.study.trial_folder(number)))
+        else:
+            self.searcher.put_back(number)

@@ -1,0 +1,52 @@
+"""Values as people write them."""
+
+import math
+import os
+
+from deit_ray import storage
+from deit_ray.outcome import Kind
+
+STATE_COLOURS = {  # by the state's text
+    "running": "cyan",
+    Kind.FINISHED: "green",
+    Kind.STOPPED_EARLY: "yellow",
+    Kind.FAILED: "red",
+    Kind.CANCELLED: "magenta",
+}
+
+
+def standard_error(fraction: float, images: float) -> float:
+    """The standard error of a fraction measured on so many images: sqrt(p (1 - p) / n)."""
+    return math.sqrt(max(0.0, fraction * (1 - fraction)) / images)
+
+
+def short(value) -> str:
+    """A searched value with three digits."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return str(value)
+
+
+def short_key(key: str, keys: list[str]) -> str:
+    """The last part of a dotted key, or all of it if another key ends so too."""
+    leaf = key.rpartition(".")[2]
+    return leaf if sum(k.rpartition(".")[2] == leaf for k in keys) == 1 else key
+
+
+def assignments(params: dict) -> str:
+    """The searched values of a trial in one line, such as lr=0.002 strength=1."""
+    return " ".join(f"{short_key(key, list(params))}={short(value)}" for key, value in params.items())
+
+
+def duration(seconds: float) -> str:
+    seconds = int(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def relative(uri: str) -> str:
+    """A local path as seen from the working directory; another URI as it is."""
+    return os.path.relpath(uri) if storage.is_local(uri) else uri

@@ -1,0 +1,39 @@
+"""The circumstances of a call: on which Ray it works, where it looks for results, and what a person sees."""
+
+import contextlib
+from dataclasses import dataclass, field
+
+from deit_ray.terminal.console import Console
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the functions of this package take besides their subject.
+
+    Attributes:
+        address: address of a Ray cluster; by default RAY_ADDRESS, or a local Ray for the call.
+        results: folder in which existing runs and studies are looked up. New ones go where `results.uri` of
+            their experiment says.
+        console: where messages go; by default only warnings are shown.
+        verbose: whether Ray's own output is shown too.
+
+    Example:
+        >>> import deit_ray
+        >>> deit_ray.Session(address="auto").results
+        'results'
+    """
+
+    address: str | None = None
+    results: str = "results"
+    console: Console = field(default_factory=lambda: Console(quiet=True))
+    verbose: bool = False
+
+    def connected(self) -> contextlib.AbstractContextManager[None]:
+        """A context with a Ray to work with; see `connect.connected`.
+
+        Raises:
+            UserError: there is no Ray at the address.
+        """
+        from deit_ray.cluster import connect  # here, since most calls need no Ray
+
+        return connect.connected(self.address, self.verbose, self.console.warn)

@@ -1,0 +1,190 @@
+"""Brings MLflow up to date with the runs of a study: performs the requests that requests.py names, and keeps the records.
+
+Every request may be repeated. A run is looked for by its identity before it is created. MLflow stores a point once by
+(run, name, time, step, value), and points carry the time at which they were measured: a repeated delivery doubles nothing.
+"""
+
+import itertools
+import json
+import logging
+import os
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, replace
+
+from deit_ray import storage
+from deit_ray.results.journal import iterate_segments
+from deit_ray.tracking import requests
+from deit_ray.tracking.requests import Request
+from deit_ray.tracking.server import Gone, Refused, Server, is_unknown, one_line
+from deit_ray.tracking.tracked import RECORD, Delivered, Desired, Record, Run
+
+TIMEOUT_S = 30  # of one request
+
+
+class Delivery:
+    """Delivers runs, one request after the other; see `deliver`.
+
+    Args:
+        server: MLflow's.
+        tell: tells a person what MLflow refuses.
+
+    Attributes:
+        generation: counts up when MLflow turns out to know less than before.
+    """
+
+    def __init__(self, server: Server, tell: Callable[[str], None]):
+        quiet_mlflow()
+        self.server, self.tell = server, tell
+        self.generation = 1
+
+    def deliver(self, run: Run) -> None:
+        """Brings a run in MLflow up to date.
+
+        Raises:
+            Exception: whatever the server, the network or the disk raises; the next call goes on from there.
+        """
+        try:
+            self._bring_up_to_date(run)
+        except Exception as error:
+            if not (isinstance(error, Gone) or is_unknown(error)):
+                raise
+            self.generation += 1  # another database, or somebody deleted the run
+            self.server.experiment_id = None
+            self._bring_up_to_date(run)
+
+    def _bring_up_to_date(self, run: Run) -> None:
+        desired = run.desired  # taken before the journal is read, which is complete once the ending is known
+        self.server.connect()
+        if run.parent:
+            self._perform_all(run.parent, run.parent.desired, requests.opening_requests)
+            desired = replace(desired, parent_id=run.parent.record.run_id)
+        run.delivered = replace(run.delivered, unsent=None)  # the journal may have grown
+        self._perform_all(run, desired, requests.next_requests)
+        if desired.ending:
+            run.delivered = replace(run.delivered, closed=desired.ending, duplicates=None)
+
+    def _perform_all(self, run: Run, desired: Desired, plan: Callable) -> None:
+        """Performs what a plan asks for until it asks for nothing more."""
+        if run.generation != self.generation:
+            run.delivered, run.generation = run.delivered.unknown(), self.generation
+        try:
+            while wanted := plan(desired, run.delivered):
+                for request in wanted:
+                    self._perform_or_note_refusal(run, desired, request)
+        except Exception:
+            run.delivered = requests.after_failure(desired, run.delivered)
+            raise
+
+    def _perform_or_note_refusal(self, run: Run, desired: Desired, request: Request) -> None:
+        try:
+            run.delivered = self._perform(desired, run.delivered, request)
+        except Refused as refusal:
+            if request.part not in {other.part for other in run.delivered.refused}:
+                reason = one_line(refusal.__cause__)
+                self.tell(f"{desired.name}: {request.part} cannot be delivered to MLflow: {reason}")
+            run.delivered = requests.after_refusal(run.delivered, request)
+
+    def _perform(self, desired: Desired, delivered: Delivered, request: Request) -> Delivered:
+        """Performs one request; returns what is known afterwards.
+
+        Raises:
+            Refused: MLflow says that it is invalid.
+            Gone: MLflow does not have the run any more.
+        """
+        match request:
+            case requests.ReadRecord():
+                return self._read_record(desired, delivered)
+            case requests.ReadJournal(first):
+                segments = itertools.islice(iterate_segments(desired.journal, first), requests.SEGMENTS)
+                return replace(delivered, unsent=tuple(segments))
+            case requests.FindRun():
+                return self._find_run(desired, delivered, request)
+            case requests.CreateRun():
+                return replace(delivered, found=self.server.create_run(request))
+            case requests.FindDuplicates(identity):
+                return self._find_duplicates(delivered, identity)
+        self._change_run(delivered, request)
+        after = requests.after_request(delivered, request)
+        if isinstance(request, requests.BeginAgain) or after.record != delivered.record:
+            save(desired.folder, after.record)
+        return after
+
+    def _change_run(self, delivered: Delivered, request: Request) -> None:
+        """Performs a request that changes a run whose id is known. A request about the record changes none."""
+        server, run_id = self.server, delivered.record.run_id
+        match request:
+            case requests.Describe():
+                server.describe(run_id, request)
+            case requests.LogArtifact(uri):
+                server.log_artifact(run_id, uri)
+            case requests.DeleteTag(key):
+                server.delete_tag(run_id, key)
+            case requests.ReopenRun():
+                server.reopen(run_id)
+            case requests.LogPoints(_, count):
+                segments = delivered.unsent[:count]
+                server.log_points(run_id, [point for segment in segments for point in segment])
+            case requests.DeleteDuplicate(duplicate):
+                server.delete_duplicate(duplicate, run_id)
+            case requests.LogEnding():
+                server.log_ending(run_id, request)
+            case requests.Terminate(status, time_ms):
+                server.terminate(run_id, status, time_ms)
+
+    def _read_record(self, desired: Desired, delivered: Delivered) -> Delivered:
+        """Reads the record in the run's folder, or begins one."""
+        uri, experiment = self.server.uri, self.server.experiment
+        known = Record.read(desired.folder)
+        if known is None:
+            record = Record(uuid.uuid4().hex, uri, experiment)
+            return replace(delivered, record=record, may_exist=False, duplicates=())
+        is_here = (known.uri, known.experiment) == (uri, experiment)
+        record = known if is_here else Record(known.id, uri, experiment)
+        return replace(delivered, record=record)
+
+    def _find_run(self, desired: Desired, delivered: Delivered, request: requests.FindRun) -> Delivered:
+        """Looks for the run, and reads from its journal what the record claims to be there."""
+        found = self.server.find_run(request.run_id) if request.run_id else None
+        if found is None:
+            found = next(iter(self.server.find_all(request.identity)), None)
+        if found is None:
+            return replace(delivered, may_exist=False)
+        segments = delivered.record.segments
+        last = last_values(desired.journal, segments) if desired.journal else {}
+        return replace(delivered, found=found, last=last, segments=segments)
+
+    def _find_duplicates(self, delivered: Delivered, identity: str) -> Delivered:
+        """Looks for all runs of the identity. The earliest is kept."""
+        same = self.server.find_all(identity)
+        if not same:
+            raise Gone
+        kept, *others = same
+        return replace(delivered, found=kept, last={}, duplicates=tuple(other.run_id for other in others))
+
+
+def save(folder: str, record: Record) -> None:
+    """Writes the record into the run's folder."""
+    storage.write_bytes(storage.join(folder, RECORD), json.dumps(asdict(record)).encode())
+
+
+def last_values(journal: str, segments: int) -> dict[str, float]:
+    """The last value of each curve in the first segments of a journal."""
+    last: dict[str, float] = {}
+    for segment in itertools.islice(iterate_segments(journal, 0), segments):
+        last |= {point.name: point.value for point in segment}
+    return last
+
+
+def quiet_mlflow() -> None:
+    """Sets MLflow up for this process, before it is imported: silent, and without retries of its own.
+
+    A retry of MLflow would create a run again that a server had created before it answered 500 or too late. `Delivery`
+    looks for the run first.
+    """
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(TIMEOUT_S))
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # the tracker tells a person, once
+    logging.getLogger("alembic").setLevel(logging.ERROR)

@@ -1,0 +1,213 @@
+"""MLflow's server and one of its experiments, as far as deliveries use them."""
+
+import contextlib
+import os
+import posixpath
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from deit_ray import storage
+from deit_ray.results.journal import Point
+from deit_ray.tracking.requests import IDENTITY, PARENT, CreateRun, Describe, LogEnding
+from deit_ray.tracking.tracked import Found
+
+BATCH = 1000  # points in one request, MLflow's limit
+
+
+class Server:
+    """Sends requests to MLflow, one at a time. They raise whatever the server and the network raise.
+
+    Args:
+        uri: MLflow's tracking URI.
+        experiment: MLflow's name of the experiment.
+        artifacts: folder of the artifacts when the store is a local database.
+        before_request: called before every request; an exception that it raises takes the request's place.
+
+    Attributes:
+        experiment_id: MLflow's id of the experiment; None until `connect` has found it.
+        answers: number of requests that were answered.
+    """
+
+    def __init__(self, uri: str, experiment: str, artifacts: str | None, before_request: Callable[[], None]):
+        self.uri, self.experiment, self.artifacts = uri, experiment, artifacts
+        self.before_request = before_request
+        self.client = self.experiment_id = None
+        self.answers = 0
+
+    def connect(self) -> None:
+        """Finds the experiment, or creates it, unless that was done before.
+
+        Raises:
+            RuntimeError: somebody deleted the experiment.
+        """
+        if self.client is None:
+            from mlflow.tracking import MlflowClient
+
+            self.client = MlflowClient(tracking_uri=self.uri)
+        if self.experiment_id is not None:
+            return
+        found = self._request(self.client.get_experiment_by_name, self.experiment)
+        if found is None:
+            location = self.artifacts if self.uri.startswith("sqlite:") else None
+            kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on training runs
+            self._request(
+                self.client.create_experiment, self.experiment, artifact_location=location, tags=kind
+            )
+            found = self._request(self.client.get_experiment_by_name, self.experiment)
+        if found.lifecycle_stage != "active":
+            raise RuntimeError(f"its experiment {self.experiment} was deleted; "
+                               f"restore it: mlflow experiments restore -x {found.experiment_id}")  # fmt: skip
+        self.experiment_id = found.experiment_id
+
+    def create_run(self, request: CreateRun) -> Found:
+        from mlflow.utils.mlflow_tags import MLFLOW_SOURCE_NAME, MLFLOW_USER
+
+        source = {MLFLOW_SOURCE_NAME: "deit-ray", MLFLOW_USER: os.environ.get("USER", "unknown")}
+        options = {
+            "start_time": request.started_ms,
+            "run_name": request.name,
+            "tags": dict(request.tags) | source,
+        }
+        return found_of(self._offer(None, self.client.create_run, self.experiment_id, **options))
+
+    def find_run(self, run_id: str) -> Found | None:
+        """The run of an id; None where MLflow does not have it, or somebody deleted it."""
+        try:
+            run = self._request(self.client.get_run, run_id)
+        except Exception as error:
+            if not is_unknown(error):
+                raise
+            return None
+        return found_of(run) if run.info.lifecycle_stage == "active" else None
+
+    def find_all(self, identity: str) -> list[Found]:
+        """All runs of an identity, the earliest first."""
+        query = f"tags.`{IDENTITY}` = '{identity}'"
+        runs = self._request(self.client.search_runs, [self.experiment_id], query)
+        return [found_of(run) for run in sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))]
+
+    def describe(self, run_id: str, request: Describe) -> None:
+        from mlflow.entities import Param, RunTag
+
+        tags = [RunTag(*tag) for tag in request.tags]
+        params = [Param(*param) for param in request.params]
+        self._offer(run_id, self.client.log_batch, run_id, params=params, tags=tags)
+
+    def log_points(self, run_id: str, points: list[Point]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [Metric(point.name, point.value, point.time_ms, point.step) for point in points]
+        for first in range(0, len(metrics), BATCH):
+            batch = metrics[first : first + BATCH]
+            self._offer(run_id, self.client.log_batch, run_id, metrics=batch)
+
+    def log_artifact(self, run_id: str, uri: str) -> None:
+        """Uploads a file; nothing where there is none."""
+        if not storage.exists(uri):
+            return
+        with local_copy(uri) as path:
+            self._offer(run_id, self.client.log_artifact, run_id, path)
+
+    def delete_tag(self, run_id: str, key: str) -> None:
+        self._request(self.client.delete_tag, run_id, key)
+
+    def reopen(self, run_id: str) -> None:
+        self._request(self.client.update_run, run_id, status="RUNNING")
+
+    def delete_duplicate(self, duplicate: str, kept: str) -> None:
+        """Deletes a run of which there are two, after its trials were given to the one that is kept."""
+        children = f"tags.`{PARENT}` = '{duplicate}'"
+        while found := self._request(self.client.search_runs, [self.experiment_id], children):
+            for child in found:
+                self._request(self.client.set_tag, child.info.run_id, PARENT, kept)
+        self._request(self.client.delete_run, duplicate)
+
+    def log_ending(self, run_id: str, request: LogEnding) -> None:
+        from mlflow.entities import Metric, RunTag
+
+        metrics = [Metric(name, value, request.time_ms, 0) for name, value in request.metrics]
+        tags = [RunTag(*tag) for tag in request.tags]
+        self._offer(run_id, self.client.log_batch, run_id, metrics=metrics, tags=tags)
+
+    def terminate(self, run_id: str, status: str, time_ms: int) -> None:
+        self._request(self.client.set_terminated, run_id, status, time_ms)
+
+    def _request(self, function: Callable, *arguments, **options):
+        """Sends one request; returns its answer."""
+        self.before_request()
+        answer = function(*arguments, **options)
+        self.answers += 1
+        return answer
+
+    def _offer(self, run_id: str | None, function: Callable, *arguments, **options):
+        """Sends one request that MLflow may refuse as invalid. Repeating it would not help.
+
+        Raises:
+            Refused: MLflow refuses it.
+            Gone: MLflow refuses it since somebody deleted the run.
+        """
+        try:
+            return self._request(function, *arguments, **options)
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            if run_id and self._request(self.client.get_run, run_id).info.lifecycle_stage != "active":
+                raise Gone from error
+            raise Refused from error
+
+
+class Refused(Exception):
+    """MLflow does not take this, however often it is tried."""
+
+
+class Gone(Exception):
+    """MLflow does not have the run any more."""
+
+
+@contextlib.contextmanager
+def local_copy(uri: str) -> Iterator[str]:
+    """The path of a file on this machine.
+
+    Raises:
+        Refused: the file cannot be read, so that it can never be delivered.
+    """
+    if storage.is_local(uri):
+        path = storage.local_path(uri)
+        try:
+            open(path, "rb").close()
+        except OSError as error:
+            raise Refused from error
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, posixpath.basename(uri))
+        path.write_bytes(storage.read_bytes(uri))
+        yield str(path)
+
+
+def found_of(run) -> Found:
+    """What one of MLflow's runs says."""
+    data = run.data
+    return Found(
+        run.info.run_id, run.info.status, dict(data.tags), frozenset(data.params), dict(data.metrics)
+    )
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether MLflow says that a request is invalid. BAD_REQUEST does not say so: a database may cause it."""
+    status = getattr(getattr(error, "response", None), "status_code", None)  # of an artifact's upload
+    invalid = (400, 405, 411, 413, 414, 415, 422)
+    return getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE" or status in invalid
+
+
+def is_unknown(error: Exception) -> bool:
+    """Whether MLflow says that it has no such run or experiment."""
+    return getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST"
+
+
+def one_line(error: BaseException) -> str:
+    """The first cause of an error: MLflow and its libraries wrap a refused connection, for instance, six times."""
+    while inner := error.__cause__ or (not error.__suppress_context__ and error.__context__):
+        error = inner
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -1,0 +1,342 @@
+"""The driver's side of MLflow: it notes which runs must be there, and one thread in the background delivers them.
+
+Training never waits for the server. The thread tries again when a delivery fails. The journals keep what was not delivered
+by the end of a study, and `deit-ray sync` delivers it.
+"""
+
+import contextlib
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from deit_ray import storage
+from deit_ray.cluster.phase import show_phase
+from deit_ray.errors import UserError
+from deit_ray.experiment.config import Experiment
+from deit_ray.outcome import Outcome
+from deit_ray.results.folders import JOURNAL
+from deit_ray.results.journal import iterate_segments
+from deit_ray.tracking.delivery import Delivery
+from deit_ray.tracking.server import Server, one_line
+from deit_ray.tracking.tracked import Desired, Ending, Run
+
+POLL_S = (
+    20.0  # between deliveries of a running trial's points: the cost of a request hardly depends on its size
+)
+PAUSE_S = (1.0, 30.0)  # between attempts while the server is away: at first, and at last
+HICCUP_S = (
+    5.0  # after a failure that came sooner than this, a person is told only if the next attempt fails too
+)
+PATIENCE_S = 20.0  # the end of a study waits so long while no delivery succeeds
+LIMIT_S = 300.0  # it waits so long while deliveries succeed
+HASTE_S = 5.0  # the same when the study ends by Ctrl-C or an error
+
+
+class Tracker:
+    """Delivers runs to MLflow. Use it as a context manager: leaving it waits a while for what is not delivered yet.
+
+    Args:
+        uri: MLflow's tracking URI.
+        experiment: MLflow's name of the experiment.
+        artifacts: folder of the artifacts when the store is a local database.
+        warn: tells a person that tracking is behind.
+    """
+
+    def __init__(self, uri: str, experiment: str, artifacts: str | None, warn: Callable[[str], None]):
+        self.uri, self.warn = uri, warn
+        self.server = Server(uri, experiment, artifacts, self._begin_request)
+        self.delivery = Delivery(self.server, self._tell)
+        self.contact = Contact(uri, self._tell)
+        self.runs = Runs()
+        self.started = 0
+        self.root: Run | None = None  # the study's run, or the only one
+        self.wake, self.closing, self.stopped = threading.Event(), threading.Event(), threading.Event()
+        self.thread = threading.Thread(target=self._deliver, name="tracking", daemon=True)
+        self.thread.start()
+
+    @classmethod
+    def of(cls, experiment: Experiment, console) -> "Tracker":
+        """The tracker of an experiment's runs."""
+        results = storage.absolute(experiment.results.uri)
+        artifacts = storage.join(results, "mlruns")
+        return cls(tracking_uri(experiment), experiment.tracking.experiment, artifacts, console.warn)
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, kind, *exception) -> None:
+        if self.stopped.is_set():
+            return
+        left = self.finish(PATIENCE_S, LIMIT_S) if kind is None else self.finish(HASTE_S, HASTE_S)
+        if left:
+            self.warn(f"MLflow at {self.uri} has not got all: {self.describe_left(left)}; "
+                      f"they are kept in the journals, and delivered by: {sync_command(self.root)}")  # fmt: skip
+
+    def start_run(
+        self,
+        name: str,
+        tags: dict[str, str],
+        params: dict[str, str],
+        folder: str,
+        parent: Run | None = None,
+        journal: bool = True,
+        started_ms: int | None = None,
+    ) -> Run:
+        """Notes that a run must be in MLflow. It is created there, or found where it was created before.
+
+        Args:
+            name: MLflow's list shows it.
+            tags, params: of the run.
+            folder: URI of the run's results; its experiment.yaml becomes an artifact, its journal the curves.
+            parent: the study's run, for a trial.
+            journal: whether the folder has one.
+            started_ms: when the run began, in ms since 1970, if that was not now.
+        """
+        tags = {f"deit_ray.{key}": value for key, value in tags.items()} | {"deit_ray.folder": folder}
+        params = {key: str(value) for key, value in params.items()}
+        uri = storage.join(folder, JOURNAL) if journal else None
+        run = Run(Desired(name, folder, tags, params, uri, started_ms or now_ms()), parent)
+        self.runs.add(run)
+        self.started += 1
+        self.root = self.root or parent or run
+        self.wake.set()
+        return run
+
+    def end_run(
+        self,
+        run: Run,
+        outcome: Outcome,
+        folder: str,
+        *files: str,
+        metrics: dict[str, float] | None = None,
+        ended_ms: int | None = None,
+    ) -> None:
+        """Notes that a run must be closed, with the rest of its journal and the files that belong to its outcome.
+
+        Args:
+            outcome: how the run ended.
+            folder: URI of the folder with the files.
+            files: names of further artifacts. A file that does not exist is left out.
+            metrics: last values that are in no journal.
+            ended_ms: when the run ended, in ms since 1970, if that was not now.
+        """
+        uris = tuple(storage.join(folder, file) for file in dict.fromkeys((*outcome.artifacts, *files)))
+        ending = Ending(outcome, uris, metrics or {}, ended_ms or now_ms())
+        self.runs.end(run, ending)
+        self.wake.set()
+
+    def finish(
+        self, patience_s: float, limit_s: float, on_progress: Callable[[int, int], None] | None = None
+    ) -> list[Run]:
+        """Waits until everything is delivered, and stops; returns the runs that are not delivered completely.
+
+        Args:
+            patience_s: how long to wait while no delivery succeeds.
+            limit_s: how long to wait at most.
+            on_progress: called from time to time with the numbers of delivered runs and of all runs.
+        """
+        self.closing.set()
+        self.wake.set()
+        begin = since = told = time.monotonic()
+        answers = self.server.answers
+        while (
+            self.thread.is_alive()
+            and time.monotonic() - since < patience_s
+            and time.monotonic() - begin < limit_s
+        ):
+            self.thread.join(0.1)
+            if self.server.answers != answers:
+                answers, since = self.server.answers, time.monotonic()
+            if on_progress and time.monotonic() - told > 2:
+                told = time.monotonic()
+                on_progress(self.started - len(self.runs.pending()), self.started)
+        self.stopped.set()  # a thread that hangs in a request does nothing more once the request returns
+        return self.runs.pending()
+
+    def describe_left(self, left: list[Run]) -> str:
+        """How much of some runs is not delivered."""
+        journals = [(run.desired.journal, run.segments) for run in left]
+        unread = [iterate_segments(uri, first) for uri, first in journals if uri and storage.is_local(uri)]
+        points = sum(len(segment) for segments in unread for segment in segments)
+        return (
+            f"{len(left)} run{'s' * (len(left) != 1)} with {points} point{'s' * (points != 1)} not delivered"
+        )
+
+    @property
+    def last_error(self) -> str | None:
+        """The last failure of a delivery, in one line."""
+        return self.contact.last_error
+
+    # The methods below run in the delivery thread.
+
+    def _deliver(self) -> None:
+        pause_s = PAUSE_S[0]
+        show_phase("tracking")
+        while not self.stopped.is_set():
+            self.wake.clear()
+            closing = self.closing.is_set()  # asked before the journals are read, which grow until then
+            failed = self._deliver_round(closing)
+            show_phase("tracking")
+            self.runs.tidy(failed)
+            self.contact.failing.intersection_update(self.runs.pending())
+            if failed:
+                self._pause(pause_s, closing)
+                pause_s = min(2 * pause_s, PAUSE_S[1])
+            elif closing:
+                return
+            else:
+                pause_s = PAUSE_S[0]
+                self.wake.wait(self.runs.until_due_s())
+
+    def _pause(self, pause_s: float, closing: bool) -> None:
+        if closing:
+            self.stopped.wait(min(pause_s, 1.0))
+        else:  # drivers that failed together do not come back together
+            self.closing.wait(pause_s * random.uniform(0.5, 1))
+
+    def _deliver_round(self, closing: bool) -> Run | None:
+        """Delivers what there is of every run; returns the run whose delivery failed, which ends the round."""
+        for run in self.runs.pending():
+            begin = time.monotonic()
+            if not closing and run.desired.ending is run.closed and begin - run.read_at < POLL_S:
+                continue  # another run has woken the thread
+            try:
+                self.delivery.deliver(run)
+            except Stopped:
+                return run
+            except Exception as error:  # of the server, the network or the disk: the journals keep the data
+                self.contact.note_failure(run, error, time.monotonic() - begin)
+                return run
+            self.contact.note_success(run)
+            self.runs.note_delivered(run, begin, closing)
+        return None
+
+    def _tell(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # nobody listens; deliveries go on
+            self.warn(text)
+
+    def _begin_request(self) -> None:
+        if self.stopped.is_set():
+            raise Stopped
+        show_phase("delivery")
+
+
+class Stopped(Exception):
+    """Nobody waits for the deliveries any more."""
+
+
+class Runs:
+    """The runs of which something may be left to deliver. The driver and the delivery thread share them."""
+
+    def __init__(self):
+        self.live: list[Run] = []
+        self.lock = threading.Lock()
+
+    def add(self, run: Run) -> None:
+        """Adds a run. A trial that starts again before its end was delivered takes the place of its former run."""
+        with self.lock:
+            self.live = [other for other in self.live if other.desired.folder != run.desired.folder]
+            self.live.append(run)
+
+    def end(self, run: Run, ending: Ending) -> None:
+        with self.lock:
+            run.desired, run.is_pending = replace(run.desired, ending=ending), True
+            if run not in self.live:  # it had ended before, and ends in another way
+                self.live.append(run)
+
+    def pending(self) -> list[Run]:
+        with self.lock:
+            return [run for run in self.live if run.is_pending]
+
+    def note_delivered(self, run: Run, begin: float, closing: bool) -> None:
+        """Notes that a run was delivered as far as it was at `begin`, by time.monotonic().
+
+        Args:
+            closing: nothing is added to any run any more.
+        """
+        with self.lock:
+            run.read_at = begin
+            is_closed = run.closed is not None and run.closed is run.desired.ending
+            run.is_pending = not closing and not is_closed
+
+    def tidy(self, failed: Run | None) -> None:
+        """Forgets delivered runs, and puts a run that failed behind the others, which it must not hold up."""
+        with self.lock:
+            self.live = [run for run in self.live if run.is_pending]
+            if failed in self.live:
+                self.live.remove(failed)
+                self.live.append(failed)
+
+    def until_due_s(self) -> float:
+        """Seconds until a run must be delivered again."""
+        now = time.monotonic()
+        with self.lock:
+            return max(0.0, min((run.read_at for run in self.live), default=now) + POLL_S - now)
+
+
+class Contact:
+    """Tells a person when tracking falls behind, and when it has caught up: each once.
+
+    Args:
+        uri: MLflow's tracking URI.
+        tell: tells a person.
+
+    Attributes:
+        failing: runs whose last delivery failed.
+        failures: number of failures since the last time when no run was failing.
+        last_error: the last failure, in one line.
+    """
+
+    def __init__(self, uri: str, tell: Callable[[str], None]):
+        self.uri, self.tell = uri, tell
+        self.failing: set[Run] = set()
+        self.failures, self.is_behind = 0, False
+        self.last_error: str | None = None
+
+    def note_failure(self, run: Run, error: Exception, took_s: float) -> None:
+        self.failing.add(run)
+        self.failures += 1
+        self.last_error = one_line(error)
+        if not self.is_behind and (self.failures > 1 or took_s > HICCUP_S):
+            self.is_behind = True
+            self.tell(f"tracking is behind: MLflow at {self.uri} does not take deliveries ({self.last_error}); "
+                      "nothing waits for it, and it is tried again")  # fmt: skip
+
+    def note_success(self, run: Run) -> None:
+        self.failing.discard(run)
+        if self.failing:
+            return
+        self.failures = 0
+        if self.is_behind:
+            self.is_behind = False
+            self.tell(f"tracking caught up: MLflow at {self.uri} takes deliveries again")
+
+
+def sync_command(run: Run) -> str:
+    """The command that delivers what is left of a study, or of a run on its own."""
+    results, _, name = run.desired.folder.rpartition("/")
+    results = os.path.relpath(results) if storage.is_local(results) else results
+    return f"deit-ray sync {name}{storage.results_option(results)}"
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def tracking_uri(experiment: Experiment) -> str:
+    """MLflow's URI of an experiment: the one it names, or a SQLite file next to the results.
+
+    Raises:
+        UserError: the experiment names none, and the results are not on a local disk.
+    """
+    if experiment.tracking.uri:
+        return experiment.tracking.uri
+    results = storage.absolute(experiment.results.uri)
+    if not storage.is_local(results):
+        raise UserError(
+            f"tracking.uri: missing; results.uri is {results}, where no SQLite file can be: name an MLflow server"
+        )
+    return f"sqlite:///{results}/mlflow.db"

@@ -1,0 +1,82 @@
+"""Evaluation. Every image counts exactly once, over any number of workers."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from torch import nn
+
+from deit_ray.models.student import head_logits
+from deit_ray.training.step import Batch, Normalise
+
+TOP5_FROM = 6  # classes; with five or fewer every answer is among the top five
+
+
+@torch.no_grad()
+def evaluate(
+    split: str,
+    model: nn.Module,
+    ema: nn.Module | None,
+    batches: Iterator,
+    steps: int,
+    normalise: Normalise,
+    autocast,
+) -> dict[str, float]:
+    """Evaluates a model on the next batches of the stream, together with all other workers.
+
+    Args:
+        split: val or test, the prefix of the metrics' names.
+        model: the student. Its mode (training or evaluation) is restored afterwards.
+        ema: the student's moving average, or None.
+        batches: this rank's `Samples`. Padding is marked invalid.
+        steps: number of batches that belong to this evaluation.
+        normalise: the student's normalisation.
+        autocast: the context of the forward passes.
+
+    Returns:
+        Metrics by name, with the split as prefix: top1 (a fraction), top5 where there are more than five
+        classes, and loss, all of the fused logits; top1_cls and top1_dist of the two heads; top1_ema of the
+        moving average's fused logits; images, the number of images counted.
+    """
+    device = normalise.mean.device
+    sums: dict[str, torch.Tensor] = {}
+    was_training = model.training
+    model.eval()
+    for _ in range(steps):
+        batch = Batch.of(next(batches), device)
+        images = normalise(batch.images.permute(0, 3, 1, 2).float() / 255)
+        with autocast:
+            logits = head_logits(model, images)
+            if ema is not None:
+                logits["ema"] = head_logits(ema.eval(), images)["fused"]
+        for name, value in _count(logits, batch).items():
+            sums[name] = sums.get(name, 0) + value
+    model.train(was_training)
+    totals = torch.stack(list(sums.values()))
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(totals)
+    totals = dict(zip(sums, totals.tolist(), strict=True))
+    images = totals.pop("images")
+    return {f"{split}/{name}": value / max(images, 1) for name, value in totals.items()} | {
+        f"{split}/images": images
+    }
+
+
+def _count(logits: dict[str, torch.Tensor], batch: Batch) -> dict[str, torch.Tensor]:
+    """Sums over the valid samples of a batch, by name."""
+    valid, labels = batch.valid.double(), batch.labels
+    fused = logits["fused"].float()
+    sums = {"images": valid.sum(), "top1": _correct(fused, labels, 1, valid)}
+    if fused.shape[1] >= TOP5_FROM:
+        sums["top5"] = _correct(fused, labels, 5, valid)
+    sums["loss"] = (F.cross_entropy(fused, labels, reduction="none") * valid).sum()
+    for head in logits.keys() - {"fused"}:
+        sums[f"top1_{head}"] = _correct(logits[head].float(), labels, 1, valid)
+    return dict(sorted(sums.items()))
+
+
+def _correct(logits_BC: torch.Tensor, labels_B: torch.Tensor, k: int, valid_B: torch.Tensor) -> torch.Tensor:
+    """The number of valid samples whose label is among the k largest logits."""
+    hit = (logits_BC.topk(k, dim=1).indices == labels_B[:, None]).any(1)
+    return (hit * valid_B).sum()

@@ -1,0 +1,180 @@
+"""How a trial failed: why, on which worker, at which step, and whether it was the trial's own fault."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from deit_ray import storage
+from deit_ray.errors import UnavailableError
+from deit_ray.results.folders import JOURNAL
+from deit_ray.results.journal import last_step
+
+FAILURE = "failure.json"
+TAIL = 20  # lines of a worker's log
+TAIL_TIMEOUT_S = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """What is known about the end of a trial that did not end well.
+
+    Attributes:
+        kind: failed, by its own fault; or unavailable, when something that it needs is gone (a disk, a data set, a network),
+            so that the study stops and the trial can go on once that is mended.
+        reason: one line.
+        traceback: of the exception that began it.
+        signature: equal for failures at the same place in the code, whatever the values.
+        rank, host: of the worker where it began; None where it began in the trial's own process.
+        step: the last optimizer step in the journal.
+        log: the last lines of that worker's output.
+    """
+
+    kind: str
+    reason: str
+    traceback: str
+    signature: str
+    rank: int | None = None
+    host: str | None = None
+    step: int | None = None
+    log: list[str] = dataclasses.field(default_factory=list)
+
+
+class TrialFailed(RuntimeError):
+    """Raised by a trial's process; carries the `Failure`."""
+
+    def __init__(self, failure: Failure):
+        super().__init__(failure)
+        self.failure = failure
+
+
+def describe_failure(error: BaseException, folder: str) -> Failure:
+    """Describes, in the trial's own process, the exception that ended it."""
+    failures = getattr(error, "worker_failures", None) or {}
+    by_death = {rank: isinstance(root_cause(failure), RayActorError) for rank, failure in failures.items()}
+    rank = min(
+        failures, key=lambda rank: (by_death[rank], rank), default=None
+    )  # a death is often what another's error led to
+    cause = root_cause(failures[rank] if rank is not None else error)
+    worker = read_worker(folder, rank) if rank is not None else None
+    text = _traceback_of(failures[rank] if rank is not None else error)
+    return Failure(
+        kind="unavailable" if isinstance(cause, (OSError, UnavailableError)) else "failed",
+        reason=reason_of(cause),
+        traceback=text,
+        signature=_signature(text, cause),
+        rank=rank,
+        host=worker and worker["host"],
+        step=last_step(storage.join(folder, JOURNAL)),
+        log=tail_log(worker) if worker else [],
+    )
+
+
+def reason_of(error: BaseException) -> str:
+    """The reason of a failure in one line."""
+    error = root_cause(error)
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    if isinstance(error, UnavailableError):
+        return lines[0]
+    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The exception that began it, without Ray's wrapping."""
+    while True:
+        failures = getattr(error, "worker_failures", None)
+        inner = (
+            next(iter(failures.values())) if failures else getattr(error, "cause", None) or error.__cause__
+        )
+        if not isinstance(inner, BaseException) or inner is error:
+            return error
+        error = inner
+
+
+def write_failure(folder: str, failure: Failure) -> None:
+    storage.write_bytes(storage.join(folder, FAILURE), json.dumps(dataclasses.asdict(failure)).encode())
+
+
+def read_failure(folder: str) -> Failure | None:
+    """The failure that ended the trial in a folder, where there was one."""
+    try:
+        return Failure(**json.loads(storage.read_bytes(storage.join(folder, FAILURE))))
+    except FileNotFoundError:
+        return None
+
+
+def write_worker(folder: str, rank: int) -> None:
+    """Leaves word, in a trial's folder, of where this worker runs and where its output goes."""
+    logs = [
+        os.readlink(f"/proc/self/fd/{number}")
+        for number in (1, 2)
+        if os.path.exists(f"/proc/self/fd/{number}")
+    ]
+    worker = {
+        "rank": rank,
+        "host": os.uname().nodename,
+        "node": ray.get_runtime_context().get_node_id(),
+        "pid": os.getpid(),
+        "logs": [log for log in logs if log.startswith("/")],
+    }
+    storage.write_bytes(_worker_file(folder, rank), json.dumps(worker).encode())
+
+
+def read_worker(folder: str, rank: int) -> dict | None:
+    try:
+        return json.loads(storage.read_bytes(_worker_file(folder, rank)))
+    except FileNotFoundError:
+        return None
+
+
+def tail_log(worker: dict) -> list[str]:
+    """The last lines of what a worker printed, read on its own node; says so where that is gone."""
+    strategy = NodeAffinitySchedulingStrategy(worker["node"], soft=False)
+    task = ray.remote(num_cpus=0, max_retries=0)(tail_files).options(scheduling_strategy=strategy)
+    try:
+        return ray.get(task.remote(worker["logs"]), timeout=TAIL_TIMEOUT_S)
+    except (RayError, GetTimeoutError) as error:
+        return [f"(the log on {worker['host']} cannot be read: {type(error).__name__})"]
+
+
+def tail_files(paths: list[str]) -> list[str]:
+    """The last lines of files, those that exist."""
+    lines = []
+    for path in filter(os.path.isfile, paths):
+        written = Path(path).read_text(errors="replace").splitlines()
+        lines += [
+            line for line in written if not line.startswith((":job_id:", ":actor_name:", ":task_name:"))
+        ][-TAIL:]  # Ray's marks
+    return lines
+
+
+def _worker_file(folder: str, rank: int) -> str:
+    return storage.join(folder, f"worker-{rank}.json")
+
+
+@contextlib.contextmanager
+def keeping_traceback() -> Iterator[None]:
+    """In a worker: an exception takes its traceback along as text, which Ray Train does not hand on to the trial's process."""
+    try:
+        yield
+    except Exception as error:
+        error.worker_traceback = traceback.format_exc()
+        raise
+
+
+def _traceback_of(error: BaseException) -> str:
+    return getattr(error, "worker_traceback", None) or "".join(traceback.format_exception(root_cause(error)))
+
+
+def _signature(text: str, cause: BaseException) -> str:
+    places = re.findall(r'File "([^"]+)", line (\d+), in (\S+)', text)
+    return hashlib.sha256(repr((type(cause).__name__, places)).encode()).hexdigest()[:16]

@@ -1,0 +1,83 @@
+"""Starts one trial on the Ray that is connected, after a look at whether the cluster can run it."""
+
+import contextlib
+from collections.abc import Callable
+
+import ray
+import ray.tune
+
+from deit_ray.cluster import connect
+from deit_ray.cluster.holdings import sweep
+from deit_ray.errors import UserError
+from deit_ray.experiment.config import Experiment
+from deit_ray.trial.assemble import Shared
+from deit_ray.trial.needs import Needs
+from deit_ray.trial.resolve import Resolved
+from deit_ray.trial.trial import Trial
+
+
+def check_cluster(experiment: Experiment) -> str:
+    """The device that the experiment's trials run on: cpu or cuda. A Ray must be connected.
+
+    Raises:
+        UserError: a trial does not fit into the cluster, or a node could not reach the data or the results.
+    """
+    device = check_fits(experiment, connect.possible_resources())
+    for key, uri in (("results.uri", experiment.results.uri), ("data.uri", experiment.data.uri)):
+        connect.check_reachable(key, uri)
+    return device
+
+
+def check_fits(experiment: Experiment, resources: dict[str, float]) -> str:
+    """The device that a trial runs on, cpu or cuda.
+
+    Raises:
+        UserError: a trial does not fit; the message has the sum of its needs, and the resources.
+    """
+    device = connect.training_device(experiment.train.device, resources)
+    needs = Needs.of(experiment, device)
+    if needs.fit(resources) < 1:
+        have = f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
+        raise UserError(
+            f"a trial can never start: it needs {needs.sum_shown(experiment)}, but the cluster has {have}; "
+            "lower train.workers, train.cpus_per_worker or data.cpus_per_worker, or use a larger cluster"
+        )
+    return device
+
+
+def share(resolved: Resolved) -> Shared:
+    """Puts the things that all trials have in common into Ray's object store, once."""
+    teacher = None if resolved.teacher is None else ray.put(resolved.teacher)
+    initial = None if resolved.initial is None else ray.put(resolved.initial)
+    return Shared(resolved.manifest, resolved.data, teacher, initial)
+
+
+def run_trial(
+    make: Callable, folder: str, on_metrics: Callable[[dict[str, float]], None]
+) -> dict[str, float]:
+    """Runs one trial in an actor of its own, outside Ray Tune; returns the metrics of its last report.
+
+    Args:
+        make: makes the trainer, as `Trial` needs it.
+        folder: URI of the trial's folder.
+        on_metrics: called with the metrics of each report.
+    """
+    actor_class = ray.tune.with_parameters(Trial, make=make)
+    remote_class = ray.remote(num_cpus=0, resources={connect.HEAD: 0.001})(actor_class)
+    actor = remote_class.remote(config={"folder": folder})
+    metrics: dict[str, float] = {}
+    try:
+        while True:
+            result = ray.get(actor.train.remote())
+            if result.get("done"):
+                return metrics
+            metrics = {key: value for key, value in result.items() if "/" in key or key in ("epoch", "step")}
+            metrics = {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
+            on_metrics(metrics)
+    finally:
+        if ray.is_initialized():
+            # whatever happens in `stop`, the actor is killed next
+            with contextlib.suppress(ray.exceptions.RayError, KeyboardInterrupt):
+                ray.get(actor.stop.remote(), timeout=10)
+            ray.kill(actor)
+            sweep(folder)

@@ -1,0 +1,46 @@
+"""What a trial needs of a cluster, added up before it starts."""
+
+from dataclasses import dataclass
+
+from deit_ray.experiment.config import Experiment
+
+STREAM_STORE = (
+    0.4  # of the object store, for the streams of all trials; two windows of one overlap for a moment only
+)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a trial takes from the cluster: reserved by its workers, and counted for its stream."""
+
+    gpus: float
+    cpus: float
+    stream_cpus: float
+
+    @classmethod
+    def of(cls, experiment: Experiment, device: str) -> "Needs":
+        workers = experiment.train.workers
+        return cls(
+            gpus=float(workers if device == "cuda" else 0),
+            cpus=workers * experiment.train.cpus_per_worker,
+            stream_cpus=workers * experiment.data.cpus_per_worker,
+        )
+
+    def fit(self, resources: dict[str, float]) -> int:
+        """How many such trials fit into a cluster's resources at once."""
+        by_cpu = (resources.get("CPU", 0) + 1e-6) // (self.cpus + self.stream_cpus)
+        by_gpu = (resources.get("GPU", 0) + 1e-6) // self.gpus if self.gpus else by_cpu
+        return int(min(by_cpu, by_gpu))
+
+    def sum_shown(self, experiment: Experiment) -> str:
+        train, data, workers = experiment.train, experiment.data, experiment.train.workers
+        gpus = f" and {self.gpus:g} GPUs" if self.gpus else ""
+        return (
+            f"{workers} workers x ({train.cpus_per_worker:g} training + {data.cpus_per_worker:g} stream) CPUs "
+            f"= {self.cpus + self.stream_cpus:g} CPUs{gpus}"
+        )
+
+
+def store_share(resources: dict[str, float], needs: Needs) -> float:
+    """Bytes of the cluster's object store for each of a trial's two windows, when as many trials run as fit into the cluster."""
+    return STREAM_STORE * resources["object_store_memory"] / max(1, needs.fit(resources))

@@ -1,0 +1,179 @@
+"""A training run on its own: trained to its end, and tracked.
+
+What takes long to import is imported where it is used: so a mistake is answered sooner.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import posixpath
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from deit_ray import storage
+from deit_ray.data import shards
+from deit_ray.data.damage import BAD_IMAGES, describe_bad, read_bad
+from deit_ray.errors import Interrupted, UserError
+from deit_ray.experiment.config import Experiment
+from deit_ray.outcome import Outcome
+from deit_ray.results.folders import JOURNAL, RUN, keep_best_model, new_folder, saved_steps
+from deit_ray.results.journal import iterate_points
+from deit_ray.results.lock import driving
+from deit_ray.results.origin import check_same_inputs, note_origin
+from deit_ray.terminal.live import RunView
+from deit_ray.terminal.session import Session
+from deit_ray.tracking.tracked import Run
+from deit_ray.tracking.tracker import Tracker
+from deit_ray.trial.failure import read_failure, reason_of
+from deit_ray.trial.reading import make_worklist
+
+if TYPE_CHECKING:
+    from deit_ray.trial.resolve import Resolved
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished training run.
+
+    Attributes:
+        name: name of the run.
+        folder: URI of its folder, which holds the experiment, the journal and model.safetensors.
+        metrics: metrics of its last evaluation, by name.
+    """
+
+    name: str
+    folder: str
+    metrics: dict[str, float]
+
+
+def train(experiment: Experiment, session: Session | None = None) -> TrainedRun:
+    """Trains one experiment to its end.
+
+    Args:
+        experiment: see `load_experiment`.
+        session: see `Session`.
+
+    Raises:
+        UserError: the experiment cannot run, or its training failed.
+        Interrupted: Ctrl-C was pressed; the run can be continued.
+    """
+    from deit_ray.trial.resolve import pin_teacher
+
+    return train_in(new_folder, pin_teacher(experiment), session)
+
+
+def train_in(
+    make_folder: Callable[[Experiment], str],
+    experiment: Experiment,
+    session: Session | None = None,
+    splits: tuple[str, ...] = ("val", "test"),
+    continues: dict | None = None,
+) -> TrainedRun:
+    """Trains an experiment in a folder, from its latest checkpoint where there is one; the rest is as in
+    `train`.
+
+    Args:
+        make_folder: gives the URI of the folder, once it is certain that the experiment can run.
+        splits: which of val and test are evaluated.
+        continues: see `note_origin`.
+    """
+    from deit_ray.trial.resolve import resolve
+
+    session = session or Session()
+    resolved = resolve(experiment)
+    from deit_ray.trial.launch import check_cluster
+
+    with session.connected():
+        device = check_cluster(experiment)
+        folder = make_folder(experiment)
+        name = posixpath.basename(folder)
+        fingerprint, teacher = resolved.manifest.fingerprint, resolved.teacher_path
+        check_same_inputs(folder, experiment, fingerprint, teacher)
+        note_origin(folder, experiment, fingerprint, device, teacher, continues)
+        with driving(folder, name), Tracker.of(experiment, session.console) as tracker:
+            run = start_single(tracker, experiment, folder)
+            view = RunView(session.console, name, experiment)
+            view.started(device)
+            with _explaining(folder, experiment, tracker, run):
+                metrics = _train_on(folder, resolved, device, splits, view.reported)
+            keep_best_model(folder, experiment.search.metric)
+            outcome = Outcome.finished()
+            ended = {"outcome": outcome.text, "metrics": metrics}
+            storage.write_bytes(storage.join(folder, RUN), json.dumps(ended).encode())
+            tracker.end_run(run, outcome, folder)
+            warn_of_bad(folder, session.console.warn)
+    return TrainedRun(name, folder, metrics)
+
+
+@contextlib.contextmanager
+def _explaining(folder: str, experiment: Experiment, tracker: Tracker, run: Run):
+    """Turns whatever ends the training early into one message: why, what was kept, and how to continue."""
+    name = posixpath.basename(folder)
+    option = storage.results_option(experiment.results.uri)
+    how = f"go on with: deit-ray train --continue {name}{option}"
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"{name}: interrupted; its journal and checkpoints: {folder}\n{how}") from None
+    except BaseException as error:
+        failure = read_failure(folder)
+        reason = failure.reason if failure else reason_of(error)
+        message = f"{name}: the training failed: {reason}\n  its journal and checkpoints: {folder}"
+        if failure is not None and failure.kind == "failed":
+            tracker.end_run(run, Outcome.failed(reason), folder)
+        else:
+            message += f"\nonce this is mended, {how}"
+        raise UserError(message) from error
+
+
+def _train_on(
+    folder: str,
+    resolved: Resolved,
+    device: str,
+    splits: tuple[str, ...],
+    on_metrics: Callable[[dict[str, float]], None],
+) -> dict[str, float]:
+    """Trains from the latest checkpoint to the last epoch; returns the metrics of the last evaluation."""
+    experiment, manifest = resolved.experiment, resolved.manifest
+    splits = tuple(split for split in splits if split == "val" or split in manifest.splits)
+    steps, last = saved_steps(folder), make_worklist(experiment, manifest, resolved.data, splits).steps
+    if steps and steps[-1] >= last:  # the driver died between the last checkpoint and the end
+        points = iterate_points(storage.join(folder, JOURNAL))
+        metrics = {p.name: p.value for p in points if p.step == last and not p.name.startswith("train/")}
+        return metrics | {"step": last}
+    from deit_ray.trial.assemble import make_trial
+    from deit_ray.trial.launch import run_trial, share
+
+    make = partial(make_trial, experiment, device, share(resolved), splits)
+    return run_trial(make, folder, on_metrics)
+
+
+def start_single(tracker: Tracker, experiment: Experiment, folder: str) -> Run:
+    """Starts the MLflow run of a training run on its own."""
+    tags = {"experiment": experiment.name, "kind": "train"}
+    return tracker.start_run(posixpath.basename(folder), tags, params_of(experiment), folder)
+
+
+def params_of(experiment: Experiment) -> dict[str, str]:
+    """The MLflow params of an experiment that searches nothing: the few settings that people compare."""
+    keys = ("student.model", "distillation.kind", "distillation.weight", "augment.strength", "optim.lr",
+            "train.epochs", "train.batch_size", "train.workers", "train.threads", "seed")  # fmt: skip
+    return {key: str(experiment.get(key)) for key in keys}
+
+
+def warn_of_bad(folder: str, warn: Callable[[str], None]) -> None:
+    """Says, at the end of a run, which images could not be decoded."""
+    if bad := read_bad(folder):
+        warn(
+            f"{len(bad)} images could not be decoded and counted nowhere: {describe_bad(bad)}; "
+            f"{storage.join(folder, BAD_IMAGES)} has all"
+        )
+
+
+def steps_per_epoch(experiment: Experiment) -> int:
+    """Optimizer steps in an epoch of an experiment."""
+    uri = experiment.data.uri
+    return make_worklist(experiment, shards.read_manifest(uri), uri, ()).steps_per_epoch

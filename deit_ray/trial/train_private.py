@@ -1,0 +1,139 @@
+"""Everything that deit_ray uses of Ray Train although Ray does not promise to keep it.
+
+Each entry says why it is needed and what to do when a new Ray no longer has it; tests/test_ray_private.py finds out whether it
+is there. cluster/ray_private.py does the same for Ray Core and Ray Data.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Iterator
+from functools import partial
+
+import ray
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2._internal.execution.worker_group import worker_group
+from ray.util.placement_group import placement_group
+
+STREAM_END_S = 5.0
+RAISE = FailureDecision.RAISE
+
+
+class InProcessTrainer(TorchTrainer):
+    """A TorchTrainer whose controller runs in the calling process instead of an actor of its own.
+
+    It starts a trial seconds sooner, passes reports on without a queue between processes, and lets `abort` end the run from
+    another thread. When a hook is gone: see how TorchTrainer.fit runs its controller then; without any way in, call
+    TorchTrainer.fit as it is, and give back what a killed trial holds with `holdings.sweep` alone.
+
+    Args:
+        run: the run's name; Ray Train's names of what it reserves contain it, so that `sweep` finds them.
+        group_name: of the run's placement group. Ray Train gives it none, and `sweep` finds it by its name.
+        poll_s: how often the controller looks at the workers: `ray.train.report` returns at the next look, which is 2 s
+            away by default.
+        watches_preemption: starts an actor that learns from the cloud when a node will go away.
+        arguments: of TorchTrainer.
+    """
+
+    controller: TrainController | None = None
+
+    def __init__(self, run: str, group_name: str, poll_s: float, watches_preemption: bool, **arguments):
+        super().__init__(**arguments)
+        self.group_name, self.poll_s, self.watches_preemption = group_name, poll_s, watches_preemption
+        # The field is frozen. When it is gone: reservations have other names, which `sweep` must find in another way.
+        object.__setattr__(self.train_run_context, "run_id", run)
+
+    def make_failure_policy(self) -> DefaultFailurePolicy:
+        """Decides whether workers start again after a failure. Ray Train offers no public way to choose another policy.
+
+        When `DefaultFailurePolicy` is gone: every failure counts against `train.max_failures`.
+        """
+        raise NotImplementedError
+
+    def write_snapshot(self, text: str) -> None:
+        """Writes Ray Train's list of the run's checkpoints. Ray's own writing leaves a torn file when it is killed.
+
+        When `_write_state_to_storage` is gone: see whether Ray writes the file whole or not at all by then.
+        """
+        raise NotImplementedError
+
+    def _create_default_callbacks(self) -> list:
+        """Without the detached actor that removes a dead run's placement group: it fails without a dashboard.
+
+        When `PlacementGroupCleanerCallback` is gone, so is the reason for this.
+        """
+        callbacks = super()._create_default_callbacks()
+        return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
+
+    def _initialize_and_run_controller(self, **arguments):
+        arguments["failure_policy"] = self.make_failure_policy()
+        # When the module no longer calls `placement_group`: name the group where it is made by then.
+        worker_group.placement_group = partial(placement_group, name=self.group_name)
+        settings = {
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(self.poll_s),
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": str(int(self.watches_preemption)),
+        }
+        with environment(settings):
+            self.controller = TrainController(**arguments)
+        manager = self.controller._checkpoint_manager
+        manager._write_state_to_storage = lambda: self.write_snapshot(manager._save_state())
+        try:
+            asyncio.run(self.controller.run())
+        finally:
+            self.end_stream()
+        return self.controller.get_result()
+
+    def abort(self) -> None:
+        """Ends the run from another thread, whatever its workers do."""
+        if self.controller is None or self.controller.get_state().is_terminal():
+            return
+        # gives back what Train has reserved
+        self.controller._controller_callback_manager.invoke_best_effort("before_controller_abort")
+        self.end_stream()
+        group = self.controller.get_worker_group()
+        if group is not None and group.has_started():
+            group.abort()
+
+    def end_stream(self) -> None:
+        """Ends the executions of the run's datasets and waits for their end: what they reserve outlives their process.
+
+        Ray Train asks for the end too, but does not wait. When `_dataset_shard_provider` or `_dataset_manager` is gone: leave
+        it to `holdings.sweep`.
+        """
+        for callback in self.controller._callbacks:
+            provider = getattr(callback, "_dataset_shard_provider", None)
+            if provider is not None:
+                with contextlib.suppress(ray.exceptions.RayError):  # it is dead, and its executions with it
+                    ray.get(provider._dataset_manager.shutdown_data_executors.remote(), timeout=STREAM_END_S)
+
+
+class CountedFailures(DefaultFailurePolicy):
+    """Ray Train's policy: it gives up after `max_failures` failures. Here the count can be set back.
+
+    When `_worker_group_failures` is gone: every failure counts, however far the run came in between.
+    """
+
+    def forget_failures(self) -> None:
+        self._worker_group_failures = 0
+
+
+@contextlib.contextmanager
+def environment(variables: dict[str, str]) -> Iterator[None]:
+    """Sets environment variables while it is entered.
+
+    The controller reads its two when it is made. Ray Train would send variables that stay set to its workers, whose processes
+    it would then start in a slower way, with a runtime environment.
+    """
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

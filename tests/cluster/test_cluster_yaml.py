@@ -1,0 +1,140 @@
+"""cluster.yaml, read as `ray up` reads it: Ray's own preparation and checks, but no cloud and no cluster."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import botocore.session
+import jsonschema
+import pytest
+import yaml
+from botocore.validate import ParamValidator
+from ray._private.resource_and_label_spec import ResourceAndLabelSpec
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from deit_ray.cluster.connect import HEAD
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def written() -> dict:
+    """The file as it is written."""
+    return yaml.safe_load((ROOT / "cluster.yaml").read_text())
+
+
+@pytest.fixture
+def prepared(written) -> dict:
+    """The file with Ray's defaults filled in."""
+    return prepare_config(written)
+
+
+def test_ray_accepts_the_file(prepared):
+    validate_config(prepared)
+
+
+@pytest.mark.parametrize("path", [(), ("available_node_types", "head"), ("auth",)])
+def test_ray_refuses_a_copy_with_an_unknown_key(written, path):
+    section = written
+    for key in path:
+        section = section[key]
+    section["surprise"] = 1
+    with pytest.raises(jsonschema.ValidationError, match="surprise"):
+        validate_config(prepare_config(written))
+
+
+def test_every_machine_is_one_that_ec2_could_be_asked_for(prepared):
+    """Ray has no schema for node_config, but EC2 has one, and botocore brings it along."""
+    request = (
+        botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
+    )
+    for node_type in prepared["available_node_types"].values():
+        report = ParamValidator().validate(
+            {**node_type["node_config"], "MinCount": 1, "MaxCount": 1}, request
+        )
+        assert not report.has_errors(), report.generate_report()
+
+
+def test_head_has_room_for_drivers_of_trials_but_none_for_training(prepared, monkeypatch):
+    head = prepared["available_node_types"][prepared["head_node_type"]]
+    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", json.dumps(head["resources"]))  # as `ray up` passes them on
+    spec = ResourceAndLabelSpec(object_store_memory=10**9).resolve(is_head=True, node_ip_address="10.0.0.1")
+    offered = spec.to_resource_dict()
+    assert "CPU" not in offered
+    assert "GPU" not in offered
+    assert offered[HEAD] == 1
+    assert head["max_workers"] == 0  # no second machine of this kind either
+    assert "InstanceMarketOptions" not in head["node_config"]  # nor one that can be taken away
+
+
+def test_workers_come_from_zero_on_spot_and_go_when_idle(prepared):
+    workers = [
+        t for name, t in prepared["available_node_types"].items() if name != prepared["head_node_type"]
+    ]
+    assert workers
+    for worker in workers:
+        assert worker["min_workers"] == 0
+        assert 1 <= worker["max_workers"] <= prepared["max_workers"]
+        assert worker["resources"]["GPU"] > 0
+        assert worker["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
+    assert 0 < prepared["idle_timeout_minutes"] <= 30
+
+
+def test_every_node_starts_with_token_authentication(prepared, tmp_path):
+    assert "~/.ray/auth_token" in prepared["file_mounts"]
+    for commands in (prepared["head_start_ray_commands"], prepared["worker_start_ray_commands"]):
+        starts = [call for call in run_with_stub(commands, tmp_path) if call["arguments"][0] == "start"]
+        assert len(starts) == 1
+        assert starts[0]["RAY_AUTH_MODE"] == "token"
+
+
+def test_head_shows_its_dashboard_to_itself_alone(prepared, tmp_path):
+    (start,) = [
+        c["arguments"]
+        for c in run_with_stub(prepared["head_start_ray_commands"], tmp_path)
+        if c["arguments"][0] == "start"
+    ]
+    assert [a for a in start if a.startswith("--dashboard-host")] == ["--dashboard-host=127.0.0.1"]
+
+
+def test_no_machine_gets_the_open_port_and_wide_role_that_ray_would_make(prepared):
+    for node_type in prepared["available_node_types"].values():
+        assert node_type["node_config"]["SecurityGroupIds"]
+        assert node_type["node_config"]["IamInstanceProfile"]["Name"]
+
+
+def test_head_can_start_workers_and_workers_find_the_head(prepared, tmp_path):
+    head, worker = (
+        run_with_stub(prepared[f"{kind}_start_ray_commands"], tmp_path)[-1]["arguments"]
+        for kind in ("head", "worker")
+    )
+    assert any(
+        a.startswith("--autoscaling-config=") and a.endswith("/ray_bootstrap_config.yaml") for a in head
+    )
+    assert "--address=10.0.0.1:6379" in worker
+    assert "--port=6379" in head
+    assert any("boto3" in command for command in prepared["head_setup_commands"])
+
+
+def test_what_the_nodes_install_is_there_to_be_mounted(prepared):
+    local = [path for path in prepared["file_mounts"].values() if not path.startswith("~")]
+    assert {"deit_ray", "pyproject.toml", "constraints.txt"} <= set(local)
+    assert [path for path in local if not (ROOT / path).exists()] == []
+
+
+def run_with_stub(commands: list[str], folder: Path) -> list[dict]:
+    """Runs shell commands with a `ray` that does nothing but note its arguments and RAY_AUTH_MODE."""
+    stub = folder / "ray"
+    stub.write_text('#!/bin/sh\necho "$RAY_AUTH_MODE" "$@"\n')
+    stub.chmod(0o755)
+    environment = {"PATH": str(folder), "HOME": os.environ["HOME"], "RAY_HEAD_IP": "10.0.0.1"}
+    calls = []
+    for command in commands:
+        run = subprocess.run(
+            [shutil.which("bash"), "-c", command], env=environment, capture_output=True, text=True, check=True
+        )
+        for line in run.stdout.splitlines():
+            mode, *arguments = line.split(" ")
+            calls.append({"RAY_AUTH_MODE": mode, "arguments": arguments})
+    return calls

@@ -1,0 +1,274 @@
+"""What differs between runs, whether a run can be reproduced, and whether the best model has its recorded value."""
+
+import copy
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from rich.console import Console
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from deit_ray.cli.main import main
+from deit_ray.cli.views import show_difference, show_reproduction
+from deit_ray.commands.diff import compare, compare_origins
+from deit_ray.commands.predict import verify_best
+from deit_ray.commands.reproduce import compare_points, points_of, reproduce
+from deit_ray.errors import UserError
+from deit_ray.experiment.load import dump_experiment
+from deit_ray.results import folders
+from deit_ray.results.origin import check_same_inputs, describe_code, note_origin, read_origins
+from deit_ray.study.search import tune
+from deit_ray.study.study import Study
+from deit_ray.terminal.session import Session
+from deit_ray.trial import run
+from deit_ray.trial.resolve import resolve
+from tests.conftest import SMALL_STEPS
+from tests.support.commands import call
+
+PLAIN = {
+    "distillation.kind": "none",
+    "train.log_every": 5,
+    "optim.warmup_epochs": 1,
+    "student.depth": 1,
+    "train.epochs": 2,
+}
+
+
+def text_of(shown) -> str:
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(shown)
+    return capture.get()
+
+
+def test_a_trial_of_a_study_can_be_had_again_as_far_as_it_came_and_what_was_changed_is_found(
+    finished_study, tmp_path
+):
+    copy = finished_study.copy(tmp_path / "results")
+    # one point of a trial that was stopped early is not what the code gives: it alone is found, with both values
+    segment = copy.folder / "trial-0001" / "journal" / "000000.jsonl"
+    lines = [json.loads(line) for line in segment.read_text().splitlines()]
+    place = next(i for i, (name, _, step, _) in enumerate(lines) if (name, step) == ("train/loss", 3))
+    was, lines[place][1] = lines[place][1], 1.5
+    segment.write_text("\n".join(json.dumps(line) for line in lines))
+    points = len(points_of(str(copy.folder / "trial-0001")))
+    assert points > SMALL_STEPS * 3
+    again = call("reproduce", "short/1", "--results", copy.results)
+    assert again.status == 1
+    shown = " ".join(again.out.split())
+    assert (
+        f"short-1-trial-0001-again-1: {points - 1} of {points} metric points up to step {SMALL_STEPS} "
+        "equal those of short-1/trial-0001" in shown
+    )
+    assert f"1 differ, first train/loss at step 3: 1.5 then, {was!r} now" in shown
+    assert "code, packages, data and machine are the same" in shown
+
+
+def test_two_trials_of_a_study_differ_in_what_was_searched(finished_study):
+    study = Study.open("short", str(finished_study.results))
+    shown = call("diff", "short/0", "short/1", "--results", finished_study.results).out
+    assert all(key in shown for key in study.optuna.trials[0].params)
+    difference = compare("short", "short/0", str(finished_study.results))
+    assert difference.settings.keys() >= {"search.space.optim.lr", "search.space.augment.strength"}
+    assert {best for best, _ in difference.values} == {study.best().value}
+
+
+def test_the_best_model_of_a_study_scores_what_was_recorded_and_another_one_does_not(
+    finished_study, tmp_path
+):
+    copy = finished_study.copy(tmp_path / "results")
+    verified = call("best", "short", "--verify", "--results", copy.results)
+    assert verified.status == 0, verified
+    assert "difference 0\n" in verified.out
+
+    # a model that answers "greenish" whatever it sees is right as often as an image is greenish
+    study = Study.open("short", str(copy.results))
+    path = f"{study.trial_folder(study.best().number)}/model.safetensors"
+    with safe_open(path, "pt") as file:
+        description = file.metadata()
+    state = load_file(path)
+    for name in [name for name in state if name.startswith("head")]:
+        state[name] = torch.zeros_like(state[name])
+        if name.endswith("bias"):
+            state[name][1] = 1.0
+    save_file(state, path, description)
+    # a tenth of the 400 training images is held out: the last ones
+    labels = pq.read_table(f"{study.experiment.data.uri}/train-00000.parquet")["label"].to_pylist()[-40:]
+    verified = call("best", "short", "--verify", "--results", copy.results)
+    assert verified.status == 1
+    assert (
+        f"val/top1_ema {labels.count(1) / len(labels):.6f}, recorded {study.best().value:.6f}" in verified.out
+    )
+
+
+def test_a_run_can_be_had_again_and_what_was_changed_is_found(ray_cluster, experiment, monkeypatch, capsys):
+    first = run.train(experiment("digits_student", PLAIN | {"name": "first"}))
+    results = str(Path(first.folder).parent)
+    assert "nothing differs" in text_of(show_difference(compare("first", first.folder, results)))
+
+    # one point of the past is not what the code gives: it alone is found, with both values
+    segment = Path(first.folder) / "journal" / "000000.jsonl"
+    lines = [json.loads(line) for line in segment.read_text().splitlines()]
+    place = next(i for i, (name, _, step, _) in enumerate(lines) if (name, step) == ("train/loss", 5))
+    was, lines[place][1] = lines[place][1], 1.5
+    segment.write_text("\n".join(json.dumps(line) for line in lines))
+    points = len(points_of(first.folder))
+    assert points > 2 * 20 // 5 * 2
+    monkeypatch.setattr(sys, "argv", ["deit-ray", "reproduce", "first", "--results", results])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert (
+        f"first-1-again-1: {points - 1} of {points} metric points up to step 40 equal those of first-1"
+        in shown
+    )
+    assert f"1 differ, first train/loss at step 5: 1.5 then, {was!r} now" in shown
+    assert "code, packages, data and machine are the same" in shown
+
+    # settings, by dotted key; an experiment file has no more than them
+    other = folders.new_folder(experiment("digits_student", PLAIN | {"name": "other", "optim.lr": 0.5}))
+    difference = compare("first", "other", results)
+    assert difference.settings == {"name": ("first", "other"), "optim.lr": (0.002, 0.5)}
+    assert difference.values[0][1] == first.metrics["val/top1"]
+    assert difference.values[1] is None
+    shown = text_of(show_difference(difference))
+    assert "optim.lr" in shown
+    assert "not known of both" in shown
+    assert set(compare("first", f"{other}/experiment.yaml", results).settings) == {"name", "optim.lr"}
+    with pytest.raises(UserError, match=r"other: has measured nothing"):
+        reproduce("other", Session(results=results))
+
+
+@pytest.mark.parametrize("metric", ["val/top1", "val/top1_ema"])
+def test_the_best_model_scores_what_was_recorded(ray_cluster, experiment, monkeypatch, metric):
+    space = {"optim.lr": {"log": [1e-3, 4e-3]}, "train.batch_size": {"choice": [64, 48]}}
+    search = {"search.space": space, "search.trials": 2, "search.scheduler": "none", "search.metric": metric}
+    study = tune(
+        experiment(
+            "digits_student", PLAIN | search | {"name": "tuned", "optim.ema_decay": 0.5, "train.epochs": 4}
+        )
+    )
+    verified = verify_best(study)
+    assert verified.holds
+    assert verified.difference == 0
+    results = str(Path(study.folder).parent)
+
+    difference = compare("tuned", f"tuned/{study.best().number}", results)
+    assert difference.settings.keys() >= {"search.space.optim.lr", "search.space.train.batch_size"}
+    assert {best for best, _ in difference.values} == {study.best().value}
+
+    # a model that is not the one: the other trial's weights; through the command line, as a person would
+    best = study.best().number
+    shutil.copy(f"{study.trial_folder(1 - best)}/model.safetensors", study.trial_folder(best))
+    other = study.optuna.trials[1 - best].value
+    monkeypatch.setattr(sys, "argv", ["deit-ray", "best", "tuned", "--verify", "--results", results])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert other != study.best().value
+    assert stop.value.code == 1
+    assert verify_best(study).evaluated == other
+
+
+def test_a_trial_that_was_stopped_early_is_had_again_as_far_as_it_came(ray_cluster, experiment):
+    keys = PLAIN | {"name": "stopped", "train.epochs": 3, "optim.warmup_epochs": 2}
+    space = {"optim.lr": {"choice": [0.002]}}
+    study = Study.create(
+        experiment("digits_student", keys | {"search.space": space, "search.grace_epochs": 1})
+    )
+    trained = run.train_in(
+        lambda e: _write(study.trial_folder(0), e),
+        study.trial_experiment({"optim.lr": 0.002}).with_overrides(
+            {"train.epochs": 1, "optim.schedule_epochs": 3}
+        ),
+        splits=("val",),
+    )
+    _write(
+        trained.folder, study.trial_experiment({"optim.lr": 0.002})
+    )  # as its study wrote it; one epoch of three is what it did
+    found = reproduce("stopped-1/0", Session(results=str(Path(study.folder).parent)))
+    assert found.same
+    assert f"{found.equal} of {found.equal} metric points" in text_of(show_reproduction(found))
+    assert (found.names, found.step) == (("stopped-1/trial-0000", "stopped-1-trial-0000-again-1"), 20)
+
+
+def _write(folder: str, experiment) -> str:
+    Path(folder).mkdir(exist_ok=True)
+    Path(folder, "experiment.yaml").write_text(dump_experiment(experiment))
+    return folder
+
+
+def test_origins_are_noted_once_and_their_differences_named(experiment, digits, tmp_path):
+    exp = experiment("digits_student", PLAIN)
+    manifest = resolve(exp).manifest
+    for device in ("cpu", "cpu", "cuda"):
+        note_origin(str(tmp_path), exp, manifest.fingerprint, device)
+    first, second = read_origins(str(tmp_path))
+    assert first["machine"]["device"] == "cpu"
+    assert first["packages"].keys() >= {
+        "python",
+        "ray",
+        "torch",
+        "timm",
+        "optuna",
+        "mlflow",
+        "pyarrow",
+        "numpy",
+    }
+    assert compare_origins(first, first) == {
+        "code": {},
+        "patch": "",
+        "packages": {},
+        "data": {},
+        "machine": {},
+    }
+    changed = copy.deepcopy(second)
+    changed["code"] |= {"commit": "abc", "changes": "+a line\n"}
+    changed["packages"]["torch"] = "1.0"
+    changed["data"]["fingerprint"] = "other"
+    found = compare_origins(first, changed)
+    assert found["machine"] == {"device": ("cpu", "cuda")}
+    assert found["packages"] == {"torch": (first["packages"]["torch"], "1.0")}
+    assert found["data"] == {"fingerprint": (manifest.fingerprint, "other")}
+    assert found["code"]["commit"] == (first["code"]["commit"], "abc")
+    assert "++a line" in found["patch"].splitlines()
+
+
+def test_images_that_have_changed_are_refused(experiment, tmp_path):
+    exp = experiment("digits_student", PLAIN)
+    manifest = resolve(exp).manifest
+    check_same_inputs(str(tmp_path), exp, manifest.fingerprint)  # nothing was noted, so nothing is known
+    note_origin(str(tmp_path), exp, manifest.fingerprint, "cpu")
+    check_same_inputs(str(tmp_path), exp, manifest.fingerprint)
+    with pytest.raises(
+        UserError, match=r"the data set has changed since .* \(fingerprint changed, then [0-9a-f]{12}\)"
+    ):
+        check_same_inputs(str(tmp_path), exp, "changed")
+
+
+def test_the_code_of_a_repository_is_known_by_commit_and_changes():
+    code = describe_code()
+    if (Path(__file__).parents[2] / ".git").exists():
+        assert len(code["commit"]) == 40
+        assert isinstance(code["changes"], str)
+    else:
+        assert code["commit"] is None
+
+
+def test_points_are_compared_up_to_a_step_and_nan_equals_itself():
+    nan = float("nan")
+    then = {("loss", 1): 1.0, ("loss", 2): nan, ("loss", 3): 2.0, ("loss", 4): 9.0, ("x", 2): 1.0}
+    now = {("loss", 1): 1.0, ("loss", 2): nan, ("loss", 3): 2.5, ("y", 1): 1.0}
+    found = compare_points(then, now, 3)
+    assert found == {
+        "equal": 2,
+        "differing": 1,
+        "first": ("loss", 3, 2.0, 2.5),
+        "missing": [("x", 2)],
+        "added": [("y", 1)],
+    }

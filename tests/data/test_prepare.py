@@ -1,0 +1,273 @@
+"""From a source to shards: digits, class folders of many kinds, and what is refused."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from deit_ray.cli.main import app
+from deit_ray.data import shards, shuffle
+from deit_ray.data.crop import decode
+from deit_ray.data.prepare import prepare
+from deit_ray.errors import UserError
+from tests.support.commands import call
+
+
+def write_image(path, size=(30, 40), grey=False, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = size if grey else (*size, 3)
+    cv2.imwrite(str(path), np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """10 cats and 5 dogs: PNG, JPEG, grey and colour, of several sizes."""
+    for i in range(10):
+        write_image(
+            tmp_path / "pets" / "cat" / f"{i}.{'png' if i % 2 else 'jpg'}",
+            (30 + i, 300),
+            grey=i % 3 == 0,
+            seed=i,
+        )
+    for i in range(5):
+        write_image(tmp_path / "pets" / "dog" / f"{i}.JPEG", (500, 400), seed=i)
+    return tmp_path / "pets"
+
+
+def test_the_digits_are_split_by_class(digits):
+    manifest = shards.read_manifest(digits)
+    assert manifest.classes == [str(d) for d in range(10)]
+    # scikit-learn's digits: 178 to 183 of each class, 1,797 in all; a fifth of each, rounded, is test
+    classes = [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert manifest.class_counts["test"] == [round(n / 5) for n in classes]
+    assert manifest.class_counts["train"] == [n - round(n / 5) for n in classes]
+    assert manifest.rows("train") + manifest.rows("test") == 1797
+
+
+def test_rows_are_in_random_order(digits):
+    (group,) = shards.read_row_groups(f"{digits}/train-00000.parquet", [0])
+    labels = group["label"].to_pylist()
+    assert len(set(labels)) == 10
+    assert labels != sorted(labels)
+
+
+def test_the_same_source_gives_the_same_bytes(tmp_path, digits):
+    again = prepare("digits", str(tmp_path / "again")).manifest
+    assert again.fingerprint == shards.read_manifest(digits).fingerprint
+
+
+def test_a_flat_set_of_class_folders_is_split_and_the_counts_are_printed(folders, tmp_path):
+    prepared = call("data", "prepare", folders, "--out", tmp_path / "out")
+    assert prepared.status == 0, prepared
+    assert "12 train, 3 test images of 2 classes" in prepared.out
+    assert "cat: 8 train, 2 test" in prepared.out
+    assert "dog: 4 train, 1 test" in prepared.out
+
+
+def test_train_and_val_folders_are_kept_apart(folders, tmp_path):
+    write_image(tmp_path / "split" / "val" / "dog" / "0.png")
+    folders.rename(tmp_path / "split" / "train")
+    manifest = prepare(str(tmp_path / "split"), str(tmp_path / "out")).manifest
+    assert manifest.class_counts == {"train": [10, 5], "test": [0, 1]}
+
+
+def test_images_become_rgb_jpeg_of_a_bounded_short_side(folders, tmp_path):
+    prepare(str(folders), str(tmp_path / "out"), short_side=64)
+    (table,) = shards.read_row_groups(str(tmp_path / "out" / "train-00000.parquet"), [0])
+    shapes = {decode(image.as_buffer()).shape for image in table["image"]}
+    assert (80, 64, 3) in shapes  # 500 x 400 scaled to a short side of 64
+    assert all(shape[2] == 3 and min(shape[:2]) <= 64 for shape in shapes)
+
+
+def test_an_unreadable_image_is_left_out_and_listed_with_its_reason(folders, tmp_path):
+    (folders / "dog" / "broken.jpg").write_bytes(b"no image")
+    prepared = prepare(str(folders), str(tmp_path / "out"), max_bad=0.1)
+    assert [name for names in prepared.unreadable.values() for name in names] == ["dog/broken.jpg"]
+    assert sum(prepared.manifest.rows(split) for split in ("train", "test")) == 15
+    split, name, reason = (tmp_path / "out" / "unreadable.csv").read_text().splitlines()[1].split(",")
+    assert prepared.manifest.unreadable == {split: 1}
+    assert (name, reason) == ("dog/broken.jpg", "not an image: it begins with b'no image'")
+
+
+def test_more_unreadable_images_than_allowed_stop_it_and_are_listed(folders, tmp_path):
+    (folders / "dog" / "broken.jpg").write_bytes((folders / "dog" / "0.JPEG").read_bytes()[:5000])
+    arguments = ["data", "prepare", str(folders), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, UserError)
+    assert "1 of 16 images cannot be read, such as dog/broken.jpg (damaged: image file is truncated" in str(
+        result.exception
+    )
+    assert "allowed are --max-bad 0.1%" in str(result.exception)
+    assert "dog/broken.jpg" in (tmp_path / "out" / "unreadable.csv").read_text()
+    with pytest.raises(UserError, match="no prepared data set there"):
+        shards.read_manifest(str(tmp_path / "out"))
+    assert CliRunner().invoke(app, [*arguments, "--max-bad", "7%"]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: None, "no such folder"),
+        (lambda p: write_image(p / "only" / "1.png"), "holds 1 class folders; at least 2"),
+        (lambda p: (write_image(p / "a" / "1.png"), (p / "b").mkdir()), "b: holds no images"),
+        (
+            lambda p: [write_image(p / d / "1.png") for d in ("train/a", "train/b", "test/c")],
+            "has the class 'c'",
+        ),
+    ],
+)
+def test_sources_that_cannot_be_are_refused(tmp_path, make, message):
+    make(tmp_path / "source")
+    with pytest.raises(UserError, match=message):
+        prepare(str(tmp_path / "source"), str(tmp_path / "out"))
+
+
+def test_held_out_images_are_a_fixed_part_of_train(digits):
+    manifest = shards.read_manifest(digits)
+    train, val = (shards.row_groups(digits, manifest, split, 0.1) for split in ("train", "val"))
+    assert val.images == round(0.1 * manifest.rows("train"))
+    assert train.images + val.images == manifest.rows("train")
+    assert int(val.first_id[0]) == train.images
+
+
+def test_a_folder_that_is_no_data_set_is_refused_with_what_to_do(tmp_path):
+    with pytest.raises(UserError, match=r"no prepared data set there .* deit-ray data prepare SOURCE --out"):
+        shards.read_manifest(str(tmp_path))
+
+
+# A preparation goes on where it was
+
+
+def write_source(folder, count: int, size=(20, 24)):
+    """Two classes of small noise JPEGs, in train/ and test/; the first test image is also a training image."""
+    for split, number in (("train", count), ("test", 10)):
+        for i in range(number):
+            write_image(
+                folder / split / ("ab"[i % 2]) / f"{i:05d}.jpg",
+                size,
+                seed=i if split == "train" or i == 0 else 10**6 + i,
+            )
+    return str(folder)
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".parquet", ".json")}
+
+
+def test_the_bytes_do_not_depend_on_the_workers(tmp_path, ray_cluster, monkeypatch):
+    monkeypatch.setattr(shuffle, "PART", 100)
+    source = write_source(tmp_path / "source", 450)
+    one = prepare(source, str(tmp_path / "one"), shard_images=128)  # in this process
+    monkeypatch.setattr(shuffle, "PART", 70)
+    many = prepare(source, str(tmp_path / "many"), shard_images=128, address="local")  # over Ray's four CPUs
+    assert [len(found) for found in many.manifest.splits.values()] == [
+        4,
+        1,
+    ]  # ceil(450 / 128), ceil(10 / 128)
+    assert one.manifest == many.manifest
+    assert contents(tmp_path / "one") == contents(tmp_path / "many")
+    assert {path.name for path in (tmp_path / "many").iterdir()} == {
+        shards.MANIFEST,
+        *(s.file for f in many.manifest.splits.values() for s in f),
+    }
+
+
+def test_every_image_is_there_once_and_the_order_is_random_over_all_shards(tmp_path):
+    source = write_source(tmp_path / "source", 400)
+    prepare(source, str(tmp_path / "out"), shard_images=100)
+    names = [
+        pq.read_table(tmp_path / "out" / f"train-{n:05d}.parquet", columns=["name"])["name"].to_pylist()
+        for n in range(4)
+    ]
+    numbers = [int(name.rpartition("/")[2].removesuffix(".jpg")) for shard in names for name in shard]
+    assert sorted(numbers) == list(range(400))
+    # of 400 shuffled, a shard's numbers have a mean of 199.5 and a standard error of 400 / sqrt(12 x 100) = 11.5
+    assert all(abs(np.mean(numbers[first : first + 100]) - 199.5) < 4 * 11.5 for first in range(0, 400, 100))
+
+
+def test_duplicates_between_train_and_test_are_counted_and_named(tmp_path):
+    manifest = prepare(write_source(tmp_path / "source", 30), str(tmp_path / "out")).manifest
+    assert manifest.duplicates == {"count": 1, "such as": ["a/00000.jpg"]}
+
+
+@pytest.mark.parametrize("harm", ["remove", "damage"])
+def test_only_shards_that_are_missing_or_damaged_are_made_again(tmp_path, harm):
+    source, out = write_source(tmp_path / "source", 400), tmp_path / "out"
+    assert prepare(source, str(out), shard_images=100).written == 5
+    before, times = contents(out), {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    harmed = out / "train-00002.parquet"
+    if harm == "remove":
+        harmed.unlink()
+    else:
+        harmed.write_bytes(before[harmed.name][:1000] + b"x" + before[harmed.name][1001:])
+    assert prepare(source, str(out), shard_images=100).written == 1
+    assert contents(out) == before
+    changed = {
+        path.name
+        for path in out.iterdir()
+        if path.suffix == ".parquet" and path.stat().st_mtime_ns != times[path.name]
+    }
+    assert changed == {harmed.name}
+    assert prepare(source, str(out), shard_images=100).written == 0
+
+
+def test_other_settings_replace_the_data_set(tmp_path):
+    source, out = write_source(tmp_path / "source", 250), tmp_path / "out"
+    first = prepare(source, str(out), shard_images=100).manifest
+    second = prepare(source, str(out), shard_images=200, quality=80).manifest
+    assert second.fingerprint != first.fingerprint
+    assert sorted(path.name for path in out.iterdir()) == [
+        "manifest.json",
+        "test-00000.parquet",
+        "train-00000.parquet",
+        "train-00001.parquet",
+    ]
+
+
+def test_a_source_that_changed_since_is_noticed(tmp_path):
+    source, out = write_source(tmp_path / "source", 30, size=(16, 16)), tmp_path / "out"
+    prepare(source, str(out))
+    image = tmp_path / "source" / "train" / "a" / "00002.jpg"
+    size = image.stat().st_size
+    write_image(image, (16, 16), seed=3)
+    image.write_bytes(image.read_bytes()[:size].ljust(size, b"\0"))  # other pixels, the same size
+    (out / "train-00000.parquet").unlink()
+    with pytest.raises(UserError, match="what was redone differs from what the manifest says"):
+        prepare(source, str(out), max_bad=0.1)
+
+
+def test_a_killed_preparation_goes_on_and_ends_with_the_same_bytes(own_ray, tmp_path):
+    """Killed twice: while images are read, and while shards are written; its Ray's workers go with it."""
+    source, out = write_source(tmp_path / "source", 6000), tmp_path / "out"
+    expected = prepare(source, str(tmp_path / "expected"), shard_images=64).manifest
+    program = f"from deit_ray.data.prepare import prepare; prepare({source!r}, {str(out)!r}, shard_images=64)"
+
+    def run_until(pattern: str, count: int):
+        process = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
+        deadline = time.monotonic() + 120
+        while len(list(out.glob(pattern))) < count and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    run_until(".parts/*.arrow", 1)
+    assert not list(out.glob("*.parquet"))
+    run_until("train-*.parquet", 10)
+    finished = {path.name: path.stat().st_mtime_ns for path in out.glob("train-*.parquet")}
+    assert 10 <= len(finished) < 94
+    assert not (out / shards.MANIFEST).exists()
+    for name in finished:
+        assert (out / name).read_bytes() == (
+            tmp_path / "expected" / name
+        ).read_bytes()  # whole, under its final name
+    prepared = prepare(source, str(out), shard_images=64)
+    assert prepared.manifest == expected
+    assert prepared.written <= 95 - len(finished)  # ceil(6000 / 64) and one of test
+    assert all((out / name).stat().st_mtime_ns == written for name, written in finished.items())

@@ -1,0 +1,126 @@
+"""Prepared data on an object store: a real S3 API server on loopback, and a line to it that is cut in the middle of an upload."""
+
+import contextlib
+import socket
+import threading
+
+import boto3
+import cv2
+import numpy as np
+import pytest
+
+from deit_ray import storage
+from deit_ray.commands.show import show
+from deit_ray.data import shards
+from deit_ray.data.check import check
+from deit_ray.data.prepare import prepare
+from deit_ray.errors import UnavailableError
+from tests.data.test_prepare import contents, write_source
+
+BUCKET = "s3://images"
+
+
+class Line:
+    """Forwards connections to a port; after so many bytes from the client it is dead, in the middle of whatever it carries."""
+
+    def __init__(self, to: int):
+        self.to, self.left = to, None
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.port, self.open = self.server.getsockname()[1], []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut_after(self, count: int | None) -> None:
+        self.left = count
+
+    def _accept(self) -> None:
+        while True:
+            client, _ = self.server.accept()
+            if self.left is not None and self.left <= 0:
+                client.close()
+                continue
+            server = socket.create_connection(("127.0.0.1", self.to))
+            for source, sink, counts in ((client, server, True), (server, client, False)):
+                threading.Thread(target=self._forward, args=(source, sink, counts), daemon=True).start()
+
+    def _forward(self, source: socket.socket, sink: socket.socket, counts: bool) -> None:
+        with contextlib.suppress(OSError):  # the other end has hung up
+            while data := source.recv(1 << 16):
+                if self.left is not None and counts:
+                    self.left -= len(data)
+                    if self.left <= 0:
+                        break
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def line(s3_server, monkeypatch):
+    """A line to an empty bucket, which pyarrow takes."""
+    line = Line(s3_server.port)
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{s3_server.port}")
+    client.create_bucket(Bucket="images")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{line.port}")
+    line.client = client
+    yield line
+    for entry in client.list_objects_v2(Bucket="images").get("Contents", []):
+        client.delete_object(Bucket="images", Key=entry["Key"])
+
+
+def test_prepared_on_s3_is_what_is_prepared_on_a_disk(line, tmp_path):
+    source = write_source(tmp_path / "source", 150)
+    local = prepare(source, str(tmp_path / "out"), shard_images=64).manifest
+    assert prepare(source, f"{BUCKET}/set", shard_images=64).manifest == local
+    assert storage.list_names(f"{BUCKET}/set") == sorted(
+        [shards.MANIFEST, *(s.file for found in local.splits.values() for s in found)]
+    )
+    for name, content in contents(tmp_path / "out").items():
+        assert storage.read_bytes(f"{BUCKET}/set/{name}") == content
+    checked = check(f"{BUCKET}/set")
+    assert (checked.images, checked.problems) == (160, [])
+    show(f"{BUCKET}/set", f"{BUCKET}/sheet.png", samples=2)
+    assert storage.read_bytes(f"{BUCKET}/sheet.png").startswith(b"\x89PNG")
+
+
+def test_a_source_on_s3(line, tmp_path):
+    local = prepare(write_source(tmp_path / "source", 12), str(tmp_path / "out")).manifest
+    for path in (tmp_path / "source").rglob("*.jpg"):
+        line.client.upload_file(str(path), "images", f"source/{path.relative_to(tmp_path / 'source')}")
+    assert prepare(f"{BUCKET}/source", str(tmp_path / "again")).manifest == local
+
+
+def test_an_upload_that_is_cut_leaves_no_shard_and_the_next_call_goes_on(line, tmp_path):
+    """A shard of 12 MB, uploaded in parts, dies half-way, after the part that it is made of has arrived."""
+    noise = np.random.default_rng(0)
+    for split, count in (("train", 95), ("test", 2)):
+        for i in range(count):
+            path = tmp_path / "source" / split / "ab"[i % 2] / f"{i}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(
+                str(path),
+                noise.integers(0, 256, (320, 320, 3), dtype=np.uint8),
+                [cv2.IMWRITE_JPEG_QUALITY, 97],
+            )
+    source, out = str(tmp_path / "source"), f"{BUCKET}/cut"
+    local = prepare(source, str(tmp_path / "out"), short_side=0).manifest
+    size = local.splits["train"][0].bytes
+    assert size > 12_000_000
+    line.cut_after(size + size // 2)
+    with pytest.raises(UnavailableError, match=f"^{out}/train-00000.parquet: cannot be written"):
+        prepare(source, out, short_side=0)
+    line.cut_after(None)
+    assert storage.list_names(out) == [".parts"]
+    assert storage.list_names(f"{out}/.parts") == ["plan.json", "test-00000.arrow", "train-00000.arrow"]
+    assert prepare(source, out, short_side=0).manifest == local
+    assert (
+        storage.read_bytes(f"{out}/train-00000.parquet")
+        == (tmp_path / "out" / "train-00000.parquet").read_bytes()
+    )
+    assert ".parts" not in storage.list_names(out)

@@ -1,0 +1,124 @@
+"""Experiment files: what is allowed is loaded, what is not is refused in one message that says where and why."""
+
+import pytest
+
+from deit_ray.errors import UserError
+from deit_ray.experiment.load import dump_experiment, load_experiment, parse_override
+from tests.conftest import EXPERIMENTS
+
+MINIMAL = "data: {uri: somewhere}\ndistillation: {kind: none}\n"
+
+
+def write(tmp_path, text: str, name: str = "x.yaml"):
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(EXPERIMENTS.glob("*_*er.yaml")) + sorted(EXPERIMENTS.glob("*_search.yaml")),
+    ids=lambda p: p.stem,
+)
+def test_every_shipped_experiment_loads(path):
+    assert load_experiment(path).name == path.stem
+
+
+def test_a_written_experiment_reads_back_equal(tmp_path):
+    experiment = load_experiment(EXPERIMENTS / "digits_search.yaml", {"optim.clip_grad": 1.0})
+    assert load_experiment(write(tmp_path, dump_experiment(experiment, "a comment"))) == experiment
+
+
+def test_a_file_replaces_its_ancestors_values_key_by_key(tmp_path):
+    write(tmp_path, MINIMAL + "optim: {lr: 0.5, min_lr: 0.25}\n", "base.yaml")
+    experiment = load_experiment(write(tmp_path, "extends: base.yaml\noptim: {lr: 1e-3}\n"))
+    assert (experiment.optim.lr, experiment.optim.min_lr, experiment.name) == (1e-3, 0.25, "x")
+
+
+def test_an_override_beats_the_file():
+    assert load_experiment(EXPERIMENTS / "digits_student.yaml", {"optim.lr": 1e-3}).optim.lr == 1e-3
+
+
+def test_override_values_are_read_as_yaml():
+    assert parse_override("optim.lr=1e-3") == ("optim.lr", 1e-3)
+    assert parse_override("data.crop_scale=[0.5, 1]") == ("data.crop_scale", [0.5, 1])
+    with pytest.raises(UserError, match="must be KEY=VALUE"):
+        parse_override("optim.lr")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("optim: {lrr: 1}", ["x.yaml: optim.lrr", "did you mean optim.lr"]),
+        ("optim: {lr: fast}", ["x.yaml: optim.lr", "'fast'", "valid number"]),
+        ("optim: {lr: -1}", ["x.yaml: optim.lr", "-1", "greater than 0"]),
+        ("optim: {lr: .nan}", ["x.yaml: optim.lr", "finite"]),
+        ("train: {epochs: 3.5}", ["x.yaml: train.epochs", "3.5", "integer"]),
+        ("train: {epochs: true}", ["x.yaml: train.epochs", "True", "integer"]),
+        ("augment: {strength: 3}", ["x.yaml: augment.strength", "3", "less than or equal to 2"]),
+        ("augment: {place: gpu}", ["x.yaml: augment.place", "'gpu'", "'auto', 'stream' or 'device'"]),
+        ("data: {uri: d, crop_scale: [0.9, 0.1]}", ["x.yaml: data.crop_scale", "[0.9, 0.1]"]),
+        ("train: {batch_size: 10, workers: 3}", ["train.batch_size", "10", "divide by train.workers (3)"]),
+        ("train: {epochs: 2}\noptim: {warmup_epochs: 2}", ["optim.warmup_epochs", "2", "below train.epochs"]),
+        ("distillation: {kind: hard}", ["distillation.teacher", "missing"]),
+        ("search: {space: {optim.lrr: {log: [1e-4, 1e-2]}}}", ["search.space.optim.lrr", "no such key"]),
+        (
+            "search: {space: {augment.strength: {float: [0, 3]}}}",
+            ["search.space.augment.strength", "3", "equal to 2"],
+        ),
+        ("search: {space: {optim.lr: {log: [0, 1]}}}", ["search.space.optim.lr", "[0, 1]", "above 0"]),
+        ("search: {space: {optim.lr: {log: [1, 0.5]}}}", ["search.space.optim.lr", "low below high"]),
+        ("search: {space: {optim.lr: [1, 2]}}", ["search.space.optim.lr", "exactly one of"]),
+        ("search: {space: {distillation.weight: {float: [0, 1]}}}", ["distillation.weight", "kind is none"]),
+        ("search: {space: {distillation.kind: {choice: [none, warm]}}}", ["distillation", "kind"]),
+        (
+            "search: {space: {train.batch_size: {choice: [64, 63]}}}\ntrain: {workers: 2}",
+            ["train.batch_size", "63"],
+        ),
+        ("search: {space: {data.uri: {choice: [a, b]}}}", ["search.space.data.uri", "cannot be searched"]),
+        (
+            "search: {metric: test/top1, space: {optim.lr: {log: [1e-4, 1]}}}",
+            ["search.metric", "rank_on_test"],
+        ),
+        (
+            "data: {uri: d, holdout: 0}\nsearch: {space: {optim.lr: {log: [1e-4, 1]}}}",
+            ["data.holdout", "no val images"],
+        ),
+        ("optim: {lr: 1}\noptim: {lr: 2}", ["x.yaml", "'optim' stands twice", "line 4"]),
+        ("optim: {lr: !!python/object:os.system x}", ["x.yaml", "python"]),
+        ("optim: {lr: [", ["x.yaml", "line"]),
+        ("1: 2", ["x.yaml", "must be text"]),
+    ],
+)
+def test_what_is_not_allowed_is_refused_with_key_value_and_what_is(tmp_path, text, parts):
+    rest = [line for line in MINIMAL.splitlines(keepends=True) if line.split(":")[0] != text.split(":")[0]]
+    with pytest.raises(UserError) as error:
+        load_experiment(write(tmp_path, "".join(rest) + text + "\n"))
+    assert all(part in str(error.value) for part in parts), str(error.value)
+
+
+def test_a_file_that_is_no_mapping_is_refused(tmp_path):
+    with pytest.raises(UserError, match="a mapping of keys to values"):
+        load_experiment(write(tmp_path, "- 1\n- 2\n"))
+
+
+def test_files_that_contain_one_another_are_refused(tmp_path):
+    write(tmp_path, "extends: b.yaml\n", "a.yaml")
+    write(tmp_path, "extends: a.yaml\n", "b.yaml")
+    with pytest.raises(UserError, match=r"contain one another: a.yaml -> b.yaml -> a.yaml"):
+        load_experiment(tmp_path / "a.yaml")
+
+
+def test_a_missing_file_is_named_with_the_nearest_one():
+    with pytest.raises(
+        UserError, match=r"digits_serch.yaml: no such file; did you mean .*digits_search.yaml"
+    ):
+        load_experiment(EXPERIMENTS / "digits_serch.yaml")
+
+
+def test_an_error_names_the_file_that_set_the_value(tmp_path):
+    write(tmp_path, MINIMAL + "optim: {lr: fast}\n", "base.yaml")
+    with pytest.raises(UserError, match=r"base.yaml: optim.lr"):
+        load_experiment(write(tmp_path, "extends: base.yaml\ntrain: {epochs: 10}\n"))
+    with pytest.raises(UserError, match=r"--set optim.lr: 'slow'"):
+        load_experiment(tmp_path / "x.yaml", {"optim.lr": "slow"})

@@ -1,0 +1,18 @@
+"""Kills from outside, at random moments: the first ones of bench/chaos.py, which has many more."""
+
+import pytest
+
+from bench.chaos import Chaos
+
+
+@pytest.mark.timeout(900)
+def test_nothing_is_lost_or_doubled_when_worker_driver_and_server_are_killed(own_ray, tmp_path):
+    chaos = Chaos(tmp_path, seed=0, trials=3, epochs=2)
+    cards = [("worker", "step"), ("driver", "checkpoint"), ("server", "delivery")]
+    try:
+        chaos.prepare()
+        chaos.disturb("disturbed", cards)
+    finally:
+        chaos.finish()
+    assert chaos.kills == [("worker", "step"), ("driver", "checkpoint"), ("server", "delivery")]
+    assert chaos.counters.notes == []

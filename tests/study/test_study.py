@@ -1,0 +1,227 @@
+"""A real study with a real MLflow, as people run it: from the command line, piped, interrupted, resumed and read back."""
+
+import os
+import re
+import signal
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import timm
+
+from deit_ray.cli.main import main
+from deit_ray.commands.predict import find_model
+from deit_ray.errors import UserError
+from deit_ray.experiment.load import load_experiment
+from deit_ray.study.search import tune
+from deit_ray.study.study import Study
+from deit_ray.trial.needs import Needs
+from tests.conftest import SMALL_STEPS
+from tests.support.commands import (
+    SPACE,
+    call,
+    command,
+    output_of,
+    session_processes,
+    succeeded,
+    wait_for,
+)
+from tests.support.servers import free_port
+from tests.support.tracked import runs_below
+
+
+def test_a_study_runs_is_tracked_and_gives_its_best(finished_study, server):
+    assert finished_study.ended.status == 0, finished_study.ended
+    output = finished_study.ended.out
+    assert re.search(r"best: trial \d+, val/top1_ema [01]\.\d+, test/top1 [01]\.\d+", output), output
+    assert len(output.splitlines()) < 60
+
+    study = Study.open("short-1", str(finished_study.results))
+    board = study.leaderboard()
+    assert sorted(board["trial"]) == [0, 1, 2]
+    states = board.set_index("trial")["state"]
+    # by the seed the second trial's learning rate is 1e-6: it stays where a guess is, and ASHA stops it at once
+    assert (states[0], states[1]) == ("finished", "stopped early")
+    assert states[2] in ("finished", "stopped early")
+    assert study.optuna.trials[1].params["optim.lr"] == 1e-6
+    # the first has the file's own values
+    first = study.optuna.trials[0].params
+    assert first == {"augment.strength": 1.0, "optim.lr": 2e-3, "distillation.weight": 0.5}
+    assert_mlflow_agrees(study, server.uri)
+
+    # the best configuration is an experiment file, its weights load with plain timm
+    best = load_experiment(finished_study.folder / "best.yaml")
+    assert {key: best.get(key) for key in SPACE} == study.best().params
+    assert best.search.space == {}
+    path = find_model("short", str(finished_study.results))
+    assert path == str(finished_study.folder / "model.safetensors")
+    arguments = {
+        "img_size": 16,
+        "patch_size": 4,
+        "embed_dim": 64,
+        "depth": 1,
+        "num_heads": 4,
+        "num_classes": 3,
+    }
+    model = timm.create_model("deit_tiny_distilled_patch16_224", checkpoint_path=path, **arguments)
+    assert model.num_classes == 3
+    status = call("status", "short", "--results", finished_study.results).out
+    assert "short-1" in status
+    assert len(re.findall(r"^ +\d+ +(?:finished|stopped early) ", status, re.MULTILINE)) == 3
+    assert "short-1" in call("status", "--results", finished_study.results).out
+
+
+def assert_mlflow_agrees(study: Study, uri: str) -> None:
+    """Optuna, MLflow and the journals tell the same of a finished study of small trials."""
+    client, runs = mlflow.MlflowClient(uri), runs_below(uri, Path(study.folder).parent)
+    parents = [run for run in runs if run.data.tags["deit_ray.kind"] == "study"]
+    trials = [run for run in runs if run.data.tags["deit_ray.kind"] == "trial"]
+    children = {int(run.data.tags["deit_ray.trial"]): run for run in trials}
+    assert len(parents) == 1
+    assert len(trials) == len(children)
+    assert sorted(children) == [0, 1, 2]
+    for trial in study.optuna.trials:
+        run = children[trial.number]
+        ended = trial.user_attrs["outcome"]
+        assert run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
+        assert run.data.tags["outcome"] == ended
+        assert run.info.status == "FINISHED"
+        assert run.data.tags.get("state") == {"COMPLETE": None, "PRUNED": "PRUNED"}[trial.state.name]
+        params = {key: float(value) for key, value in run.data.params.items()}
+        assert params == pytest.approx(trial.params)
+        curve = client.get_metric_history(run.info.run_id, "val/top1_ema")
+        assert {point.step // SMALL_STEPS: point.value for point in curve} == trial.intermediate_values
+        losses = [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
+        assert losses == list(range(1, max(trial.intermediate_values) * SMALL_STEPS + 1))
+        names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+        assert names == {"experiment.yaml"} | ({"model.safetensors"} if ended == "finished" else set())
+    parent = parents[0]
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["best/val/top1_ema"] == study.best().value
+    assert parent.data.metrics["test/top1"] == study.optuna.user_attrs["test"]["test/top1"]
+
+
+def test_a_study_is_quiet_where_no_terminal_is(own_ray, search_file, tmp_path):
+    output = output_of("tune", search_file(**{"search.trials": 2, "train.epochs": 2}), seconds=240)
+    assert re.search(r"best: trial \d+, val/top1 0\.\d+, test/top1 0\.\d+", output), output
+    assert not re.search(r"\(raylet\)|\(pid=|INFO|WARNING", output), output
+    assert len(output.splitlines()) < 60
+
+
+def test_mlflows_ui_shows_a_runs_curves(finished_run, own_server):
+    port = free_port()
+    with command("ui", "--results", finished_run.results, "--port", port, start_new_session=True) as process:
+        try:
+            assert f"MLflow at http://127.0.0.1:{port}" in process.stdout.readline()
+            wait_for(lambda: process.poll() is not None or answers(f"http://127.0.0.1:{port}/health"), 90)
+            client = mlflow.MlflowClient(f"http://127.0.0.1:{port}")
+            experiment_id = client.get_experiment_by_name("deit_ray").experiment_id
+            (run,) = client.search_runs([experiment_id], "run_name = 'whole-1'")
+            curve = client.get_metric_history(run.info.run_id, "val/top1")
+            assert [point.step for point in curve] == [SMALL_STEPS * epoch for epoch in (1, 2, 3, 4)]
+            os.killpg(process.pid, signal.SIGINT)  # Ctrl-C, as it says
+            wait_for(lambda: not session_processes(process.pid), 30)
+            succeeded["ui"] += 1
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def test_ctrl_c_ends_a_study_cleanly_and_it_can_be_resumed(own_ray, search_file, tmp_path):
+    process = command("tune", search_file(**{"search.trials": 2, "train.epochs": 3}), start_new_session=True)
+    wait_for(lambda: (tmp_path / "results" / "short-1" / "trial-0001" / "journal").exists(), 120)
+    time.sleep(2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to Ray's processes too
+    began = time.monotonic()
+    output = process.communicate(timeout=60)[0]
+    assert time.monotonic() - began < 15
+    assert process.returncode == 130
+    assert "tune --resume short-1" in output
+    wait_for(lambda: not session_processes(process.pid), 15)
+
+    output = command("tune", "--resume", "short-1", "--results", tmp_path / "results").communicate(
+        timeout=240
+    )[0]
+    study = Study.open("short-1", str(tmp_path / "results"))
+    states = [trial.state.name for trial in study.optuna.trials]
+    assert len(states) == 2, output
+    assert set(states) <= {"COMPLETE", "PRUNED"}
+
+
+def test_a_failing_trial_does_not_stop_the_study(ray_cluster, search_file):
+    # two learning rates: one that learns, one that explodes at once
+    space = {"optim.lr": {"choice": [1e-3, 1e30]}}
+    path = search_file(
+        **{"search.space": space, "search.sampler": "random", "search.scheduler": "none"},
+        **{"train.epochs": 2, "search.trials": 2, "seed": 1},
+    )
+    study = tune(load_experiment(path, {"optim.warmup_epochs": 0}))
+    board = study.leaderboard()
+    failed = board[board["optim.lr"] == 1e30]
+    assert len(failed) == 1
+    assert all(failed["state"] == "failed")
+    assert all("NonFiniteLoss: the loss is" in outcome for outcome in failed["outcome"])
+    assert all(board[board["optim.lr"] == 1e-3]["state"] == "finished")
+    assert np.isfinite(study.best().value)
+
+
+def test_a_plan_that_can_never_start_is_refused_with_the_sum(ray_cluster, small):
+    exp = small(**{"train.workers": 8, "search.space": {"optim.lr": {"log": [1e-4, 1e-2]}}})
+    with pytest.raises(
+        UserError,
+        match=r"8 workers x \(0.75 training \+ 0.25 stream\) CPUs = 8 CPUs, but the cluster has 4 CPUs",
+    ):
+        tune(exp)
+
+
+def test_concurrency_follows_from_needs_and_resources(experiment):
+    needs = Needs.of(experiment("digits_student", {"train.workers": 2}), "cuda")
+    assert (needs.gpus, needs.cpus, needs.stream_cpus) == (2, 1.5, 0.5)
+    assert needs.fit({"CPU": 64, "GPU": 7}) == 3
+    assert needs.fit({"CPU": 5, "GPU": 8}) == 2
+    assert needs.fit({"CPU": 64}) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tune"], "name either an experiment file or --resume STUDY"),
+        (["tune", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["tune", "--resume", "nothing"], "nothing: no such study in results; there are: none"),
+        (["train", "{file}", "--set", "optim.lrr=1"], "no such key; did you mean optim.lr?"),
+        (["train", "{file}", "--set", "data.uri=nowhere"], "no prepared data set there"),
+        (["train", "{file}", "--set", "student.model=deit_tny"], "no model named 'deit_tny'"),
+        (
+            ["train", "{file}", "--set", "distillation.teacher.weights=run:nobody"],
+            "no finished run of that name",
+        ),
+        (["predict", "nobody", "x.png"], "nobody: neither a model.safetensors nor a finished run"),
+        (["ui"], "no MLflow database there yet"),
+    ],
+)
+def test_what_cannot_be_ends_in_one_message_before_anything_starts(
+    search_file, tmp_path, monkeypatch, capsys, arguments, message
+):
+    arguments = [argument.format(file=search_file()) for argument in arguments]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["deit-ray", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1
+    output = capsys.readouterr()
+    assert message in output.err
+    assert output.err.startswith("error: ")
+    assert output.out == ""
+    assert not list((tmp_path / "results").glob("*"))

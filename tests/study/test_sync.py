@@ -1,0 +1,195 @@
+"""What sync delivers of studies and runs afterwards, and what a driver tells as it goes: the same."""
+
+import json
+from pathlib import Path
+
+import mlflow
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from deit_ray.errors import UserError
+from deit_ray.experiment.load import dump_experiment
+from deit_ray.outcome import Outcome
+from deit_ray.study import sync as syncing
+from deit_ray.study.observers import Tracking
+from deit_ray.study.study import Study
+from deit_ray.study.sync import end_trial, is_told, start_study, start_trial, sync, tell_study, to_ms
+from deit_ray.terminal.console import Console
+from deit_ray.tracking import tracker as tracking
+from deit_ray.tracking.tracker import Tracker
+from tests.support.tracked import EXPERIMENT, Told, Trial
+
+pytestmark = pytest.mark.usefixtures("impatient")
+
+
+@pytest.fixture
+def study(experiment, proxy) -> Study:
+    """A study of four trials: finished, stopped early, failed, and running, as a killed driver leaves it."""
+    keys = {"name": "short", "tracking.uri": proxy.uri, "tracking.experiment": EXPERIMENT, "search.trials": 4}
+    space = {
+        "search.space": {"optim.lr": {"log": [1e-4, 1e-2]}},
+        "train.epochs": 3,
+        "optim.warmup_epochs": 1,
+        "distillation.kind": "none",
+    }
+    study = Study.create(experiment("digits_student", keys | space | {"search.grace_epochs": 1}))
+    lr = optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True)
+    for state, outcome in (
+        (TrialState.COMPLETE, None),
+        (TrialState.PRUNED, None),
+        (TrialState.FAIL, "failed: OSError: x"),
+        (None, None),
+    ):
+        trial = study.optuna.ask({"optim.lr": lr})
+        trial.report(0.5, 1)
+        Trial(Path(study.trial_folder(trial.number))).measure()
+        if state == TrialState.COMPLETE:
+            Path(study.trial_folder(trial.number), "model.safetensors").write_bytes(b"weights")
+        if outcome:
+            trial.set_user_attr("outcome", outcome)
+        if state:
+            study.optuna.tell(trial.number, 0.5 if state == TrialState.COMPLETE else None, state=state)
+    return study
+
+
+def test_sync_delivers_what_a_study_could_not_and_nothing_twice(study, proxy, monkeypatch):
+    results, told = study.experiment.results.uri, Told()
+    monkeypatch.setattr(tracking, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(syncing, "PATIENCE_S", 1.0)
+    proxy.misbehave("close")  # away, and nothing of the study gets there
+    with Tracker(proxy.uri, EXPERIMENT, None, told) as tracker:
+        parent = start_study(tracker, study)
+        for trial in study.trials()[:2]:
+            end_trial(tracker, study, trial, start_trial(tracker, study, trial, parent))
+    assert len(told) == 2
+    assert told.count_of("tracking is behind") == 1
+    assert (
+        f"3 runs with 20 points not delivered; they are kept in the journals, and delivered by: deit-ray sync {study.name}"
+        in told[1]
+    )
+    with pytest.raises(
+        UserError,
+        match=r"does not take deliveries: 5 runs with 40 points not delivered; .*RemoteDisconnected",
+    ):
+        sync(study.name, results)
+
+    proxy.misbehave("pass")
+    assert sync("short", results) == 5
+    assert_agrees(study, proxy.uri)
+    proxy.seen.clear()
+    assert sync("short", results) == 5
+    assert not [
+        path
+        for path in proxy.seen
+        if path.endswith(("create", "log-batch", "update", "set-tag")) or "artifacts/" in path
+    ]
+
+    # the trial that was left goes on, and the study ends
+    study.optuna.tell(3, 0.7)
+    Trial(Path(study.trial_folder(3))).journal.add({"val/top1": 0.7}, 60)
+    Path(study.trial_folder(3), "model.safetensors").write_bytes(b"best")
+    study.save_best()
+    study.outcome = Outcome.finished()
+    assert sync("short", results) == 5
+    assert_agrees(study, proxy.uri)
+    client = mlflow.MlflowClient(proxy.uri)
+    (parent,) = Trial(Path(study.folder)).runs(proxy.uri)
+    assert (parent.info.status, parent.data.metrics) == ("FINISHED", {"best/val/top1": 0.7})
+    assert {a.path for a in client.list_artifacts(parent.info.run_id)} == {
+        "experiment.yaml",
+        "best.yaml",
+        "model.safetensors",
+    }
+
+
+def assert_agrees(study: Study, uri: str) -> None:
+    """Optuna, the journals and MLflow say the same of every trial."""
+    statuses = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "FAILED", "RUNNING": "RUNNING"}
+    outcomes = {
+        "COMPLETE": "finished",
+        "PRUNED": "stopped early at epoch 1",
+        "FAIL": "failed: OSError: x",
+        "RUNNING": None,
+    }
+    (parent,) = Trial(Path(study.folder)).runs(uri)
+    client = mlflow.MlflowClient(uri)
+    for trial in study.optuna.trials:
+        folder = Trial(Path(study.trial_folder(trial.number)))
+        (run,) = folder.runs(uri)
+        assert (run.info.status, run.data.tags.get("outcome")) == (
+            statuses[trial.state.name],
+            outcomes[trial.state.name],
+        )
+        assert run.data.tags.get("state") == ("PRUNED" if trial.state == TrialState.PRUNED else None)
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert {key: float(value) for key, value in run.data.params.items()} == pytest.approx(trial.params)
+        assert run.info.start_time == int(trial.datetime_start.timestamp() * 1000)
+        assert folder.delivered(uri) == folder.written()
+        artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+        assert artifacts == {"experiment.yaml"} | (
+            {"model.safetensors"} if trial.state == TrialState.COMPLETE else set()
+        )
+
+
+def test_sync_delivers_a_run_of_its_own_and_knows_no_other(experiment, server, tmp_path):
+    exp = experiment(
+        "digits_student",
+        {"tracking.uri": server.uri, "tracking.experiment": EXPERIMENT, "distillation.kind": "none"},
+    )
+    folder = tmp_path / "results" / "digits_student-1"
+    trial = Trial(folder)
+    (folder / "experiment.yaml").write_text(dump_experiment(exp))
+    trial.measure()
+    assert sync("digits_student", exp.results.uri) == 1
+    assert trial.runs(server.uri)[0].info.status == "RUNNING"
+    (folder / "run.json").write_text('{"outcome": "finished"}')
+    sync("digits_student-1", exp.results.uri)
+    assert trial.runs(server.uri)[0].info.status == "FINISHED"
+    assert trial.delivered(server.uri) == trial.written()
+    with pytest.raises(
+        UserError, match=r"nobody: no such run, study or trial in .*; there are: digits_student-1"
+    ):
+        sync("nobody", exp.results.uri)
+
+
+def test_a_study_is_told_as_its_driver_tells_it(study, server):
+    """Whether a tracker hears of a study as it goes or afterwards: the runs are the same."""
+    with Tracker(server.uri, EXPERIMENT, None, Told()) as tracker:
+        assert len(list(tell_study(tracker, study))) == 5
+    assert_agrees(study, server.uri)
+
+
+def test_a_resume_brings_an_early_stopped_run_of_version_0_1_to_its_status_and_tags_once(study, proxy):
+    with Tracker(proxy.uri, EXPERIMENT, None, Told()) as tracker:
+        list(tell_study(tracker, study))
+    client, trials = mlflow.MlflowClient(proxy.uri), [Trial(Path(study.trial_folder(n))) for n in range(3)]
+    (pruned,) = trials[1].runs(proxy.uri)
+    client.set_terminated(pruned.info.run_id, "KILLED")  # as version 0.1 did, which recorded no status
+    client.delete_tag(pruned.info.run_id, "state")
+    for trial in trials:
+        record = trial.record()
+        del record["status"]
+        Path(trial.folder, "tracking.json").write_text(json.dumps(record))
+    assert [is_told(study, number) for number in range(3)] == [True, False, True]
+
+    resume(study)
+    assert_agrees(study, proxy.uri)
+    assert [is_told(study, number) for number in range(3)] == [True, True, True]
+    (again,) = trials[1].runs(proxy.uri)
+    assert again.info.run_id == pruned.info.run_id
+    assert again.info.end_time == to_ms(study.trial(1).ended)
+    assert trials[1].record()["status"] == "FINISHED"
+
+    proxy.seen.clear()
+    resume(study)
+    assert not [path for path in proxy.seen if path.endswith(("create", "log-batch", "update", "set-tag"))]
+
+
+def resume(study: Study) -> None:
+    """What a driver delivers at its start."""
+    tracking = Tracking(study, Console(quiet=True))
+    with tracking.delivering():
+        tracking.study_opened()
+        for number in range(3):
+            tracking.trial_kept(number)

@@ -1,0 +1,113 @@
+"""The command line, in a process of its own or in this one."""
+
+import contextlib
+import io
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+import typer
+
+from deit_ray.cli.main import app, main
+
+DEIT_RAY = [sys.executable, "-m", "deit_ray"]
+SPACE = {
+    "augment.strength": {"float": [0, 2]},
+    "optim.lr": {"log": [3e-4, 1e-2]},
+    "distillation.weight": {"float": [0.1, 0.9]},
+}
+succeeded: Counter[str] = Counter()  # how often each command has ended without an error in this session
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that has ended: its exit status and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+def call(*arguments) -> Ended:
+    """Runs a command in this process, which saves the seconds that a new process takes to import."""
+    out, err = io.StringIO(), io.StringIO()
+    argv = ["deit-ray", *map(str, arguments)]
+    with patch.object(sys, "argv", argv), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as stop:
+            status = stop.code or 0
+    ended = Ended(status, out.getvalue(), err.getvalue())
+    if "--help" not in argv and not any(line.startswith("error: ") for line in ended.err.splitlines()):
+        succeeded[name_of(argv[1:])] += 1
+    return ended
+
+
+def command(*arguments, **options) -> subprocess.Popen:
+    """Starts a command in a process of its own, as people do."""
+    return subprocess.Popen(
+        [*DEIT_RAY, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+
+
+def output_of(*arguments, seconds: float = 120, **options) -> str:
+    """What a command prints until it ends, in a process of its own."""
+    with command(*arguments, **options) as process:
+        return process.communicate(timeout=seconds)[0]
+
+
+def name_of(arguments: list[str]) -> str:
+    """The name of the command that arguments call, such as `data prepare`."""
+    found, names = typer.main.get_command(app), []
+    for word in arguments:
+        if word not in _commands_of(found):
+            break
+        names.append(word)
+        found = _commands_of(found)[word]
+    return " ".join(names)
+
+
+def all_commands() -> list[str]:
+    """The names of all commands that deit-ray has."""
+
+    def below(found, prefix: str) -> list[str]:
+        inner = _commands_of(found)
+        if not inner:
+            return [prefix.strip()]
+        return [name for word, entry in inner.items() for name in below(entry, f"{prefix}{word} ")]
+
+    return below(typer.main.get_command(app), "")
+
+
+def _commands_of(found) -> dict:
+    """The commands of a group; a command has none."""
+    return getattr(found, "commands", {})
+
+
+def wait_for(condition, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def session_processes(session: int) -> list[int]:
+    """Processes of a session, Ray's daemons included."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append(int(entry.name))
+    return found

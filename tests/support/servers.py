@@ -1,0 +1,326 @@
+"""Real servers on loopback ports, for tests and benchmarks: MLflow, PostgreSQL behind it, S3, and a proxy that misbehaves."""
+
+import http.client
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+START_S = 90
+SETTINGS = {
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes that nothing here needs
+    # A request to log a batch takes a second connection while it holds the first: with MLflow's 15 connections a worker's
+    # 40 threads wait for each other, half a minute at a time, as soon as that many writers come at once.
+    "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "50",
+    "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "100",
+    "PYTHONWARNINGS": "ignore",
+}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class MlflowServer:
+    """`mlflow server`, with its database wherever the URI says and its artifacts in a folder. Starts on entering.
+
+    Args:
+        folder: of its artifacts and its log.
+        backend: URI of its database; by default SQLite in the folder.
+        port: to listen on; by default any that is free.
+    """
+
+    def __init__(self, folder: Path, backend: str | None = None, workers: int = 1, port: int | None = None):
+        self.folder, self.workers, self.port = Path(folder), workers, port or free_port()
+        self.backend = backend or f"sqlite:///{self.folder}/mlflow.db"
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen | None = None
+
+    def __enter__(self) -> "MlflowServer":
+        self.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.kill()
+
+    def start(self, wait: bool = True) -> None:
+        options = {
+            "--backend-store-uri": self.backend,
+            "--artifacts-destination": str(self.folder / "artifacts"),
+            "--host": "127.0.0.1",
+            "--port": str(self.port),
+            "--workers": str(self.workers),
+            "--uvicorn-opts": "--log-level warning",
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            *(word for option in options.items() for word in option),
+        ]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / "server.log", "ab") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=os.environ | SETTINGS, start_new_session=True
+            )
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns once the server answers."""
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
+                    return
+            except (urllib.error.URLError, OSError):
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(
+                        f"mlflow server did not start:\n{(self.folder / 'server.log').read_text()[-3000:]}"
+                    ) from None
+                time.sleep(0.1)
+
+    def kill(self) -> None:
+        """SIGKILL to the server and its workers."""
+        if self.process is not None:
+            kill_session(self.process)
+            self.process = None
+
+
+class S3Server:
+    """An S3 API server in this process (moto). Starts on entering."""
+
+    def __init__(self):
+        self.port = free_port()
+
+    def __enter__(self) -> "S3Server":
+        from moto.server import ThreadedMotoServer  # a second, which only tests of S3 need
+
+        self.server = ThreadedMotoServer("127.0.0.1", self.port, verbose=False)
+        self.server.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.server.stop()
+
+
+class Postgres:
+    """A PostgreSQL of its own in a folder of its own, from Debian's binaries; trusts every connection from this machine."""
+
+    def __init__(self):
+        self.port = free_port()
+        self.root = tempfile.mkdtemp(
+            prefix="postgres-"
+        )  # not below pytest's folder, which only its owner may enter
+        self.uri = f"postgresql+psycopg2://postgres@127.0.0.1:{self.port}/postgres"
+        self.process: subprocess.Popen | None = None
+
+    @staticmethod
+    def binaries() -> Path | None:
+        """Where the binaries are, or None: Debian keeps them away from PATH."""
+        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+        on_path = shutil.which("initdb")
+        return found[-1].parent if found else Path(on_path).resolve().parent if on_path else None
+
+    def __enter__(self) -> "Postgres":
+        data = f"{self.root}/data"
+        if os.getuid() == 0:
+            os.chown(self.root, pwd.getpwnam("postgres").pw_uid, -1)
+        command = [
+            self.binaries() / "initdb",
+            "-D",
+            data,
+            "-U",
+            "postgres",
+            "--auth=trust",
+            "-E",
+            "UTF8",
+            "--no-sync",
+        ]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, **self._as_its_user())
+        self.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.kill()
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def start(self) -> None:
+        options = {
+            "listen_addresses": "127.0.0.1",
+            "port": self.port,
+            "unix_socket_directories": "",
+            "max_connections": 400,
+        }
+        command = [self.binaries() / "postgres", "-D", f"{self.root}/data"]
+        command += [word for key, value in options.items() for word in ("-c", f"{key}={value}")]
+        with open(f"{self.root}/log", "ab") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, start_new_session=True, **self._as_its_user()
+            )
+        deadline = time.monotonic() + START_S
+        ready = [self.binaries() / "pg_isready", "-h", "127.0.0.1", "-p", str(self.port)]
+        while subprocess.run(ready, stdout=subprocess.DEVNULL).returncode:
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"PostgreSQL did not start:\n{Path(self.root, 'log').read_text()[-3000:]}")
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """SIGKILL to the server and its children; what was committed is in its log, and there again after `start`."""
+        if self.process is not None:
+            kill_tree(self.process)
+            self.process = None
+
+    @staticmethod
+    def _as_its_user() -> dict:
+        """PostgreSQL refuses to run as root."""
+        return {"user": "postgres", "cwd": "/"} if os.getuid() == 0 else {"cwd": "/"}
+
+
+def kill_session(process: subprocess.Popen) -> None:
+    """Kills a process that leads a session, and all that belong to its group."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def kill_tree(process: subprocess.Popen) -> None:
+    """Kills a process and its children, which may lead groups of their own, as PostgreSQL's do; waits until they are gone."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for pid in [process.pid, *map(int, children)]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait()
+    deadline = time.monotonic() + 10
+    while any(is_alive(int(pid)) for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+class Proxy:
+    """Stands before a server and misbehaves as it is told.
+
+    Attributes:
+        mode: pass; delay (answers after `delay_s`); refuse_before (answers 500, the server hears nothing); fail_after (the
+            server does it, and the answer is 500); garbage (200 and no JSON); hang (never answers); close (hangs up).
+        only: misbehaves only where this is a part of the path.
+        times: how many requests it does so with; then it passes. None for ever.
+        seen: the paths that were asked for.
+    """
+
+    def __init__(self, port: int):
+        self.mode, self.only, self.times, self.delay_s = "pass", "", None, 3.0
+        self.seen: list[str] = []
+        self.target, self.over = port, threading.Event()
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.server.daemon_threads = True
+        self.uri = f"http://127.0.0.1:{self.server.server_address[1]}"
+        self.thread = threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        )
+
+    def __enter__(self) -> "Proxy":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.over.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+    def misbehave(self, mode: str, only: str = "", times: int | None = None) -> None:
+        self.mode, self.only, self.times = mode, only, times
+
+    def _mode_for(self, path: str) -> str:
+        self.seen.append(path)
+        if self.mode == "pass" or self.only not in path or self.times == 0:
+            return "pass"
+        if self.times is not None:
+            self.times -= 1
+        return self.mode
+
+    def _handler(proxy):
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_any(self):
+                body = self._read_body()
+                mode = proxy._mode_for(self.path)
+                if mode == "hang":
+                    proxy.over.wait()
+                if mode in ("hang", "close"):
+                    self.close_connection = True
+                    return
+                if mode == "delay":
+                    time.sleep(proxy.delay_s)
+                if mode == "refuse_before":
+                    return self._answer(500, b"Internal Server Error")
+                if mode == "garbage":
+                    return self._answer(200, b"<html>Welcome to nginx!</html>")
+                connection = http.client.HTTPConnection("127.0.0.1", proxy.target, timeout=60)
+                try:
+                    headers = {
+                        k: v
+                        for k, v in self.headers.items()
+                        if k.lower() not in ("host", "transfer-encoding", "content-length")
+                    }
+                    connection.request(self.command, self.path, body, headers)
+                    response = connection.getresponse()
+                    content, status, kind = (
+                        response.read(),
+                        response.status,
+                        response.getheader("Content-Type", ""),
+                    )
+                except OSError:
+                    content, status, kind = b"Bad Gateway", 502, "text/plain"
+                finally:
+                    connection.close()
+                if mode == "fail_after":
+                    content, status, kind = b"Internal Server Error", 500, "text/plain"
+                self._answer(status, content, kind)
+
+            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = handle_any
+
+            def _read_body(self) -> bytes:
+                if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+                    return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                body = b""
+                while size := int(self.rfile.readline(), 16):
+                    body += self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
+                return body
+
+            def _answer(self, status: int, content: bytes, kind: str = "text/plain") -> None:
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *arguments):
+                pass
+
+        return Handler

@@ -1,0 +1,88 @@
+"""Runs to track: folders with journals, and what of them is in MLflow."""
+
+import json
+from pathlib import Path
+
+import mlflow
+
+from deit_ray.outcome import Outcome
+from deit_ray.results.journal import JournalWriter, iterate_points
+from deit_ray.tracking.tracked import Run
+from deit_ray.tracking.tracker import Tracker
+
+EXPERIMENT = "tests"
+FINISHED = Outcome.finished()
+
+
+class Told(list):
+    """What a person was told."""
+
+    def __call__(self, text: str) -> None:
+        self.append(text)
+
+    def count_of(self, words: str) -> int:
+        return sum(words in text for text in self)
+
+
+class Trial:
+    """A trial's folder, with its journal."""
+
+    def __init__(self, folder: Path):
+        self.folder = str(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "experiment.yaml").exists():
+            (folder / "experiment.yaml").write_text("name: x\n")
+        self.journal, self.step = JournalWriter(f"{folder}/journal"), 0
+
+    def measure(self, points: int = 5) -> None:
+        for _ in range(points):
+            self.step += 1
+            self.journal.add({"train/loss": 1 / self.step, "val/top1": self.step / 100}, self.step)
+        self.journal.flush()
+
+    def record(self) -> dict:
+        return json.loads(Path(self.folder, "tracking.json").read_text())
+
+    def change_record(self, **values) -> None:
+        Path(self.folder, "tracking.json").write_text(json.dumps(self.record() | values))
+
+    def written(self) -> list[tuple]:
+        return sorted((p.name, p.step, p.value, p.time_ms) for p in iterate_points(f"{self.folder}/journal"))
+
+    def runs(self, uri: str) -> list:
+        """Its runs in MLflow that nobody deleted."""
+        client = mlflow.MlflowClient(uri)
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        return (
+            client.search_runs([experiment.experiment_id], f"tags.`deit_ray.folder` = '{self.folder}'")
+            if experiment
+            else []
+        )
+
+    def delivered(self, uri: str) -> list[tuple]:
+        """The points of its only run in MLflow."""
+        (run,) = self.runs(uri)
+        return sorted((p.key, p.step, p.value, p.timestamp) for p in history_of(uri, run))
+
+
+def runs_below(uri: str, folder) -> list:
+    """The MLflow runs of a results folder: of its runs, studies and trials."""
+    client = mlflow.MlflowClient(uri)
+    experiment_id = client.get_experiment_by_name("deit_ray").experiment_id
+    return client.search_runs([experiment_id], f"tags.`deit_ray.folder` LIKE '{folder}/%'", max_results=1000)
+
+
+def history_of(uri: str, run) -> list:
+    """All points of a run in MLflow."""
+    client = mlflow.MlflowClient(uri)
+    return [point for name in run.data.metrics for point in client.get_metric_history(run.info.run_id, name)]
+
+
+def start(tracker: Tracker, trial: Trial, **options) -> Run:
+    return tracker.start_run("trial 000", {"kind": "trial"}, {"optim.lr": 1e-3}, trial.folder, **options)
+
+
+def deliver(uri: str, trial: Trial, told: Told | None = None, outcome: Outcome = FINISHED) -> None:
+    """The whole life of a run, in one go."""
+    with Tracker(uri, EXPERIMENT, None, told if told is not None else Told()) as tracker:
+        tracker.end_run(start(tracker, trial), outcome, trial.folder)

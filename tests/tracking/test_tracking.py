@@ -1,0 +1,326 @@
+"""What MLflow gets, from real servers that are late, killed, slow, wrong or away: every run and point, once."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from deit_ray.outcome import Outcome
+from deit_ray.tracking import tracker
+from deit_ray.tracking.tracked import Record
+from deit_ray.tracking.tracker import Tracker
+from tests.support.commands import wait_for
+from tests.support.servers import MlflowServer, Postgres, free_port
+from tests.support.tracked import EXPERIMENT, Told, Trial, deliver, start
+
+pytestmark = pytest.mark.usefixtures("impatient")
+
+
+@pytest.fixture
+def trial(tmp_path) -> Trial:
+    return Trial(tmp_path / "short-1" / "trial-0000")
+
+
+def test_a_server_that_starts_late_and_is_killed_in_between_gets_everything_once(server, trial):
+    told = Told()
+    server.kill()
+    trial.measure()
+    try:
+        with Tracker(server.uri, EXPERIMENT, None, told) as tracker:
+            run = start(tracker, trial)
+            wait_for(lambda: told.count_of("tracking is behind") == 1)
+            server.start()
+            wait_for(lambda: told.count_of("tracking caught up") == 1)
+            server.kill()
+            trial.measure()
+            tracker.end_run(run, Outcome.finished(), trial.folder)
+            wait_for(lambda: told.count_of("tracking is behind") == 2)
+            server.start()
+            wait_for(lambda: run.closed)
+            assert trial.delivered(server.uri) == trial.written()
+            assert trial.runs(server.uri)[0].info.status == "FINISHED"
+    finally:
+        if server.process is None:
+            server.start()
+    assert len(told) in (
+        3,
+        4,
+    )  # behind, caught up, behind, and the second catching up unless that is just being told
+
+
+@pytest.mark.parametrize("mode", ["close", "refuse_before", "garbage"])
+def test_what_a_server_did_not_take_at_first_arrives(proxy, trial, mode):
+    told = Told()
+    trial.measure()
+    proxy.misbehave(mode, times=4)
+    deliver(proxy.uri, trial, told)
+    assert trial.delivered(proxy.uri) == trial.written()
+    assert [text.split(":")[0] for text in told] == ["tracking is behind", "tracking caught up"]
+
+
+def test_what_a_server_did_though_it_said_500_is_not_done_twice(proxy, trial):
+    with Tracker(proxy.uri, EXPERIMENT, None, Told()) as tracker:
+        for path in ("runs/create", "log-batch", "runs/create", "runs/update", "log-batch"):
+            trial.measure()
+            proxy.misbehave("fail_after", path, times=2)
+            run = start(tracker, trial)
+            wait_for(lambda run=run: run.segments == trial.journal.segments)
+            tracker.end_run(run, Outcome.finished(), trial.folder, metrics={"best": 0.5})
+            wait_for(lambda run=run: run.closed)
+    assert sum("runs/create" in path for path in proxy.seen) == 1
+    (run,) = trial.runs(proxy.uri)
+    assert [p for p in trial.delivered(proxy.uri) if p[0] != "best"] == trial.written()
+    assert len(mlflow.MlflowClient(proxy.uri).get_metric_history(run.info.run_id, "best")) == 1
+
+
+def test_training_does_not_wait_for_a_slow_server_and_its_thread_shows_that_it_delivers(server, proxy, trial):
+    proxy.delay_s = 0.2
+    proxy.misbehave("delay")
+    begin = time.monotonic()
+    with Tracker(proxy.uri, EXPERIMENT, None, Told()) as tracker:
+        run = start(tracker, trial)
+        trial.measure()
+        tracker.end_run(run, Outcome.stopped_early(3), trial.folder)
+        assert time.monotonic() - begin < 0.3
+        comm = Path(f"/proc/self/task/{tracker.thread.native_id}/comm")
+        wait_for(lambda: comm.read_text() == "delivery\n")
+        wait_for(lambda: run.closed)
+        wait_for(lambda: comm.read_text() == "tracking\n")
+    assert trial.delivered(server.uri) == trial.written()
+    (kept,) = trial.runs(server.uri)
+    assert (kept.info.status, kept.data.tags["outcome"]) == ("FINISHED", "stopped early at epoch 3")
+
+
+def test_a_repeated_delivery_doubles_nothing(server, trial):
+    trial.measure()
+    deliver(server.uri, trial)
+    first = trial.delivered(server.uri)
+    for forgotten in (
+        {"segments": 0, "outcome": None},
+        {"run_id": None, "segments": 0, "outcome": None, "described": False},
+    ):
+        trial.change_record(**forgotten)  # as where a driver was killed before it had noted what it did
+        trial.measure()
+        deliver(server.uri, trial)
+        assert trial.delivered(server.uri) == trial.written() != first
+
+
+def test_an_early_stop_of_an_earlier_version_is_brought_up_to_date_once_and_a_resume_takes_it_back(
+    proxy, trial
+):
+    early = Outcome.stopped_early(3)
+    trial.measure()
+    deliver(proxy.uri, trial, outcome=early)
+    (run,) = trial.runs(proxy.uri)
+    ended_ms = run.info.end_time
+    client = mlflow.MlflowClient(proxy.uri)
+    client.delete_tag(run.info.run_id, "state")  # the earlier version set no such tag, another status,
+    client.set_terminated(run.info.run_id, "KILLED", ended_ms)
+    record = trial.record()
+    assert record.pop("status") == "FINISHED"
+    Path(trial.folder, "tracking.json").write_text(json.dumps(record))  # and recorded none
+    assert not Record.read(trial.folder).is_delivered(early)
+
+    for changes in (["log-batch", "update"], []):
+        proxy.seen.clear()
+        deliver(proxy.uri, trial, outcome=early)
+        asked = [path.rpartition("/")[2].partition("?")[0] for path in proxy.seen]
+        assert [name for name in asked if name not in ("get", "get-by-name", "search")] == changes
+        assert Record.read(trial.folder).is_delivered(early)
+        (run,) = trial.runs(proxy.uri)
+        assert (run.info.status, run.data.tags["outcome"], run.data.tags["state"]) == (
+            "FINISHED",
+            "stopped early at epoch 3",
+            "PRUNED",
+        )
+    assert trial.delivered(proxy.uri) == trial.written()
+
+    with Tracker(proxy.uri, EXPERIMENT, None, Told()) as tracker:
+        resumed = start(tracker, trial)
+        wait_for(lambda: resumed.seen and trial.runs(proxy.uri)[0].info.status == "RUNNING")
+        assert not {"outcome", "state"} & set(trial.runs(proxy.uri)[0].data.tags)
+        assert (trial.record()["outcome"], trial.record()["status"]) == (None, None)
+        tracker.end_run(resumed, Outcome.finished(), trial.folder)
+    (run,) = trial.runs(proxy.uri)
+    assert (run.info.status, run.data.tags["outcome"]) == ("FINISHED", "finished")
+    assert "state" not in run.data.tags
+
+
+def test_a_server_that_does_not_know_the_run_gets_all_of_it_anew(server, trial, tmp_path):
+    trial.measure()
+    deliver(server.uri, trial)
+    client = mlflow.MlflowClient(server.uri)
+
+    trial.change_record(run_id="0" * 32, id="1" * 32)  # a new database
+    client.delete_run(trial.runs(server.uri)[0].info.run_id)
+    deliver(server.uri, trial)
+    assert trial.delivered(server.uri) == trial.written()
+
+    told = Told()
+    with Tracker(server.uri, EXPERIMENT, None, told) as tracker:  # somebody deletes it while it is written
+        run = start(tracker, trial)
+        wait_for(lambda: run.seen)
+        client.delete_run(run.record.run_id)
+        trial.measure()
+        wait_for(lambda: run.segments == 2)
+        tracker.end_run(run, Outcome.finished(), trial.folder)
+    assert trial.delivered(server.uri) == trial.written()
+    assert told == []
+
+    other = f"sqlite:///{tmp_path}/other.db"
+    deliver(other, trial)  # another tracking URI
+    assert trial.delivered(other) == trial.written()
+    assert trial.record()["uri"] == other
+
+
+def test_a_run_that_there_is_twice_is_mended(server, proxy, trial, tmp_path):
+    told, study, client = Told(), Trial(tmp_path / "short-1"), mlflow.MlflowClient(server.uri)
+    trial.measure()
+    with Tracker(proxy.uri, EXPERIMENT, None, told) as tracker:
+        proxy.misbehave("refuse_before", "runs/create", times=1)
+        parent = tracker.start_run("short-1", {"kind": "study"}, {}, study.folder, journal=False)
+        wait_for(lambda: parent.seen)
+        proxy.misbehave("refuse_before", "runs/create", times=1)
+        run = start(tracker, trial, parent=parent)
+        wait_for(lambda: run.segments == 1)
+        for folder, existing in (
+            (study.folder, parent),
+            (trial.folder, run),
+        ):  # requests that had seemed lost, done late
+            tags = {"deit_ray.id": existing.record.id, "deit_ray.folder": folder}
+            client.create_run(tracker.server.experiment_id, existing.started_ms - 1, tags)
+        assert (len(trial.runs(server.uri)), len(study.runs(server.uri))) == (2, 2)
+        tracker.end_run(run, Outcome.finished(), trial.folder)
+        wait_for(lambda: run.closed)
+        tracker.end_run(parent, Outcome.finished(), study.folder)
+    assert trial.delivered(server.uri) == trial.written()
+    (kept,), (kept_parent,) = trial.runs(server.uri), study.runs(server.uri)
+    assert kept.info.start_time == run.started_ms - 1  # the earliest
+    assert kept_parent.info.start_time == parent.started_ms - 1
+    assert kept.data.tags["mlflow.parentRunId"] == kept_parent.info.run_id
+    assert kept.data.params == {"optim.lr": "0.001"}
+
+
+def test_what_mlflow_refuses_is_told_once_and_stops_nothing_else(server, trial, tmp_path):
+    told, other = Told(), Trial(tmp_path / "short-1" / "trial-0001")
+    trial.journal.add({"no!such?name": 1.0}, 1)
+    trial.journal.flush()
+    trial.measure()
+    other.measure()
+    Path(trial.folder, "model.safetensors").mkdir()  # cannot be read
+    with Tracker(server.uri, EXPERIMENT, None, told) as tracker:
+        run = tracker.start_run("x" * 300, {"note": "t\0" * 9000}, {"long": "p" * 7000}, trial.folder)
+        tracker.end_run(run, Outcome.failed("r" * 9000), trial.folder, "model.safetensors")
+        tracker.end_run(start(tracker, other), Outcome.finished(), other.folder)
+    assert trial.delivered(server.uri) == [point for point in trial.written() if point[0] != "no!such?name"]
+    assert other.delivered(server.uri) == other.written()
+    (kept,) = trial.runs(server.uri)
+    assert kept.info.status == "FAILED"
+    assert (len(kept.data.params["long"]), len(kept.data.tags["outcome"])) == (6000, 8000)
+    assert len(told) == 2
+    assert (
+        told.count_of("its points cannot be delivered to MLflow")
+        == told.count_of("its model.safetensors cannot be delivered")
+        == 1
+    )
+    assert trial.record()["segments"] == 0  # so that a sync tries it again
+
+
+def test_what_fails_for_one_run_for_ever_does_not_stop_the_others(proxy, trial, tmp_path):
+    told, others = Told(), [Trial(tmp_path / "short-1" / f"trial-{number}") for number in (1, 2)]
+    proxy.misbehave("refuse_before", "mlflow-artifacts")
+    for other in others:
+        Path(other.folder, "experiment.yaml").unlink()
+        other.measure()
+    with Tracker(proxy.uri, EXPERIMENT, None, told) as tracker:
+        run = start(tracker, trial)
+        wait_for(lambda: told.count_of("tracking is behind") == 1)
+        for other in others:
+            tracker.end_run(start(tracker, other), Outcome.finished(), other.folder)
+        wait_for(
+            lambda: all(other.runs(proxy.uri) and other.record()["outcome"] == "finished" for other in others)
+        )
+        assert not run.seen
+        proxy.misbehave("pass")
+        wait_for(lambda: told.count_of("tracking caught up") == 1)
+    assert len(told) == 2
+    assert [other.delivered(proxy.uri) for other in others] == [other.written() for other in others]
+
+
+HANGING = """
+import sys, time
+from deit_ray.tracking.tracker import Tracker
+from deit_ray.results.journal import JournalWriter
+folder, uri = sys.argv[1:]
+journal = JournalWriter(folder + "/trial-0000/journal")
+journal.add({"train/loss": 1.0}, 1)
+journal.flush()
+import mlflow  # what comes now is timed without its import
+from mlflow.tracking import MlflowClient
+began = time.monotonic()
+try:
+    with Tracker(uri, "tests", None, print) as tracker:
+        parent = tracker.start_run("short-1", {}, {}, folder, journal=False)
+        tracker.start_run("trial", {}, {}, folder + "/trial-0000", parent)
+        time.sleep(0.5)
+        raise KeyboardInterrupt
+except KeyboardInterrupt:
+    print(time.monotonic() - began)
+"""
+
+
+def test_a_server_that_accepts_and_never_answers_does_not_hold_the_exit(proxy, tmp_path):
+    proxy.misbehave("hang")
+    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_HTTP_REQUEST_TIMEOUT"}
+    arguments = [sys.executable, "-c", HANGING, str(tmp_path / "results" / "short-1"), proxy.uri]
+    done = subprocess.run(
+        arguments, capture_output=True, text=True, timeout=60, cwd=tmp_path, env=environment
+    )
+    told, elapsed = done.stdout.splitlines()
+    assert float(elapsed) < tracker.HASTE_S + 2
+    assert told.endswith(
+        "2 runs with 1 point not delivered; they are kept in the journals, and delivered by: deit-ray sync short-1"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(
+    Postgres.binaries() is None, reason="PostgreSQL's initdb is neither in /usr/lib/postgresql nor on PATH"
+)
+def test_postgresql_killed_behind_the_server_loses_and_doubles_nothing(own_server, tmp_path):
+    trials, told = [Trial(tmp_path / "short-1" / f"trial-{number}") for number in range(4)], Told()
+    with Postgres() as postgres, MlflowServer(tmp_path / "mlflow", postgres.uri) as server:
+        with Tracker(server.uri, EXPERIMENT, None, told) as tracker:
+            runs = [start(tracker, trial) for trial in trials]
+            writing = threading.Thread(
+                target=lambda: [(trial.measure(50), time.sleep(0.02)) for _ in range(10) for trial in trials]
+            )
+            writing.start()
+            wait_for(lambda: any(run.segments for run in runs))
+            postgres.kill()
+            wait_for(lambda: told.count_of("tracking is behind") == 1)
+            writing.join()
+            postgres.start()
+            for run, trial in zip(runs, trials, strict=True):
+                tracker.end_run(run, Outcome.finished(), trial.folder)
+        assert all(len(trial.delivered(server.uri)) == 1000 for trial in trials)
+        assert all(trial.delivered(server.uri) == trial.written() for trial in trials)
+        for trial in trials:
+            trial.change_record(segments=0, outcome=None)
+            deliver(server.uri, trial)
+        assert all(trial.delivered(server.uri) == trial.written() for trial in trials)
+
+
+def test_a_port_where_nothing_listens_is_told_once(trial, monkeypatch):
+    monkeypatch.setattr(tracker, "PATIENCE_S", 1.0)
+    told, begin = Told(), time.monotonic()
+    trial.measure()
+    deliver(f"http://127.0.0.1:{free_port()}", trial, told)
+    assert time.monotonic() - begin < 4
+    assert [text.split(":")[0] for text in told] == ["tracking is behind", "MLflow at http"]
