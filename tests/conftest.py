@@ -24,6 +24,7 @@ from deit_ray.experiment.load import dump_experiment, load_experiment
 from tests.support import commands
 from tests.support.commands import SPACE
 from tests.support.data import write_tints
+from tests.support.mistakes import all_commands
 from tests.support.servers import MlflowServer, Proxy, S3Server
 
 ROOT = Path(__file__).parent.parent
@@ -91,7 +92,7 @@ def pytest_terminal_summary(terminalreporter, exitstatus, config) -> None:
 
 
 def _never_called() -> list[str]:
-    return [name for name in commands.all_commands() if not commands.succeeded[name]]
+    return [name for name in all_commands() if not commands.succeeded[name]]
 
 
 # Data and experiments

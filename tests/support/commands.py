@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
-import typer
-
-from deit_ray.cli.main import app, main
+from deit_ray.cli.main import main
+from tests.support.mistakes import all_commands
 
 DEIT_RAY = [sys.executable, "-m", "deit_ray"]
 SPACE = {
@@ -65,31 +64,8 @@ def output_of(*arguments, seconds: float = 120, **options) -> str:
 
 
 def name_of(arguments: list[str]) -> str:
-    """The name of the command that arguments call, such as `data prepare`."""
-    found, names = typer.main.get_command(app), []
-    for word in arguments:
-        if word not in _commands_of(found):
-            break
-        names.append(word)
-        found = _commands_of(found)[word]
-    return " ".join(names)
-
-
-def all_commands() -> list[str]:
-    """The names of all commands that deit-ray has."""
-
-    def below(found, prefix: str) -> list[str]:
-        inner = _commands_of(found)
-        if not inner:
-            return [prefix.strip()]
-        return [name for word, entry in inner.items() for name in below(entry, f"{prefix}{word} ")]
-
-    return below(typer.main.get_command(app), "")
-
-
-def _commands_of(found) -> dict:
-    """The commands of a group; a command has none."""
-    return getattr(found, "commands", {})
+    """The name of the command that arguments call, such as `data prepare`; empty where they name none."""
+    return next((name for name in all_commands() if arguments[: len(name.split())] == name.split()), "")
 
 
 def wait_for(condition, seconds: float = 30) -> None:
