@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.commands import session_processes  # noqa: E402
+from tests.support.commands import session_processes  # noqa: E402
 
 COMMAND_S = 900.0  # a command that takes longer hangs
 CHECKPOINTS = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
