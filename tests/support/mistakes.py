@@ -1,4 +1,8 @@
-"""Mistakes that a person makes with the commands of deit-ray."""
+"""Every command of the command line, and mistakes that a person makes with it."""
+
+import typer
+
+from deit_ray.cli.main import app
 
 # arguments that a command needs before its options are looked at; nothing of them exists
 NEEDED = {
@@ -29,6 +33,16 @@ BAD_OPTIONS = {  # types and bounds of options, and options that do not go toget
     "stop": [["first"]],
     "ui": [["--port", "http"]],
 }
+
+
+def all_commands(group=None, prefix: str = "") -> list[str]:
+    """The names of all commands, such as `tune` and `data prepare`."""
+    group = group or typer.main.get_command(app)
+    names = []
+    for name, command in group.commands.items():
+        full = f"{prefix}{name}"
+        names += all_commands(command, f"{full} ") if hasattr(command, "commands") else [full]
+    return names
 
 
 def mistakes_of(command: str, experiment: str) -> list[list[str]]:
