@@ -22,9 +22,8 @@ import pytest
 from deit_ray.data.prepare import prepare
 from deit_ray.experiment.load import dump_experiment, load_experiment
 from tests.support import commands
-from tests.support.commands import SPACE
+from tests.support.commands import SPACE, all_commands
 from tests.support.data import write_tints
-from tests.support.mistakes import all_commands
 from tests.support.servers import MlflowServer, Proxy, S3Server
 
 ROOT = Path(__file__).parent.parent

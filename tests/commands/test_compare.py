@@ -45,7 +45,7 @@ def text_of(shown) -> str:
     return capture.get()
 
 
-def test_a_trial_of_a_study_can_be_had_again_as_far_as_it_came_and_what_was_changed_is_found(
+def test_a_trial_of_a_study_is_reproduced_as_far_as_it_came_and_a_changed_point_is_found(
     finished_study, tmp_path
 ):
     copy = finished_study.copy(tmp_path / "results")
@@ -55,13 +55,15 @@ def test_a_trial_of_a_study_can_be_had_again_as_far_as_it_came_and_what_was_chan
     place = next(i for i, (name, _, step, _) in enumerate(lines) if (name, step) == ("train/loss", 3))
     was, lines[place][1] = lines[place][1], 1.5
     segment.write_text("\n".join(json.dumps(line) for line in lines))
-    points = len(points_of(str(copy.folder / "trial-0001")))
+    measured = points_of(str(copy.folder / "trial-0001"))
+    points, last = len(measured), max(step for _, step in measured)
     assert points > SMALL_STEPS * 3
+    assert last >= SMALL_STEPS  # its workers go on until they are told to stop
     again = call("reproduce", "short/1", "--results", copy.results)
     assert again.status == 1
     shown = " ".join(again.out.split())
     assert (
-        f"short-1-trial-0001-again-1: {points - 1} of {points} metric points up to step {SMALL_STEPS} "
+        f"short-1-trial-0001-again-1: {points - 1} of {points} metric points up to step {last} "
         "equal those of short-1/trial-0001" in shown
     )
     assert f"1 differ, first train/loss at step 3: 1.5 then, {was!r} now" in shown

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
-from deit_ray.cli.main import main
-from tests.support.mistakes import all_commands
+import typer
+
+from deit_ray.cli.main import app, main
 
 DEIT_RAY = [sys.executable, "-m", "deit_ray"]
 SPACE = {
@@ -61,6 +62,18 @@ def output_of(*arguments, seconds: float = 120, **options) -> str:
     """What a command prints until it ends, in a process of its own."""
     with command(*arguments, **options) as process:
         return process.communicate(timeout=seconds)[0]
+
+
+def all_commands() -> list[str]:
+    """The names of all commands, such as `tune` and `data prepare`."""
+
+    def below(command, prefix: str) -> list[str]:
+        inner = getattr(command, "commands", {})  # of a group
+        if not inner:
+            return [prefix.strip()]
+        return [name for word, entry in inner.items() for name in below(entry, f"{prefix}{word} ")]
+
+    return below(typer.main.get_command(app), "")
 
 
 def name_of(arguments: list[str]) -> str:
