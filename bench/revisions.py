@@ -13,10 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from tests.support.commands import session_processes  # noqa: E402
-
 COMMAND_S = 900.0  # a command that takes longer hangs
 CHECKPOINTS = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
 FIND_PACKAGE = "import importlib.util; print(importlib.util.find_spec('deit_ray').origin)"
@@ -102,7 +98,7 @@ class CommandLine:
         try:
             yield process
         finally:
-            while left := session_processes(process.pid):
+            while left := processes_of(process.pid):
                 for pid in left:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
@@ -114,3 +110,15 @@ class CommandLine:
     def _error(self, arguments: tuple[str, ...], problem: str, output: str = "") -> RuntimeError:
         log = self.log.read_text(errors="replace")[-3000:]
         return RuntimeError(f"{' '.join(arguments)}: {problem}\n{output}{log}")
+
+
+def processes_of(session: int) -> list[int]:
+    """The processes of a session that still run, Ray's daemons included."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                state, _, _, its_session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+                if int(its_session) == session and state != "Z":
+                    found.append(int(entry.name))
+    return found

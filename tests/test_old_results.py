@@ -1,0 +1,183 @@
+"""Results of an earlier version: a later version shows them, goes on with them, and delivers them to MLflow.
+
+bench/make_old_results.py says what is in the archive, and how it was made.
+"""
+
+import json
+import sqlite3
+import tarfile
+from pathlib import Path
+
+import mlflow
+import optuna
+import pytest
+
+from tests.support.commands import call
+
+ARCHIVE = Path(__file__).parent / "data" / "results-0.1.tar.xz"
+EPOCH = 40  # steps: 1,294 of 1,438 images are trained on, in batches of 32
+EPOCHS, MORE_EPOCHS = 3, 4
+STUDIES = ("finished-1", "interrupted-1")
+RUNS = ("teacher-1", "student-1")
+TRIALS = 3
+
+
+@pytest.fixture
+def old(tmp_path, digits, monkeypatch) -> Path:
+    """The working folder as the earlier version left it, in another place."""
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "digits").symlink_to(digits)
+    move_artifacts(tmp_path / "results")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path
+
+
+def test_what_an_earlier_version_left_is_shown(old):
+    before = files_of(old / "results")
+    studies = deit_ray("status")
+    finished = deit_ray("status", "finished-1")
+    interrupted = deit_ray("status", "interrupted-1")
+    trial = deit_ray("status", "interrupted-1", "1")
+    difference = deit_ray("diff", "finished-1/1", "student-1")
+    assert all(study in studies for study in STUDIES)
+    for study, shown in zip(STUDIES, (finished, interrupted), strict=True):
+        values = [f"{found.value:.4f}" for found in trials_of(old, study) if found.state.name == "COMPLETE"]
+        assert values
+        assert all(value in shown for value in values)
+    assert "interrupted" not in finished
+    assert "interrupted" in interrupted
+    assert "interrupted" in trial
+    assert "optim.lr" in difference
+    assert "distillation" not in difference  # is the same in both
+    assert files_of(old / "results") == before
+
+
+def test_sync_brings_what_mlflow_has_of_an_earlier_version_up_to_date(old):
+    before = Tracked(old)
+    assert [name for name in before.runs if before.points(name) != journal_points(old, name)]
+    for name in (*RUNS, *STUDIES):
+        deit_ray("sync", name)
+    after = Tracked(old)
+    after.check(*after.runs)
+    assert after.ids() == before.ids()
+    outcomes = after.outcomes()
+    assert outcomes.pop("student-1") == outcomes.pop("interrupted-1/trial-0001") == ("RUNNING", None)
+    assert outcomes.pop("interrupted-1") == ("RUNNING", None)
+    assert set(outcomes.values()) == {("FINISHED", "finished"), ("FINISHED", "stopped early at epoch 1")}
+    states = [run.data.tags.get("state") for run in after.runs.values()]
+    assert states.count("PRUNED") == len(states) - states.count(None) == 2  # the two that were stopped early
+
+
+def test_an_interrupted_study_of_an_earlier_version_is_resumed(old, ray_cluster):
+    before, kept = Tracked(old), old / "results" / "interrupted-1" / "trial-0000"
+    (finished, unfinished), files = trials_of(old, "interrupted-1"), files_of(kept)
+    measured = journal_points(old, "interrupted-1/trial-0001")
+    assert (finished.state.name, unfinished.state.name) == ("COMPLETE", "RUNNING")
+    deit_ray("tune", "--resume", "interrupted-1")
+    trials = trials_of(old, "interrupted-1")
+    assert len(trials) == TRIALS
+    assert all(trial.state.is_finished() for trial in trials)
+    assert trials[0] == finished
+    assert {path: content for path, content in files_of(kept).items() if path in files} == files
+    assert trials[1].params == unfinished.params
+    assert set(measured) <= set(journal_points(old, "interrupted-1/trial-0001"))
+    after = Tracked(old)
+    after.check("interrupted-1", "interrupted-1/trial-0001", "interrupted-1/trial-0002")
+    assert after.ids().items() >= before.ids().items()
+    assert len(after.runs) == len(before.runs) + TRIALS - 2
+    assert after.outcomes()["interrupted-1"] == ("FINISHED", "finished")
+
+
+def test_runs_of_an_earlier_version_are_continued(old, ray_cluster):
+    before = Tracked(old)
+    measured = {name: journal_points(old, name) for name in ("student-1", "finished-1/trial-0000")}
+    assert max(step for _, step, _, _ in measured["student-1"]) < EPOCHS * EPOCH
+    deit_ray("train", "--continue", "student-1")
+    deit_ray("train", "--continue", "finished-1/0", "--epochs", str(MORE_EPOCHS))
+    after = Tracked(old)
+    (longer,) = after.runs.keys() - before.runs.keys()
+    assert after.ids().items() >= before.ids().items()
+    for name, source, epochs in (
+        ("student-1", "student-1", EPOCHS),
+        (longer, "finished-1/trial-0000", MORE_EPOCHS),
+    ):
+        points = journal_points(old, name)
+        assert set(measured[source]) <= set(points)
+        evaluated = [step for key, step, _, _ in points if key == "val/top1"]
+        assert evaluated == [EPOCH * epoch for epoch in range(1, epochs + 1)]
+        after.check(name)
+        assert after.outcomes()[name] == ("FINISHED", "finished")
+
+
+def deit_ray(*arguments: str) -> str:
+    """Runs a command in the working folder; returns what it prints."""
+    ended = call(*arguments)
+    assert ended.status == 0, ended
+    return ended.out
+
+
+def move_artifacts(results: Path) -> None:
+    """Does what a person must do who moves an MLflow database: it holds absolute paths of artifacts."""
+    with sqlite3.connect(results / "mlflow.db") as database:
+        ((location,),) = database.execute("select artifact_location from experiments where name = 'deit_ray'")
+        moved = (location, str(results / "mlruns"))
+        database.execute("update experiments set artifact_location = replace(artifact_location, ?, ?)", moved)
+        database.execute("update runs set artifact_uri = replace(artifact_uri, ?, ?)", moved)
+
+
+def trials_of(folder: Path, study: str) -> list[optuna.trial.FrozenTrial]:
+    storage = f"sqlite:///{folder}/results/{study}/study.db"
+    return optuna.load_study(study_name=study, storage=storage).trials
+
+
+def journal_points(folder: Path, run: str) -> list[tuple]:
+    """All points of a run's journal: (name, step, value, time in ms)."""
+    points = []
+    for segment in (folder / "results" / run / "journal").glob("*.jsonl"):
+        for line in segment.read_text().splitlines():
+            name, value, step, time_ms = json.loads(line)
+            points.append((name, step, value, time_ms))
+    return sorted(points)
+
+
+def files_of(folder: Path) -> dict[Path, bytes]:
+    """All files but databases: whoever opens one first undoes what its killed driver had begun to write."""
+    return {
+        path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and ".db" not in path.name
+    }
+
+
+class Tracked:
+    """What MLflow has: its runs by the name of their folder, such as finished-1/trial-0000."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.client = mlflow.MlflowClient(f"sqlite:///{folder}/results/mlflow.db")
+        experiment = self.client.get_experiment_by_name("deit_ray")
+        found = self.client.search_runs([experiment.experiment_id], max_results=1000)
+        self.runs = {run.data.tags["deit_ray.folder"].partition("/results/")[2]: run for run in found}
+        assert len(self.runs) == len(found), "a run is there twice"
+
+    def ids(self) -> dict[str, str]:
+        return {name: run.info.run_id for name, run in self.runs.items()}
+
+    def outcomes(self) -> dict[str, tuple[str, str | None]]:
+        return {name: (run.info.status, run.data.tags.get("outcome")) for name, run in self.runs.items()}
+
+    def points(self, name: str) -> list[tuple]:
+        """All points of a run's curves, as `journal_points` gives them."""
+        run = self.runs[name]
+        curves = [self.client.get_metric_history(run.info.run_id, metric) for metric in run.data.metrics]
+        return sorted(
+            (point.key, point.step, point.value, point.timestamp) for curve in curves for point in curve
+        )
+
+    def check(self, *names: str) -> None:
+        """Each of these runs knows where its folder is now, and has every point of its journal once."""
+        for name in names:
+            assert self.runs[name].data.tags["deit_ray.folder"] == f"{self.folder}/results/{name}"
+            if (self.folder / "results" / name / "journal").exists():
+                assert self.points(name) == journal_points(self.folder, name)
