@@ -27,7 +27,11 @@ def become_ui(database: str, port: int) -> None:
     Args:
         database: URI of an MLflow database.
     """
-    os.environ |= {"MLFLOW_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
+    os.environ |= {
+        "MLFLOW_LOGGING_LEVEL": "ERROR",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven idle processes
+        "PYTHONWARNINGS": "ignore",
+    }
     options = {
         "--backend-store-uri": database,
         "--host": "127.0.0.1",
