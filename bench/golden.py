@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench.record import record  # noqa: E402
-from bench.revisions import CommandLine, checked_out  # noqa: E402
+from bench.revisions import CommandLine, checked_out, clean_up_when_terminated  # noqa: E402
 
 # What is not compared: patterns of a value's whole name. A name begins with the value's kind.
 LEFT_OUT = {
@@ -141,6 +141,7 @@ def main() -> None:
     )
     parser.add_argument("--self-test", action="store_true", help="also change digits, and find them")
     arguments = parser.parse_args()
+    clean_up_when_terminated()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="golden-") as name:
         folder = Path(name).resolve()

@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.revisions import CommandLine, checked_out  # noqa: E402
+from bench.revisions import CommandLine, checked_out, clean_up_when_terminated  # noqa: E402
 
 LARGEST_BYTES = 2_000_000
 
@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("revision", help="the git revision that makes the results")
     parser.add_argument("archive", type=Path, help="the file to write, such as tests/data/results-0.1.tar.xz")
     arguments = parser.parse_args()
+    clean_up_when_terminated()
     with tempfile.TemporaryDirectory(prefix="results-") as name:
         folder = Path(name).resolve()
         work = folder / "work"
