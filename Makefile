@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo check test test-all lint format bench clean
+.PHONY: help setup demo check test test-slow test-all lint format bench clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -24,21 +24,25 @@ demo: $(READY)  ## digits: prepare, train a teacher, search for the best distill
 	@$(BIN)/deit-ray train experiments/digits_teacher.yaml
 	@$(BIN)/deit-ray tune experiments/digits_search.yaml
 
-check: lint  ## lint, and the tests that need no Ray
-	@$(BIN)/python -m pytest -m "not cluster"
+# tests/conftest.py says which test has which mark
+check: lint  ## lint, and the tests that need neither Ray nor a server (2 minutes)
+	@$(BIN)/python -m pytest -m "not cluster and not server"
 
-test: $(READY)  ## all tests but the long ones
-	@$(BIN)/python -m pytest -m "not slow"
+test: $(READY)  ## all tests but the slow ones: every promise and every command (8 minutes)
+	@$(BIN)/python -m pytest -m "not slow" --every-command --durations=15
 
-test-all: $(READY)  ## every test
-	@$(BIN)/python -m pytest
+test-slow: $(READY)  ## the slow tests
+	@$(BIN)/python -m pytest -m slow --durations=15
+
+test-all: $(READY)  ## every test (20 minutes)
+	@$(BIN)/python -m pytest --every-command --durations=15
 
 lint: $(READY)  ## ruff's rules and format, and the layers: imports point down only
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports --no-logo --no-cache
 
-format: $(READY)  ## mend what lint can mend
+format: $(READY)  ## fix what ruff can fix
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 

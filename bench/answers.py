@@ -26,7 +26,8 @@ sys.path.insert(0, str(ROOT))
 
 import deit_ray  # noqa: E402
 from bench.record import record  # noqa: E402
-from tests.support.mistakes import all_commands, mistakes_of  # noqa: E402
+from tests.support.commands import all_commands  # noqa: E402
+from tests.support.mistakes import mistakes_of  # noqa: E402
 
 STUDENT, SEARCH = (str(ROOT / "experiments" / f"digits_{name}.yaml") for name in ("student", "search"))
 

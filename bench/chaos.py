@@ -72,10 +72,21 @@ class Chaos:
         folder: of everything.
         seed: of the moments and the order of the kills.
         trials, epochs: of each study.
+        data: the prepared digits; by default they are prepared.
+        teacher: weights of a model that knows them; by default a teacher is trained.
     """
 
-    def __init__(self, folder: Path, seed: int, trials: int = 8, epochs: int = 3):
+    def __init__(
+        self,
+        folder: Path,
+        seed: int,
+        trials: int = 8,
+        epochs: int = 3,
+        data: str | None = None,
+        teacher: str | None = None,
+    ):
         self.folder, self.trials, self.epochs = folder, trials, epochs
+        self.data, self.teacher = data, teacher
         self.random = random.Random(seed)
         self.counters = Counters()
         self.kills: list[tuple[str, str]] = []
@@ -86,9 +97,16 @@ class Chaos:
     def prepare(self) -> None:
         """Data, a teacher, and the undisturbed study."""
         self.server.start()
-        self.run("data", "prepare", "digits", "--out", "data/digits")
-        self.run("train", ROOT / "experiments/digits_teacher.yaml", "--set", "train.epochs=5")
+        if self.data is None:
+            self.data = str(self.folder / "data/digits")
+            self.run("data", "prepare", "digits", "--out", self.data)
+        if self.teacher is None:
+            teacher = ["--set", f"data.uri={self.data}", "--set", "train.epochs=5"]
+            self.run("train", ROOT / "experiments/digits_teacher.yaml", *teacher)
+            self.teacher = "run:digits_teacher"
         experiment = {
+            "data": {"uri": self.data},
+            "distillation": {"teacher": {"weights": self.teacher}},
             "extends": str(ROOT / "experiments/digits_student.yaml"),
             "train": {"epochs": self.epochs},
             "optim": {"warmup_epochs": 1},

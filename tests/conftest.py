@@ -22,7 +22,7 @@ import pytest
 from deit_ray.data.prepare import prepare
 from deit_ray.experiment.load import dump_experiment, load_experiment
 from tests.support import commands
-from tests.support.commands import SPACE
+from tests.support.commands import SPACE, all_commands
 from tests.support.data import write_tints
 from tests.support.servers import MlflowServer, Proxy, S3Server
 
@@ -91,7 +91,7 @@ def pytest_terminal_summary(terminalreporter, exitstatus, config) -> None:
 
 
 def _never_called() -> list[str]:
-    return [name for name in commands.all_commands() if not commands.succeeded[name]]
+    return [name for name in all_commands() if not commands.succeeded[name]]
 
 
 # Data and experiments

@@ -164,7 +164,7 @@ class _Folder:
         for split, found in in_order.items():
             if not any(report.counts for report in found):
                 raise UserError(f"{source}: holds no readable image for {split}")
-        manifest = self._manifest(in_order, bad, command)
+        manifest = _make_manifest(self.preparation, self.out, in_order, bad, command)
         if before and before.fingerprint != manifest.fingerprint:
             raise UserError(
                 f"{self.out}: what was redone differs from what the manifest says: it was made with OpenCV "
@@ -215,7 +215,7 @@ class _Folder:
         return reports
 
     def _begin(self, wanted: dict[str, list[int]]) -> dict[str, list[int]]:
-        """The shards to make parts for: an earlier call's where its parts serve, otherwise the wanted ones."""
+        """The shards to make parts for: an earlier call's where its parts serve, else the wanted ones."""
         where = storage.join(self.parts, PLAN)
         try:
             earlier = json.loads(storage.read_bytes(where))
@@ -242,7 +242,7 @@ class _Folder:
             missing = [uri.rpartition("/")[2] not in existing for uri in uris]
             todo += [(split, number, uris[number]) for number in np.flatnonzero(missing).tolist()]
         total = sum(min(size, len(self.source.splits[split]) - number * size) for split, number, _ in todo)
-        places = {split: self._places(split) for split in planned}
+        places = {split: _random_places(split, len(self.source.splits[split])) for split in planned}
         bad = []
 
         def parts():
@@ -260,13 +260,6 @@ class _Folder:
                 advance(done)
                 bad += [(todo[number][0], *entry) for entry in found]
                 self._check_bad(bad)
-
-    def _places(self, split: str) -> np.ndarray:
-        """Each image's place in the split's random order, int64 [images], in the source's order."""
-        count = len(self.source.splits[split])
-        places = np.empty(count, np.int64)
-        places[rng.permutation(ORDER_SEED, f"order of {split}", count)] = np.arange(count)
-        return places
 
     def _write_shards(
         self, planned: dict, wanted: dict[str, list[int]], reports: dict[str, dict[int, shuffle.Report]]
@@ -309,38 +302,6 @@ class _Folder:
         csv.writer(text).writerows([("split", "name", "reason"), *bad])
         storage.write_bytes(where, text.getvalue().encode())
 
-    def _manifest(self, reports: dict[str, list[shuffle.Report]], bad: list, command: str) -> shards.Manifest:
-        counts = {}
-        for split, found in reports.items():
-            total = Counter()
-            for report in found:
-                total.update(report.counts)
-            counts[split] = [total[label] for label in range(len(self.source.classes))]
-        duplicates = list(shuffle.duplicates(reports))
-        names = [self._name(*place) for place in duplicates[:NAMED]]
-        made_by = {
-            "command": command,
-            "version": deit_ray.__version__,
-            "opencv": cv2.__version__,
-            "key": self.preparation.key,
-            **asdict(self.preparation.settings),
-        }
-        return shards.make_manifest(
-            self.source.classes,
-            {split: [report.shard for report in found] for split, found in reports.items()},
-            counts,
-            made_by,
-            source={"format": self.source.format, "fingerprint": self.source.fingerprint()},
-            unreadable=dict(Counter(split for split, *_ in bad)),
-            duplicates={"count": len(duplicates), "such as": names},
-        )
-
-    def _name(self, number: int, row: int) -> str:
-        """The name of the test image in a row of a shard."""
-        filesystem, path = storage.open_uri(storage.join(self.out, shards.shard_file("test", number)))
-        with filesystem.open_input_file(path) as file:
-            return pq.read_table(file, columns=["name"])["name"][row].as_py()
-
     def _clean(self, manifest: shards.Manifest) -> None:
         """Removes the parts, and the shards of an earlier, larger data set."""
         self._remove_parts()
@@ -354,3 +315,47 @@ class _Folder:
         filesystem, path = storage.open_uri(self.parts)
         with contextlib.suppress(FileNotFoundError):
             filesystem.delete_dir(path)
+
+
+def _make_manifest(
+    preparation: Preparation, out: str, reports: dict[str, list[shuffle.Report]], bad: list, command: str
+) -> shards.Manifest:
+    """The manifest of a finished preparation: `reports` are those of each split's shards, in order."""
+    source, counts = preparation.source, {}
+    for split, found in reports.items():
+        total = Counter()
+        for report in found:
+            total.update(report.counts)
+        counts[split] = [total[label] for label in range(len(source.classes))]
+    duplicates = list(shuffle.duplicates(reports))
+    names = [_test_name(out, *place) for place in duplicates[:NAMED]]
+    made_by = {
+        "command": command,
+        "version": deit_ray.__version__,
+        "opencv": cv2.__version__,
+        "key": preparation.key,
+        **asdict(preparation.settings),
+    }
+    return shards.make_manifest(
+        source.classes,
+        {split: [report.shard for report in found] for split, found in reports.items()},
+        counts,
+        made_by,
+        source={"format": source.format, "fingerprint": source.fingerprint()},
+        unreadable=dict(Counter(split for split, *_ in bad)),
+        duplicates={"count": len(duplicates), "such as": names},
+    )
+
+
+def _test_name(out: str, number: int, row: int) -> str:
+    """The name of the test image in a row of a shard."""
+    filesystem, path = storage.open_uri(storage.join(out, shards.shard_file("test", number)))
+    with filesystem.open_input_file(path) as file:
+        return pq.read_table(file, columns=["name"])["name"][row].as_py()
+
+
+def _random_places(split: str, count: int) -> np.ndarray:
+    """Each image's place in the split's random order, int64 [count], in the source's order."""
+    places = np.empty(count, np.int64)
+    places[rng.permutation(ORDER_SEED, f"order of {split}", count)] = np.arange(count)
+    return places

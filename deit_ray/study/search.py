@@ -12,11 +12,11 @@ from deit_ray import storage
 from deit_ray.errors import Interrupted, UnavailableError, UserError
 from deit_ray.experiment.config import Experiment
 from deit_ray.results.origin import check_same_inputs, note_origin
-from deit_ray.study.study import Study, naming_database
 from deit_ray.terminal.session import Session
 
 if TYPE_CHECKING:
     from deit_ray.study.resume import Preview
+    from deit_ray.study.study import Study
     from deit_ray.trial.resolve import Resolved
 
 
@@ -37,6 +37,7 @@ def tune(experiment: Experiment, session: Session | None = None) -> Study:
     from deit_ray.trial.resolve import pin_teacher, resolve
 
     resolved = resolve(pin_teacher(experiment))
+    from deit_ray.study.study import Study
     from deit_ray.trial.launch import check_cluster
 
     with contextlib.ExitStack() as lock, session.connected():
@@ -67,6 +68,8 @@ def resume_study(
         Interrupted: as for `tune`.
         UnavailableError: as for `tune`.
     """
+    from deit_ray.study.study import Study
+
     session = session or Session()
     study = Study.open(name, session.results)
     overrides = _with_more_trials(study, overrides, more_trials)
@@ -98,11 +101,12 @@ def plan_resume(
     Raises:
         UserError: there is no such study, it is running, or an override is refused.
     """
+    from deit_ray.study.resume import dry_run
+    from deit_ray.study.study import Study
+
     session = session or Session()
     study = Study.open(name, session.results)
     overrides = _with_more_trials(study, overrides, more_trials)
-    from deit_ray.study.resume import dry_run
-
     return dry_run(study, overrides)
 
 
@@ -130,6 +134,7 @@ def _drive(study: Study, resolved: Resolved, device: str, session: Session) -> N
     """Runs the open trials of a study; the message of an accident says how to resume."""
     from deit_ray.cluster import connect
     from deit_ray.study.driver import Driver
+    from deit_ray.study.study import naming_database
 
     experiment = resolved.experiment
     note_origin(study.folder, experiment, resolved.manifest.fingerprint, device, resolved.teacher_path)

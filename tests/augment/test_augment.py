@@ -1,4 +1,4 @@
-"""Strength, Three-Augment, colour jitter, policies of one's own: held to timm's and torchvision's, and to the documentation."""
+"""Strength, Three-Augment, colour jitter and own policies, compared with timm, torchvision and the docs."""
 
 import math
 import random
@@ -39,7 +39,7 @@ def test_every_argument_at_every_strength_is_as_documented():
 
 
 def table_of(first: str) -> tuple[list[str], dict[str, list[str]]]:
-    """The header and the rows, by their first cell, of the documentation's table whose first cell begins so."""
+    """The header, and the rows by first cell, of the documentation's table whose first cell begins so."""
     lines = DOC[DOC.index(f"| {first}") :].split("\n\n")[0].splitlines()
     cells = [[cell.strip().strip("`") for cell in line.strip("| ").split("|")] for line in lines]
     return cells[0][1:], {row[0]: row[1:] for row in cells[2:]}
@@ -229,7 +229,8 @@ def test_a_policy_that_is_no_name_is_refused_in_the_file(tmp_path):
     path.write_text("data: {uri: data}\ndistillation: {kind: none}\naugment: {policy: autoaugment}\n")
     with pytest.raises(
         UserError,
-        match=r"augment\.policy: 'autoaugment' is not allowed: must be one of randaugment, three_augment, none",
+        match=r"augment\.policy: 'autoaugment' is not allowed: must be one of "
+        "randaugment, three_augment, none",
     ):
         load_experiment(path)
 
@@ -258,9 +259,8 @@ def test_a_new_experiment_file_has_the_papers_recipe(tmp_path):
     (tmp_path / "x.yaml").write_text("data: {uri: data}\ndistillation: {kind: none}\n")
     augment = load_experiment(tmp_path / "x.yaml").augment
     # DeiT, table 9: rand augment 9/0.5, mixup 0.8, cutmix 1.0, erasing probability 0.25
-    assert (augment.policy, augment.randaugment.magnitude, augment.mixup, augment.cutmix, augment.random_erasing) == (
-        "randaugment", 9, 0.8, 1, 0.25,
-    )  # fmt: skip
+    assert (augment.policy, augment.randaugment.magnitude) == ("randaugment", 9)
+    assert (augment.mixup, augment.cutmix, augment.random_erasing) == (0.8, 1, 0.25)
 
 
 @pytest.mark.parametrize("place", ["stream", "device"])

@@ -1,4 +1,4 @@
-"""Mixup, cutmix and random erasing: what timm's give for the same draws, and drawn as often and as large as timm's."""
+"""Mixup, cutmix and random erasing are timm's for the same draws, and are drawn as timm draws them."""
 
 import random
 from types import SimpleNamespace

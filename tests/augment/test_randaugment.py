@@ -1,4 +1,4 @@
-"""RandAugment: each operation's pixels are those of timm's PIL operation, and they are drawn as timm draws them."""
+"""RandAugment: operations have the pixels of timm's PIL operations, and are drawn as timm draws them."""
 
 import random
 from collections import Counter
@@ -134,7 +134,7 @@ class Spy:
 
 
 def timms_calls(monkeypatch) -> list[list]:
-    """For each of COUNT images, the operations that timm's transform of DeiT applies, with their arguments."""
+    """The operations that timm's transform of DeiT applies to each of COUNT images, with arguments."""
     np.random.seed(0)
     random.seed(0)
     transform, calls = timms.rand_augment_transform("rand-m9-mstd0.5-inc1", dict(HPARAMS)), []
@@ -165,7 +165,7 @@ def our_calls(augment: Augment, count: int = COUNT) -> list[list]:
 
 
 def disagreements(ours: list[list], theirs: list[list]) -> list[float]:
-    """p-values: of the sequences' lengths and operations, of the pairs in their order, and of each operation's arguments."""
+    """p-values: of the lengths and operations of sequences, of pairs in order, of the arguments."""
     p_values = [chi_square_p([len(calls) for calls in ours], [len(calls) for calls in theirs])]
     p_values.append(
         chi_square_p(*([name for calls in found for name, _ in calls] for found in (ours, theirs)))

@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 from tests.conftest import EXPERIMENTS
-from tests.support.mistakes import IN_THE_FILE, all_commands, mistakes_of
+from tests.support.commands import all_commands
+from tests.support.mistakes import IN_THE_FILE, mistakes_of
 
 LARGE = ["ray", "torch", "torchvision", "timm", "mlflow", "optuna", "pandas", "pyarrow", "cv2"]
 # runs command lines one after the other: [exit status, output, large modules that are loaded by then] of each

@@ -118,7 +118,7 @@ def test_one_more_array_per_sample_travels_from_the_task_to_the_batch(experiment
 
 
 def packed_pixels(exp, hold: bool) -> tuple[list[bytes], int]:
-    """The pixels of a task's blocks, packed as the stream packs them, and the number of addresses that they had.
+    """The pixels of a task's blocks, packed as the stream does, and the number of different addresses.
 
     The reader holds all blocks to the end, or one at a time.
     """

@@ -1,4 +1,4 @@
-"""Crops are distributed as torchvision's RandomResizedCrop, resizing is close to PIL's, and damage is noticed."""
+"""Crops are distributed as torchvision's, resizing is close to PIL's, and damage is noticed."""
 
 import cv2
 import numpy as np

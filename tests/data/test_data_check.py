@@ -41,10 +41,8 @@ def test_damage_is_named_with_the_command_that_repairs_it(prepared):
     result = CliRunner().invoke(app, ["data", "check", str(prepared)])
     assert result.exit_code == 1
     assert "train-00000.parquet: is missing" in result.output
-    assert (
-        f"train-00001.parquet: its checksum is not the manifest's ({len(whole) // 2} bytes, the manifest says {len(whole)})"
-        in result.output
-    )
+    sizes = f"({len(whole) // 2} bytes, the manifest says {len(whole)})"
+    assert f"train-00001.parquet: its checksum is not the manifest's {sizes}" in result.output
     assert "train-00001.parquet: is no whole Parquet file" in result.output
     assert "3 problems in 2 shards" in result.output
     assert "deit-ray data prepare x --out y" in result.output
@@ -63,7 +61,7 @@ def test_what_it_says_repairs(tmp_path):
 
 
 def test_images_labels_and_counts_are_checked(tmp_path):
-    """Damage from before the checksums were taken: the files are as the manifest says, their content is wrong."""
+    """Damage before the checksums were taken: files are as the manifest says, their content is wrong."""
     write_colours(str(tmp_path), {"train": 60, "test": 10})
     image = encode(np.zeros((20, 20, 3), np.uint8), 0, 90)
     rows = [(b"broken" if i == 5 else image, 7 if i == 6 else i % 3, f"image-{i}") for i in range(60)]

@@ -114,7 +114,7 @@ def test_the_jpeg_has_the_quality_and_the_chroma_that_are_said():
 
 
 def test_the_resize_is_antialiased_as_pils():
-    """Held to PIL's antialiased bicubic, timm's own: nearer to it than PIL's box filter, and than a resize without antialiasing."""
+    """Nearer to PIL's antialiased bicubic, which timm uses, than PIL's box filter and a plain resize."""
     noise = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (500, 375), dtype=np.uint8), (9, 9), 1)
     pixels = np.repeat(
         cv2.normalize(noise, None, 0, 255, cv2.NORM_MINMAX)[:, :, None], 3, 2

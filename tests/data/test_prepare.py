@@ -146,7 +146,7 @@ def test_a_folder_that_is_no_data_set_is_refused_with_what_to_do(tmp_path):
 
 
 def write_source(folder, count: int, size=(20, 24)):
-    """Two classes of small noise JPEGs, in train/ and test/; the first test image is also a training image."""
+    """Two classes of small noise JPEGs in train/ and test/. The first test image is also in train/."""
     for split, number in (("train", count), ("test", 10)):
         for i in range(number):
             write_image(
@@ -188,7 +188,7 @@ def test_every_image_is_there_once_and_the_order_is_random_over_all_shards(tmp_p
     ]
     numbers = [int(name.rpartition("/")[2].removesuffix(".jpg")) for shard in names for name in shard]
     assert sorted(numbers) == list(range(400))
-    # of 400 shuffled, a shard's numbers have a mean of 199.5 and a standard error of 400 / sqrt(12 x 100) = 11.5
+    # 100 of 400 shuffled numbers have a mean of 199.5 with a standard error of 400 / sqrt(12 x 100) = 11.5
     assert all(abs(np.mean(numbers[first : first + 100]) - 199.5) < 4 * 11.5 for first in range(0, 400, 100))
 
 

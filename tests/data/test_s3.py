@@ -1,7 +1,9 @@
-"""Prepared data on an object store: a real S3 API server on loopback, and a line to it that is cut in the middle of an upload."""
+"""Prepared data on an object store: a real S3 API server on loopback, over a line that can be cut."""
 
 import contextlib
+import select
 import socket
+import struct
 import threading
 
 import boto3
@@ -21,12 +23,15 @@ BUCKET = "s3://images"
 
 
 class Line:
-    """Forwards connections to a port; after so many bytes from the client it is dead, in the middle of whatever it carries."""
+    """Forwards connections to a port.
+
+    After `left` bytes from clients it is dead, in the middle of a request.
+    """
 
     def __init__(self, to: int):
         self.to, self.left = to, None
         self.server = socket.create_server(("127.0.0.1", 0))
-        self.port, self.open = self.server.getsockname()[1], []
+        self.port = self.server.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut_after(self, count: int | None) -> None:
@@ -39,20 +44,31 @@ class Line:
                 client.close()
                 continue
             server = socket.create_connection(("127.0.0.1", self.to))
-            for source, sink, counts in ((client, server, True), (server, client, False)):
-                threading.Thread(target=self._forward, args=(source, sink, counts), daemon=True).start()
+            threading.Thread(target=self._forward, args=(client, server), daemon=True).start()
 
-    def _forward(self, source: socket.socket, sink: socket.socket, counts: bool) -> None:
-        with contextlib.suppress(OSError):  # the other end has hung up
-            while data := source.recv(1 << 16):
-                if self.left is not None and counts:
-                    self.left -= len(data)
-                    if self.left <= 0:
-                        break
-                sink.sendall(data)
-        for end in (source, sink):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+    def _forward(self, client: socket.socket, server: socket.socket) -> None:
+        with client, server, contextlib.suppress(OSError):  # one end has hung up
+            while True:
+                for source in select.select([client, server], [], [])[0]:
+                    data = source.recv(1 << 16)
+                    if source is client and self.left is not None:
+                        self.left -= len(data)
+                        if self.left <= 0:
+                            _reset(client, server)
+                            return
+                    if not data:
+                        return
+                    (server if source is client else client).sendall(data)
+
+
+def _reset(*ends: socket.socket) -> None:
+    """Makes the close of these a reset of the connection, not its orderly end.
+
+    At an orderly end within a request, werkzeug's development server, which moto runs on, tells Python that
+    it has read more bytes than there are, and Python then reads beyond its buffer.
+    """
+    for end in ends:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 @pytest.fixture

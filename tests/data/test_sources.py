@@ -50,11 +50,14 @@ def labels_of(split) -> list[int]:
     return split.images["label"].to_pylist()
 
 
-# ILSVRC2012: the ids of the devkit are not the sorted order of the synsets, and meta.mat holds inner nodes besides
+# ILSVRC2012: the devkit's ids are not in the order of the synsets, and meta.mat also holds inner nodes
 
 
 def write_ilsvrc(folder, val: int = 6):
-    """Class tars in an order that is not the sorted one. Validation image i has the synset (2 i) mod 3 of the sorted ones."""
+    """Class tars in an order that is not the sorted one.
+
+    Validation image i has the synset (2 i) mod 3 of the sorted ones.
+    """
     inner = [
         (
             f"{synset}.tar",
@@ -170,11 +173,13 @@ def test_a_tar_that_ends_too_early_and_a_compressed_one_are_refused(tmp_path):
 
 def test_webdataset_tars(tmp_path):
     for shard in range(2):
-        samples = [(f"{shard}{i:03d}.{kind}", jpeg(10 * shard + i) if kind == "jpg" else f"{i % 3}\n".encode())
-                   for i in range(4) for kind in ("cls", "jpg", "json")]  # fmt: skip
+        samples = []
+        for i in range(4):
+            content = {"cls": f"{i % 3}\n".encode(), "jpg": jpeg(10 * shard + i), "json": b"{}"}
+            samples += [(f"{shard}{i:03d}.{kind}", data) for kind, data in content.items()]
         write_tar(
             tmp_path / f"imagenet-train-{shard:06d}.tar",
-            [(n, b"{}" if n.endswith("json") else c) for n, c in samples],
+            samples,
         )
     write_tar(
         tmp_path / "imagenet-validation-000000.tar",
@@ -201,8 +206,8 @@ def test_a_webdataset_sample_without_a_label_is_refused(tmp_path):
 
 def write_hub_parquet(path, labels: list[int], first: int, names: list[str] | None = ("cat", "dog")):
     """As `datasets` writes it: a struct of bytes and path, and the class names in the metadata."""
-    images = pa.array([{"bytes": jpeg(first + i), "path": f"{i}.jpg"} for i in range(len(labels))],
-                      pa.struct([("bytes", pa.binary()), ("path", pa.string())]))  # fmt: skip
+    rows = [{"bytes": jpeg(first + i), "path": f"{i}.jpg"} for i in range(len(labels))]
+    images = pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
     table = pa.table({"image": images, "label": pa.array(labels, pa.int64())})
     if names:
         features = {"image": {"_type": "Image"}, "label": {"names": list(names), "_type": "ClassLabel"}}
@@ -268,8 +273,10 @@ def test_arrays(tmp_path, kind):
 
 def write_cifar(folder):
     """cifar-10-batches-py, with 4 images a batch."""
-    pixels = {name: np.random.default_rng(i).integers(0, 256, (4, 3072), dtype=np.uint8)
-              for i, name in enumerate(["data_batch_1", "data_batch_2", "test_batch"])}  # fmt: skip
+    pixels = {
+        name: np.random.default_rng(i).integers(0, 256, (4, 3072), dtype=np.uint8)
+        for i, name in enumerate(["data_batch_1", "data_batch_2", "test_batch"])
+    }
     for name, data in pixels.items():
         content = {
             b"batch_label": name.encode(),

@@ -1,4 +1,4 @@
-"""The stream through a real Ray: the work list's samples, on the right ranks, over windows, and after a seek."""
+"""The stream through a real Ray: the list's samples, on the right ranks, over windows, after a seek."""
 
 import itertools
 import time

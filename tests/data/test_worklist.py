@@ -1,4 +1,4 @@
-"""The work list: every epoch's samples, their order, and what a seek or a number of workers may change (nothing)."""
+"""The work list: every epoch's samples and their order. Seeks and the number of workers change nothing."""
 
 import itertools
 import pickle
@@ -131,7 +131,7 @@ def test_evaluations_come_when_they_are_due():
 
 
 def test_images_of_one_row_group_are_spread_over_batches():
-    # in the permuted order alone the probability of sharing a batch would be 1; the pool has 5120 images, 80 batches
+    # without pools the probability of sharing a batch would be 1; a pool of 5120 images is 80 batches
     worklist = make(images=64_000, holdout=0, epochs=1)
     group_of = {}
     for _, _, step, image, _ in samples(worklist.tasks_between(0, worklist.steps)):
@@ -163,7 +163,7 @@ def test_the_shuffle_is_good_at_the_size_of_imagenet(views):
         return int((counts * (counts - 1) // 2).sum())
 
     shared = pairs(group * worklist.steps + step) / pairs(group)
-    # two images of one row group are, nearly always, in one pool of 5,120, and a batch has 1024 / views of these;
+    # two images of a row group are nearly always in one pool of 5,120, and a batch has 1024 / views of these;
     # without pools it would be 1, and in a shuffle of all images 1023 / 1281166 = 0.0008
     assert abs(shared - (1024 / views - 1) / 5119) < 0.005
     assert shared <= 0.25

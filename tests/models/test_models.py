@@ -39,7 +39,7 @@ def test_label_loss_is_the_cross_entropy_of_smoothed_targets():
 
 
 def test_hard_distillation_is_equation_3():
-    # teacher decides class 1 then 0; with logits (0, ln 3) softmax is (1/4, 3/4): -ln 3/4 and -ln 1/4, mean of both
+    # the teacher decides 1, then 0; the softmax of (0, ln 3) is (1/4, 3/4): the mean of -ln 3/4 and -ln 1/4
     logits = torch.tensor([[0.0, math.log(3)], [0.0, math.log(3)]])
     teacher = torch.tensor([[0.0, 1.0], [5.0, 1.0]])
     expected = (-math.log(3 / 4) - math.log(1 / 4)) / 2

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import ray
@@ -35,9 +34,9 @@ def test_a_study_whose_worker_trial_server_and_driver_are_killed_equals_an_undis
             return latest(trial)
 
         step = await_checkpoint(0)
-        os.kill(pid_of(lambda name: "TrainWorker" in name), signal.SIGKILL)
+        os.kill(pid_of("TrainWorker"), signal.SIGKILL)
         step = await_checkpoint(step)
-        os.kill(pid_of(lambda name: "Trial" in name), signal.SIGKILL)
+        os.kill(pid_of("Trainable"), signal.SIGKILL)
         server.kill()
         await_checkpoint(step)
         driver.kill()
@@ -69,10 +68,12 @@ def latest(folder: Path) -> int:
     return max(saved_steps(str(folder)), default=0)
 
 
-def pid_of(is_wanted: Callable[[str], bool]) -> int:
-    """The process of the one living actor whose class has such a name."""
-    (pid,) = [a["Pid"] for a in actors().values() if a["State"] == "ALIVE" and is_wanted(a["ActorClassName"])]
-    return pid
+def pid_of(part: str) -> int:
+    """The process of the one living actor whose class has a name with such a part."""
+    alive = {a["Pid"]: a["ActorClassName"] for a in actors().values() if a["State"] == "ALIVE"}
+    found = [pid for pid, name in alive.items() if part in name]
+    assert len(found) == 1, alive
+    return found[0]
 
 
 def table(results: Path) -> dict:

@@ -64,22 +64,11 @@ def output_of(*arguments, seconds: float = 120, **options) -> str:
         return process.communicate(timeout=seconds)[0]
 
 
-def name_of(arguments: list[str]) -> str:
-    """The name of the command that arguments call, such as `data prepare`."""
-    found, names = typer.main.get_command(app), []
-    for word in arguments:
-        if word not in _commands_of(found):
-            break
-        names.append(word)
-        found = _commands_of(found)[word]
-    return " ".join(names)
-
-
 def all_commands() -> list[str]:
-    """The names of all commands that deit-ray has."""
+    """The names of all commands, such as `tune` and `data prepare`."""
 
-    def below(found, prefix: str) -> list[str]:
-        inner = _commands_of(found)
+    def below(command, prefix: str) -> list[str]:
+        inner = getattr(command, "commands", {})  # of a group
         if not inner:
             return [prefix.strip()]
         return [name for word, entry in inner.items() for name in below(entry, f"{prefix}{word} ")]
@@ -87,9 +76,9 @@ def all_commands() -> list[str]:
     return below(typer.main.get_command(app), "")
 
 
-def _commands_of(found) -> dict:
-    """The commands of a group; a command has none."""
-    return getattr(found, "commands", {})
+def name_of(arguments: list[str]) -> str:
+    """The name of the command that arguments call, such as `data prepare`; empty where they name none."""
+    return next((name for name in all_commands() if arguments[: len(name.split())] == name.split()), "")
 
 
 def wait_for(condition, seconds: float = 30) -> None:

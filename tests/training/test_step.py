@@ -16,7 +16,7 @@ from deit_ray.training.step import Batch
 from tests.conftest import EXPERIMENTS, SMALL
 from tests.support.training import CPU, local_batches, make_step, train_locally
 
-# every trial of these tests learns from the digits teacher without the demo's mixing, so that one key changes one thing
+# these tests switch off the demo's mixing, so that one key changes one thing
 PLAIN = {"augment.mixup": 0.0, "augment.random_erasing": 0.0, "train.epochs": 4}
 
 
@@ -141,7 +141,7 @@ def test_the_teacher_sees_the_students_image_by_default(student):
 
 
 def test_a_student_learns_from_its_teacher_what_its_labels_do_not_say(tints, tints_teacher, tmp_path):
-    """The labels of `train` are drawn anew, those of `test` are right; the same with the digits: test_trials.py."""
+    """The labels of `train` are redrawn, those of `test` are right; the same on digits: test_trials.py."""
     manifest, uri = read_manifest(tints), str(tmp_path)
     rows = pq.read_table(f"{tints}/train-00000.parquet").to_pylist()
     labels = np.random.default_rng(0).integers(0, 3, len(rows)).tolist()
