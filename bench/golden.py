@@ -11,7 +11,8 @@ Every journal, Optuna study, MLflow run and printed prediction is compared, exce
 compared to the last bit. `differing` must be 0, and `compared` at least 2,000.
 
 --self-test also changes one digit of a journal, an Optuna study, an MLflow run and a prediction in turn, and
-must find each. The whole takes about 6 minutes on two slow CPU cores.
+must find each. The whole took 19 minutes on two slow CPU cores that were busy with other work (idle ones were
+not tried); nearly all of it is the start of Ray and of its processes, once for each command and trial.
 
     python bench/golden.py REVISION [--expect NAME] [--self-test]
 """

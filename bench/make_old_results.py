@@ -7,7 +7,7 @@ the drivers left them, so that a test of `sync` finds runs of which MLflow has a
 the archive: `data prepare digits` makes it again. The experiments name data and results relative to the
 working folder: both can be moved.
 
-The archive of version 0.1 was made in about 3 minutes on two slow CPU cores by:
+The archive of version 0.1 was made, within 10 minutes on two slow and busy CPU cores, by:
 
     python bench/make_old_results.py cf08551 tests/data/results-0.1.tar.xz
 """
