@@ -11,7 +11,8 @@ Every journal, Optuna study, MLflow run and printed prediction is compared, exce
 compared to the last bit. `differing` must be 0, and `compared` at least 2,000.
 
 --self-test also changes one digit of a journal, an Optuna study, an MLflow run and a prediction in turn, and
-must find each. The whole takes about 6 minutes on two slow CPU cores.
+must find each. The whole took 19 minutes on two slow CPU cores that were busy with other work (idle ones were
+not tried); nearly all of it is the start of Ray and of its processes, once for each command and trial.
 
     python bench/golden.py REVISION [--expect NAME] [--self-test]
 """
@@ -32,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench.record import record  # noqa: E402
-from bench.revisions import CommandLine, checked_out  # noqa: E402
+from bench.revisions import CommandLine, checked_out, clean_up_when_terminated  # noqa: E402
 
 # What is not compared: patterns of a value's whole name. A name begins with the value's kind.
 LEFT_OUT = {
@@ -141,6 +142,7 @@ def main() -> None:
     )
     parser.add_argument("--self-test", action="store_true", help="also change digits, and find them")
     arguments = parser.parse_args()
+    clean_up_when_terminated()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="golden-") as name:
         folder = Path(name).resolve()

@@ -7,7 +7,7 @@ the drivers left them, so that a test of `sync` finds runs of which MLflow has a
 the archive: `data prepare digits` makes it again. The experiments name data and results relative to the
 working folder: both can be moved.
 
-The archive of version 0.1 was made in about 3 minutes on two slow CPU cores by:
+The archive of version 0.1 was made, within 10 minutes on two slow and busy CPU cores, by:
 
     python bench/make_old_results.py cf08551 tests/data/results-0.1.tar.xz
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.revisions import CommandLine, checked_out  # noqa: E402
+from bench.revisions import CommandLine, checked_out, clean_up_when_terminated  # noqa: E402
 
 LARGEST_BYTES = 2_000_000
 
@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("revision", help="the git revision that makes the results")
     parser.add_argument("archive", type=Path, help="the file to write, such as tests/data/results-0.1.tar.xz")
     arguments = parser.parse_args()
+    clean_up_when_terminated()
     with tempfile.TemporaryDirectory(prefix="results-") as name:
         folder = Path(name).resolve()
         work = folder / "work"

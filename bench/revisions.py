@@ -18,6 +18,11 @@ CHECKPOINTS = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's 
 FIND_PACKAGE = "import importlib.util; print(importlib.util.find_spec('deit_ray').origin)"
 
 
+def clean_up_when_terminated() -> None:
+    """Makes a SIGTERM end this process as an error does: what it has started and written is removed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 @contextlib.contextmanager
 def checked_out(revision: str, folder: Path) -> Iterator[Path]:
     """Checks a revision out into a temporary git worktree, which is removed at the end."""
