@@ -38,6 +38,7 @@ SMALL = {
     "train.log_every": 1,
     "optim.warmup_epochs": 1,
     "student.depth": 1,
+    "search.grace_epochs": 1,
 }
 SMALL_STEPS = 5  # of an epoch
 STUDY = {
@@ -47,7 +48,6 @@ STUDY = {
     "search.metric": "val/top1_ema",
     "search.trials": 3,
     "search.sampler": "random",
-    "search.grace_epochs": 1,
     "search.max_concurrent": 1,
     # of two learning rates one learns nothing: by the seed, the second trial has it, and is stopped early
     "search.space": SPACE | {"optim.lr": {"choice": [2e-3, 1e-6]}},

@@ -5,9 +5,7 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import mlflow
@@ -29,7 +27,7 @@ from deit_ray.study.study import Study
 from deit_ray.terminal.session import Session
 from deit_ray.trial import run
 from tests.conftest import SMALL_STEPS
-from tests.support.commands import call
+from tests.support.commands import call, command, wait_for
 from tests.support.data import TINTS
 from tests.support.tracked import history_of, runs_below
 
@@ -150,15 +148,10 @@ def test_an_interrupted_run_goes_on_in_place(own_ray, experiment, tmp_path):
             experiment("digits_student", PLAIN | {"name": "long", "train.epochs": 6, "student.depth": 4})
         )
     )
-    folder, command = tmp_path / "results" / "long-1", [sys.executable, "-m", "deit_ray", "train"]
-    process = subprocess.Popen(
-        [*command, path], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    deadline = time.monotonic() + 120
-    while not list(folder.glob("step-*")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.1)
+    folder = tmp_path / "results" / "long-1"
+    process = command("train", path, start_new_session=True)
+    wait_for(lambda: process.poll() is not None or list(folder.glob("step-*")), 120)
+    assert process.poll() is None, process.communicate()[0]
     os.killpg(process.pid, signal.SIGINT)
     output = process.communicate(timeout=100)[0]
     assert process.returncode == 130, output
@@ -167,14 +160,10 @@ def test_an_interrupted_run_goes_on_in_place(own_ray, experiment, tmp_path):
     with pytest.raises(UserError, match="finish it first: deit-ray train --continue long-1"):
         continue_run("long-1", 9, session=Session(results=str(tmp_path / "results")))
 
-    rest = subprocess.run(
-        [*command, "--continue", "long", "--results", tmp_path / "results"],
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert rest.returncode == 0, rest.stderr
-    assert "epoch   1/6" not in rest.stdout  # it did not begin again
+    rest = command("train", "--continue", "long", "--results", tmp_path / "results")
+    output = rest.communicate(timeout=200)[0]
+    assert rest.returncode == 0, output
+    assert "epoch   1/6" not in output  # it did not begin again
     assert json.loads((folder / "run.json").read_text())["outcome"] == "finished"
     assert {step for name, step in points_of(str(folder)) if name == "val/top1"} == set(range(20, 121, 20))
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/results/mlflow.db")

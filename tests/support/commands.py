@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import signal
 import subprocess
 import sys
 import time
@@ -54,8 +55,14 @@ def command(*arguments, **options) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=_listen_to_ctrl_c,
         **options,
     )
+
+
+def _listen_to_ctrl_c() -> None:
+    """As in a terminal: where the tests run in the background, a shell has told them to ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def output_of(*arguments, seconds: float = 120, **options) -> str:
