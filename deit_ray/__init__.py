@@ -29,7 +29,7 @@ __all__ = [*_EXPORTS]
 
 
 def __getattr__(name: str):
-    """Imports on first use, so that Ray's task workers, which need little, start fast."""
+    """Imports an exported name on its first use: Ray's task workers need few of them, and start fast."""
     if name not in _EXPORTS:
         raise AttributeError(f"module 'deit_ray' has no attribute {name!r}")
     return getattr(importlib.import_module(f"deit_ray.{_EXPORTS[name]}"), name)

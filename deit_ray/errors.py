@@ -1,17 +1,23 @@
-"""The exceptions that are meant for a person: their message alone says what to mend."""
+"""The exceptions for a person: the message alone says what to fix."""
 
 
 class UserError(Exception):
-    """Something the user can mend: a key, a file, a cluster too small. The message names it and what is allowed."""
+    """A mistake that the user can fix: a key, a file, a cluster that is too small.
+
+    The message names the place, the value that was given, and the values that are allowed.
+    """
 
 
 class Interrupted(UserError):
-    """A run or study that ended before its time: the message says what was kept and how to go on."""
+    """A run or study was interrupted: the message says what is kept and how to resume."""
 
 
 class UnavailableError(UserError):
-    """Something a run needs is gone: a disk, a data set, a network. What was done is kept; it can go on once that is mended."""
+    """A disk, a data set or a network that a run needs is unavailable.
+
+    The results so far are kept, and the run can be resumed once the fault is fixed.
+    """
 
 
 class HopelessError(RuntimeError):
-    """A training run that would fail in the same way again: it is not tried again from its checkpoint."""
+    """A training run would fail in the same way again, so it is not retried from its checkpoint."""

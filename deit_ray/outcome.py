@@ -1,12 +1,12 @@
-"""How a run, trial or study ends: the table of docs/architecture.md as one type.
+"""How a run, trial or study ends: the table in docs/architecture.md as one type.
 
-It imports neither MLflow nor Optuna.
+This file imports neither MLflow nor Optuna.
 """
 
 from dataclasses import dataclass
 from enum import StrEnum
 
-MODEL, BAD_IMAGES = "model.safetensors", "bad_images.csv"  # names of the files that an end makes artifacts
+MODEL, BAD_IMAGES = "model.safetensors", "bad_images.csv"  # files that become artifacts when a run ends
 
 
 class Kind(StrEnum):
@@ -20,7 +20,7 @@ class Kind(StrEnum):
 
 MLFLOW_STATUS = {
     Kind.FINISHED: "FINISHED",
-    Kind.STOPPED_EARLY: "FINISHED",  # as Optuna's and Ray's own integrations: nothing went wrong
+    Kind.STOPPED_EARLY: "FINISHED",  # as in Optuna's and Ray's own MLflow integrations
     Kind.FAILED: "FAILED",
     Kind.CANCELLED: "KILLED",
 }
@@ -34,11 +34,11 @@ OPTUNA_STATE = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """How something ended.
+    """How a run, trial or study ended.
 
     Attributes:
-        kind: which of the four ways.
-        detail: the epoch of one that was stopped early, the reason of one that failed; else empty.
+        kind: one of the four ways to end.
+        detail: the epoch after which a trial was stopped early, or the reason of a failure; else empty.
     """
 
     kind: Kind
@@ -62,10 +62,10 @@ class Outcome:
 
     @classmethod
     def parse(cls, text: str) -> "Outcome":
-        """The inverse of `text`.
+        """The outcome that a text states: the inverse of `text`.
 
         Raises:
-            ValueError: the text is no outcome.
+            ValueError: the text is not an outcome.
         """
         for kind in Kind:
             if text == kind:
@@ -74,12 +74,13 @@ class Outcome:
                 if text.startswith(kind + separator):
                     return cls(kind, text.removeprefix(kind + separator))
         raise ValueError(
-            f"{text!r} is no outcome; allowed: finished, stopped early at epoch N, failed: REASON, cancelled"
+            f"{text!r} is not an outcome; allowed: finished, stopped early at epoch N, failed: REASON, "
+            "cancelled"
         )
 
     @property
     def text(self) -> str:
-        """As files, Optuna's attribute, MLflow's tag and the terminal have it."""
+        """The outcome in words: in files, Optuna's attribute, MLflow's tag and on the terminal."""
         if self.kind == Kind.STOPPED_EARLY:
             return f"{self.kind} at epoch {self.detail}"
         return f"{self.kind}: {self.detail}" if self.detail else str(self.kind)
@@ -95,7 +96,7 @@ class Outcome:
 
     @property
     def mlflow_tags(self) -> dict[str, str]:
-        """The tags of a run that ended so."""
+        """The tags of an MLflow run with this outcome."""
         pruned = {"state": "PRUNED"} if self.kind == Kind.STOPPED_EARLY else {}
         return {"outcome": self.text} | pruned
 
@@ -106,5 +107,5 @@ class Outcome:
 
     @property
     def artifacts(self) -> tuple[str, ...]:
-        """The files of a run's folder that become MLflow's artifacts at its end, where they exist."""
+        """The files in a run's folder that become MLflow artifacts when the run ends, if they exist."""
         return (MODEL, BAD_IMAGES) if self.kind == Kind.FINISHED else (BAD_IMAGES,)

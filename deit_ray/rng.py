@@ -1,8 +1,8 @@
 """Random numbers without state: each is a hash of a seed, a purpose and coordinates.
 
-A draw depends on nothing but its arguments, so it is the same for any batch size, worker count, place or resume,
-and one purpose's draws never move another's. The mixer is splitmix64's finaliser (Steele et al. 2014, "Fast
-splittable pseudorandom number generators", section 5).
+A draw depends only on its arguments, so it is the same for any batch size, worker count, place or resume.
+Draws for one purpose never change the draws for another. The mixer is splitmix64's finaliser (Steele et al.
+2014, "Fast splittable pseudorandom number generators", section 5).
 """
 
 import zlib
@@ -41,12 +41,12 @@ def permutation(seed: int, purpose: str, size: int, *coordinates: int) -> np.nda
 
 
 def generator(seed: int, purpose: str, *coordinates: int) -> np.random.Generator:
-    """A NumPy generator of its own for one event, such as the mixing of one step, where a distribution is needed."""
+    """A NumPy generator for one event that draws from a distribution, such as the mixing of one step."""
     return np.random.default_rng([seed, zlib.crc32(purpose.encode()), *coordinates])
 
 
 def integer(seed: int, purpose: str, *coordinates: int) -> int:
-    """One integer in [0, 2**63), to seed a library's generator with."""
+    """One integer in [0, 2**63), to seed the generator of a library."""
     return int(bits(seed, purpose, *coordinates) >> np.uint64(1))
 
 

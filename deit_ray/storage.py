@@ -1,4 +1,4 @@
-"""Where files live: one way to name, open and write them, on a local disk or an object store (pyarrow.fs)."""
+"""Files on a local disk or an object store (pyarrow.fs): one way to name, read and write them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from deit_ray.errors import UnavailableError, UserError
 if TYPE_CHECKING:
     from pyarrow import fs
 
-NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # of file systems that have no hard links
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # of file systems without hard links
 LOCAL_SCHEMES = ("", "file")
 
 
 def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
-    """The file system and the path on it, for a path or file://, s3://, gs://.
+    """The file system of a URI (a path, file://, s3:// or gs://), and the path on that file system.
 
     Raises:
-        UserError: the URI is none that can be opened.
-        UnavailableError: its place cannot be reached.
+        UserError: the URI cannot be opened.
+        UnavailableError: the file system cannot be reached.
     """
     import pyarrow as pa
     from pyarrow import fs
@@ -33,7 +33,7 @@ def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
         return fs.LocalFileSystem(), local_path(uri)
     try:
         return fs.FileSystem.from_uri(uri)
-    except OSError as error:  # it looks for the bucket's region
+    except OSError as error:  # for s3://, pyarrow asks for the bucket's region
         raise UnavailableError(f"{uri}: cannot be reached: {error}") from error
     except (pa.ArrowInvalid, ValueError) as error:
         raise UserError(
@@ -51,27 +51,27 @@ def local_path(uri: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """The URI as every process understands it, whatever its working directory."""
+    """The URI in a form that does not depend on the working directory of a process."""
     return local_path(uri) if is_local(uri) else uri.rstrip("/")
 
 
 def join(uri: str, *parts: str) -> str:
-    """The URI of something in a folder; options such as ?endpoint_override=HOST stay at its end."""
+    """The URI of an entry of a folder; options such as ?endpoint_override=HOST stay at its end."""
     folder, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
     return "/".join([folder.rstrip("/"), *parts]) + mark + options
 
 
 def results_option(uri: str) -> str:
-    """What a command must say to find the results that are at a URI, where they are not in the usual folder."""
+    """The option that a command needs to find results at a URI; empty for the default folder `results`."""
     return "" if uri == "results" else f" --results {uri}"
 
 
 def read_bytes(uri: str) -> bytes:
-    """The whole file.
+    """The content of a file.
 
     Raises:
-        FileNotFoundError: there is none.
-        UnavailableError: it cannot be read or reached.
+        FileNotFoundError: there is no such file.
+        UnavailableError: the file cannot be read or reached.
     """
     filesystem, path = open_uri(uri)
     with _naming(uri, "read"), filesystem.open_input_stream(path) as stream:
@@ -79,10 +79,10 @@ def read_bytes(uri: str) -> bytes:
 
 
 def write_bytes(uri: str, content: bytes) -> None:
-    """Writes a file that is afterwards whole or absent: on a disk by rename, on an object store by its own promise.
+    """Writes a file. The file is then whole or absent: a disk renames it, an object store promises it.
 
     Raises:
-        UnavailableError: the disk is full, the place cannot be written or reached.
+        UnavailableError: the disk is full, or the place cannot be written or reached.
     """
     with _naming(uri, "written"):
         if is_local(uri):
@@ -93,11 +93,13 @@ def write_bytes(uri: str, content: bytes) -> None:
 
 
 def create_bytes(uri: str, content: bytes) -> None:
-    """As `write_bytes`, but never over a file that is there; between two who write at once, a local disk decides.
+    """Writes a file as `write_bytes` does, but never over an existing file.
+
+    If two processes write at once, exactly one succeeds on a local disk with hard links. Elsewhere both can.
 
     Raises:
-        FileExistsError: it is there.
-        UnavailableError: as `write_bytes`.
+        FileExistsError: the file exists.
+        UnavailableError: as for `write_bytes`.
     """
     with _naming(uri, "written"):
         if is_local(uri):
@@ -111,7 +113,7 @@ def create_bytes(uri: str, content: bytes) -> None:
 
 @contextlib.contextmanager
 def _naming(uri: str, what: str) -> Iterator[None]:
-    """Says in one message which place has failed; that something is there, or not, is an answer and no failure."""
+    """Names the failed place in one message. That a file exists or is missing is an answer, not a failure."""
     try:
         yield
     except (FileExistsError, FileNotFoundError):
@@ -122,7 +124,7 @@ def _naming(uri: str, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _partial(uri: str, content: bytes) -> Iterator[Path]:
-    """A file beside the one to be written, with its content, on the disk and not only in its cache; removed afterwards."""
+    """A file next to the target, with the target's content, flushed to the disk; deleted afterwards."""
     path = Path(local_path(uri))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
@@ -154,14 +156,14 @@ def _upload(uri: str, content: bytes) -> None:
 
 
 def remove(uri: str) -> None:
-    """Removes a file, where there is one."""
+    """Deletes a file, if it exists."""
     if exists(uri):
         filesystem, path = open_uri(uri)
         filesystem.delete_file(path)
 
 
 def exists(uri: str) -> bool:
-    """Whether there is a file or folder."""
+    """Whether a file or folder exists."""
     from pyarrow import fs
 
     filesystem, path = open_uri(uri)
@@ -170,13 +172,13 @@ def exists(uri: str) -> bool:
 
 
 def modified_ns(uri: str) -> int | None:
-    """When a file was last written; None where there is none."""
+    """When a file was last written, in ns since 1970; None if there is no file."""
     filesystem, path = open_uri(uri)
     return filesystem.get_file_info(path).mtime_ns
 
 
 def list_names(uri: str) -> list[str]:
-    """The names of what a folder holds, sorted; none where there is no folder."""
+    """The names of a folder's entries, sorted; an empty list if there is no folder."""
     from pyarrow import fs
 
     filesystem, path = open_uri(uri)

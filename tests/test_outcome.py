@@ -45,7 +45,7 @@ def test_only_what_finished_has_a_model():
 @pytest.mark.parametrize("text", ["", "running", "finishedly", "stopped", "stopped early at"])
 def test_another_text_is_refused(text):
     with pytest.raises(
-        ValueError, match="is no outcome; allowed: finished, stopped early at epoch N, failed"
+        ValueError, match="is not an outcome; allowed: finished, stopped early at epoch N, failed"
     ):
         Outcome.parse(text)
 

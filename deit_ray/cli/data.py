@@ -9,7 +9,7 @@ import typer
 from deit_ray.cli.options import Address, Set, Uri, Verbose, check_overrides, fraction_of, load, overrides_of
 from deit_ray.terminal.console import Console
 
-app = typer.Typer(no_args_is_help=True, help="Images in, shards out.")
+app = typer.Typer(no_args_is_help=True, help="Prepare, check and show data sets.")
 SHOWN = 20  # classes or problems that are printed at most
 
 
@@ -25,24 +25,27 @@ def data_prepare(
     short_side: Annotated[
         int,
         typer.Option(
-            min=0, help="longer short sides are scaled down to this many pixels; 0 keeps the original bytes"
+            min=0, help="scale longer short sides down to this many pixels; 0 keeps the original bytes"
         ),
     ] = 256,
     quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality")] = 92,
     format: Annotated[
         str | None,
         typer.Option(
-            help="format of SOURCE, where it is not recognised: ilsvrc2012, folders, parquet, webdataset "
+            help="format of SOURCE, if it is not recognised: ilsvrc2012, folders, parquet, webdataset "
             "or arrays"
         ),
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(help="file with the labels of ILSVRC2012's validation images: lines of: name synset"),
+        typer.Option(help="file with the labels of ILSVRC2012's validation images, one 'name synset' a line"),
     ] = None,
     exif: Annotated[
         bool,
-        typer.Option("--exif", help="apply the rotation in the EXIF data; by default it is not, as in timm"),
+        typer.Option(
+            "--exif",
+            help="rotate images as their EXIF data says; by default they stay as they are, as in timm",
+        ),
     ] = False,
     max_bad: Annotated[
         str,
@@ -53,7 +56,7 @@ def data_prepare(
     address: Address = None,
     verbose: Verbose = False,
 ):
-    """Prepare a data set: images become shards for training. A second run repairs what is missing."""
+    """Prepare a data set: images become shards for training. A second call replaces bad shards."""
     allowed_bad = fraction_of("--max-bad", max_bad)
     from deit_ray.data.prepare import prepare
     from deit_ray.terminal.progress import shown_on
@@ -86,9 +89,9 @@ def _show_prepared(console: Console, out: str, prepared) -> None:
         counts = ", ".join(f"{count[label]} {split}" for split, count in manifest.class_counts.items())
         console.say(f"  {name}: {counts}")
     if len(manifest.classes) > SHOWN:
-        console.say(f"  and {len(manifest.classes) - SHOWN} classes more")
+        console.say(f"  and {len(manifest.classes) - SHOWN} more classes")
     shards = sum(map(len, manifest.splits.values()))
-    whole = "" if prepared.written else ": all were there, and whole"
+    whole = "" if prepared.written else ": all existed and are whole"
     console.say(f"  {prepared.written} of {shards} shards written{whole}")
     for note in prepared.notes:
         console.warn(note)
@@ -107,7 +110,7 @@ def _show_prepared(console: Console, out: str, prepared) -> None:
 
 @app.command("check")
 def data_check(uri: Uri, address: Address = None, verbose: Verbose = False):
-    """Check checksums, counts, labels and images of a prepared data set; the exit status is 1 if any is bad."""
+    """Check the checksums, counts, labels and images of a data set; the exit status is 1 if any is wrong."""
     from deit_ray.data.check import check
     from deit_ray.terminal.progress import shown_on
 
@@ -128,7 +131,7 @@ def data_show(
     experiment: Annotated[
         str | None,
         typer.Option(
-            help="experiment file whose views are shown; by default those of an experiment's defaults"
+            help="experiment file that says how views are made; by default all settings are the defaults"
         ),
     ] = None,
     set: Set = [],  # noqa: B006
@@ -136,13 +139,13 @@ def data_show(
     strengths: Annotated[
         bool,
         typer.Option(
-            "--strengths", help="show instead the policy's effect at augment.strength 0, 0.5, 1, 1.5 and 2"
+            "--strengths", help="show the policy's effect at augment.strength 0, 0.5, 1, 1.5 and 2 instead"
         ),
     ] = False,
 ):
     """Write a contact sheet: images as they are stored and as the student sees them, with labels."""
     if experiment:
-        load(experiment, set)  # a mistake in it is answered before torch is imported
+        load(experiment, set)  # a mistake in the file is reported before torch is imported
     else:
         check_overrides(set)
     from deit_ray.commands.show import show

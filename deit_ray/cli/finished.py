@@ -41,7 +41,7 @@ def best(
 
         verified = verify_best(found, session)
         session.console.say(
-            f"evaluated anew on {verified.device}: {verified.metric} {verified.evaluated:.6f}, "
+            f"evaluated again on {verified.device}: {verified.metric} {verified.evaluated:.6f}, "
             f"recorded {verified.recorded:.6f}, difference {verified.difference:g}",
             "bold green" if verified.holds else "bold red",
         )
@@ -53,10 +53,10 @@ def diff(
     a: Annotated[
         str, typer.Argument(metavar="A", help="a study, run or trial (STUDY/7), or an experiment file")
     ],
-    b: Annotated[str, typer.Argument(metavar="B", help="another one")],
+    b: Annotated[str, typer.Argument(metavar="B", help="another study, run, trial or experiment file")],
     results: Results = "results",
 ):
-    """Say why two runs differ: settings, code, packages, data and machine."""
+    """Show how two runs differ: in settings, code, packages, data and machine."""
     from deit_ray.cli.views import show_difference
     from deit_ray.commands.diff import compare
 
@@ -82,7 +82,7 @@ def reproduce(
 
 @app.command()
 def sync(study: Study, results: Results = "results"):
-    """Deliver to MLflow what it does not have of a study, or of a run made by train."""
+    """Deliver to MLflow what is missing there of a study, or of a run made by train."""
     from deit_ray.study.sync import sync
 
     console = Console()
@@ -122,7 +122,7 @@ def predict(
 
 
 def metrics_line(metrics: dict[str, float]) -> str:
-    """The metrics of val and test in one line."""
+    """The metrics of the splits val and test in one line."""
     return "  ".join(
         f"{name} {value:.0f}" if name.endswith("/images") else f"{name} {value:.4f}"
         for name, value in metrics.items()

@@ -1,7 +1,7 @@
 """The command line: it parses, calls the package, and prints.
 
-Each command imports what it calls: so `--help` and a mistake are answered before torch, Ray and the like are
-    imported.
+Each command imports its own modules, so that `--help` and mistakes are answered before torch and Ray are
+imported.
 """
 
 import os
@@ -25,9 +25,9 @@ app = typer.Typer(
     help=deit_ray.__doc__,
 )
 app.add_typer(data.app, name="data")
-bench_app = typer.Typer(no_args_is_help=True, help="What limits a run.")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure what limits a run.")
 app.add_typer(bench_app, name="bench")
-TrialNumber = Annotated[int | None, typer.Argument(metavar="TRIAL", help="number of one of its trials")]
+TrialNumber = Annotated[int | None, typer.Argument(metavar="TRIAL", help="number of a trial of the study")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -50,11 +50,11 @@ def options_of_all(
 def bench_data(
     experiment: Experiment,
     set: Set = [],  # noqa: B006
-    seconds: Annotated[float, typer.Option(min=0.1, help="about the seconds of each measurement")] = 10.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="approximate seconds of each measurement")] = 10.0,
     address: Address = None,
     verbose: Verbose = False,
 ):
-    """Say whether the stream or the step limits a run, and how many CPUs the stream needs; keep nothing."""
+    """Measure whether the stream or the step limits a run, and how many CPUs the stream needs."""
     loaded = load(experiment, set)
     from deit_ray.commands.bench_data import bench_data
 
@@ -77,7 +77,7 @@ def train(
     schedule: Annotated[
         Literal["stretch", "hold"] | None,
         typer.Option(
-            help="with --epochs: the learning rate follows the cosine of all N epochs "
+            help="with --epochs: the learning rate follows the cosine over all epochs "
             "(stretch, the default), or stays at its minimum (hold)"
         ),
     ] = None,
@@ -89,9 +89,7 @@ def train(
     if (experiment is None) == (continued is None):
         raise UserError("train: name either an experiment file or --continue RUN")
     if continued and set:
-        raise UserError(
-            "train: --set cannot change a run that exists; --epochs and --schedule can prolong it"
-        )
+        raise UserError("train: --set cannot change an existing run; --epochs and --schedule can extend it")
     if schedule and epochs is None:
         raise UserError(
             f"train: --schedule {schedule} belongs to --continue RUN --epochs N, which extend a run; "
@@ -118,7 +116,7 @@ def train(
 
 @app.command()
 def plan(experiment: Experiment, set: Set = [], address: Address = None):  # noqa: B006
-    """Say what a study or run would take; nothing is started."""
+    """Estimate the trials, time and money of a study or run; nothing is started."""
     loaded = load(experiment, set)
     from deit_ray.cli.views import show_plan
     from deit_ray.commands.plan import plan
@@ -134,7 +132,7 @@ def tune(
     resume: Annotated[str | None, typer.Option(metavar="STUDY", help="resume a study")] = None,
     trials: Annotated[str | None, typer.Option(metavar="+N", help="with --resume: add N trials")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="with --resume: say what would be done, and do nothing")
+        bool, typer.Option("--dry-run", help="with --resume: show what would be done, and do nothing")
     ] = False,
     address: Address = None,
     results: Annotated[str | None, typer.Option(help="with --resume: folder of the results")] = None,
@@ -180,7 +178,7 @@ def status(
     address: OnHead = None,
     results: Results = "results",
 ):
-    """Show all studies, the leaderboard of one, or the state of one of its trials and why."""
+    """Show all studies, the leaderboard of one study, or the state of one trial and the reason for it."""
     console = Console()
     from deit_ray.cli.views import show_studies, show_study, show_trial
     from deit_ray.cluster.connect import calling
@@ -198,7 +196,7 @@ def status(
 
 @app.command()
 def stop(study: Study, trial: TrialNumber = None, address: OnHead = None, results: Results = "results"):
-    """Cancel a trial of a running study, or all of them and end the study."""
+    """Cancel a trial of a running study, or cancel all its trials and end it."""
     console = Console()
     from deit_ray.cluster.connect import calling
     from deit_ray.study.status import stop
@@ -238,7 +236,7 @@ def main() -> None:
         if verbose:
             raise
         message = f"{type(error).__name__}: {error}"
-        if hasattr(error, "format_message"):  # of a mistake that typer finds
+        if hasattr(error, "format_message"):  # an error of typer: a wrong command, option or value
             message = error.format_message()
         console.err.print(f"error: {message}\n(--verbose shows where)", style="red", markup=False)
         sys.exit(getattr(error, "exit_code", 1))

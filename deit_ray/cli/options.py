@@ -7,7 +7,9 @@ import typer
 from deit_ray.errors import UserError
 
 Experiment = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="an experiment file")]
-Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="replace a value of the file")]
+Set = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="replace a value of the experiment file")
+]
 Study = Annotated[str, typer.Argument(metavar="STUDY", help="name of a study")]
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="a model.safetensors, or the name of a run or study")
@@ -15,11 +17,13 @@ Model = Annotated[
 Uri = Annotated[str, typer.Argument(metavar="URI", help="a prepared data set")]
 Address = Annotated[
     str | None,
-    typer.Option(help="address of a Ray cluster; by default RAY_ADDRESS, else a Ray is started"),
+    typer.Option(help="address of a Ray cluster; by default RAY_ADDRESS, else a local Ray is started"),
 ]
 OnHead = Annotated[
     str | None,
-    typer.Option(help="address of a Ray cluster, whose head has the results; by default this machine has"),
+    typer.Option(
+        help="address of the Ray cluster whose head has the results; by default this machine has them"
+    ),
 ]
 Results = Annotated[str, typer.Option(help="folder of the results")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="show Ray's output and tracebacks")]
@@ -33,17 +37,17 @@ def load(path: str, overrides: list[str]):
 
 
 def overrides_of(texts: list[str]) -> dict:
-    """Dotted keys and values of --set."""
+    """The values of --set by dotted key."""
     from deit_ray.experiment.load import parse_override
 
     return dict(parse_override(text) for text in texts)
 
 
 def check_overrides(texts: list[str]) -> None:
-    """Refuses what --set cannot replace in an experiment of defaults.
+    """Refuses values of --set that the default experiment does not allow.
 
     Raises:
-        UserError: as for an experiment file.
+        UserError: naming key, value and what is allowed.
     """
     from deit_ray.experiment.load import default_experiment
 
@@ -51,10 +55,10 @@ def check_overrides(texts: list[str]) -> None:
 
 
 def fraction_of(option: str, text: str) -> float:
-    """0.001 for 0.1% and for 0.001.
+    """The fraction that a text states: 0.001 for "0.1%" and for "0.001".
 
     Raises:
-        UserError: the text is no fraction from 0 to 1.
+        UserError: the text is not a fraction from 0 to 1.
     """
     try:
         value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)

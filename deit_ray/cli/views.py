@@ -1,4 +1,4 @@
-"""The tables that a person sees after a command: plans, differences, reproductions, studies and trials."""
+"""The tables that commands print: plans, differences, reproductions, studies and trials."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deit_ray.outcome import Kind
 from deit_ray.results.folders import BEST, MODEL
 from deit_ray.terminal.format import STATE_COLOURS, duration, relative, short, short_key
 
-if TYPE_CHECKING:  # what they import takes seconds, and `status` needs none of it
+if TYPE_CHECKING:  # their imports take seconds, and `status` does not need them
     import pandas as pd
 
     from deit_ray.commands.diff import Difference, Pair
@@ -61,10 +61,10 @@ def show_plan(found: Plan) -> Group:
 
 
 BUDGETS = {
-    "hours": "it has run {0:g} hours",
+    "hours": "the study has run {0:g} hours",
     "gpu_hours": "{0:g} GPU-hours are used",
     "target": "{1} reaches {0:g}",
-    "patience": "{0} trials in a row bring nothing better",
+    "patience": "{0} trials in a row are no better than the best",
     "failures": "{0} trials fail",
     "same_failure": "{0} trials fail in the same way",
 }
@@ -81,12 +81,12 @@ def _time(found: Plan) -> str:
     if found.rate is None:
         return (
             "not known: no run of such a student has been measured here; "
-            "give the speed of one worker by cost.images_per_s"
+            "set the speed of one worker in cost.images_per_s"
         )
     unit = "GPU-hours" if found.device == "cuda" else "CPU-worker-hours"
     speed = f"{found.rate.images_per_s:.0f} images/s a worker ({found.rate.source})"
     training = f"{found.worker_hours:.3g} {unit} of training, which take {_duration(found.hours)}"
-    return f"{training}; {speed}; starts and evaluations on top"
+    return f"{training}; {speed}; plus starts and evaluations"
 
 
 def _duration(hours: float) -> str:
@@ -97,11 +97,11 @@ def _money(found: Plan) -> str:
     if found.money is not None:
         return f"{found.money:,.2f} (cost.per_gpu_hour {found.experiment.cost.per_gpu_hour:g})"
     if found.device != "cuda":
-        return "not known: cost.per_gpu_hour is of GPUs, and none is used"
+        return "not known: cost.per_gpu_hour is the price of a GPU, and no GPU is used"
     return "not known: " + (
         "no speed is known"
         if found.experiment.cost.per_gpu_hour is not None
-        else "give the price by cost.per_gpu_hour"
+        else "set the price in cost.per_gpu_hour"
     )
 
 
@@ -143,7 +143,7 @@ def show_difference(found: Difference) -> Group:
     if not found:
         parts.append(Text("nothing differs" if found.known else "no setting differs", style="green"))
     if not found.known:
-        parts.append(Text("code, packages, data and machine: not known of both", style="yellow"))
+        parts.append(Text("code, packages, data and machine: not known for both", style="yellow"))
     values = {
         f"{found.metric}, {which}": tuple(v and f"{v[i]:.4f}" for v in found.values)
         for i, which in enumerate(("best", "last"))
@@ -176,7 +176,7 @@ def show_reproduction(found: Reproduction) -> Group:
             )
     made = [(title, pairs) for title, pairs in _made_by(found.difference) if pairs]
     if not found.difference.known:
-        lines.append(Text("code, packages, data and machine of then: not noted", "yellow"))
+        lines.append(Text("code, packages, data and machine of the first run: not recorded", "yellow"))
     elif not made:
         lines.append(Text("code, packages, data and machine are the same"))
     return Group(*lines, *(_table(title, pairs, ("then", "now")) for title, pairs in made))
@@ -218,7 +218,7 @@ def show_result(study: Study) -> Group:
         *(Text(f"  {key}: {short(value)}") for key, value in best.params.items()),
         Text("\nlook at every run in MLflow"),
         Text(f"  {command} ui{storage.results_option(study.experiment.results.uri)}"),
-        Text("train the best configuration anew, or use its weights"),
+        Text("train the best configuration again, or use its weights"),
         Text(f"  {command} train {config}"),
         Text(f"  {command} evaluate {model} --data {study.experiment.data.uri}"),
     )
@@ -235,7 +235,7 @@ def show_leaderboard(board: pd.DataFrame, metric: str, keys: list[str]) -> Group
     parts = [table]
     if board["close"].any():
         parts.append(
-            Text("= within the standard error of the best: on so few images they cannot be told apart")
+            Text("= within the standard error of the best: too few images to tell which one is better")
         )
     for _, row in board[board["state"] == str(Kind.FAILED)].iterrows():
         parts.append(Text(f"trial {row['trial']} {row['outcome']}", "red"))
@@ -254,20 +254,20 @@ def _board_cells(row: pd.Series, keys: list[str]) -> list[str]:
 
 
 def show_resume(preview: Preview) -> Group:
-    """What a resume would do with each trial, or why the study would end at once."""
+    """A `Preview` as the terminal shows it."""
     lines = [Text(f"{preview.name}: a resume would do this", "bold")]
     lines += [Text(f"  trial {number:>3} {text}") for number, text in preview.trials.items()]
     if preview.ends:
-        lines.append(Text(f"  and end at once, cancelling what is open: {preview.ends}"))
+        lines.append(Text(f"  and end at once, cancelling open trials: {preview.ends}"))
     else:
         lines.append(Text(f"  and run {preview.missing} new trial{'s' * (preview.missing != 1)}"))
     return Group(*lines)
 
 
 def show_studies(found: list[StudyStatus]) -> Group:
-    """All studies, a line each."""
+    """All studies, one line each."""
     if not found:
-        return Group(Text("no studies there yet; start one with: deit-ray tune EXPERIMENT"))
+        return Group(Text("no studies here yet; start one with: deit-ray tune EXPERIMENT"))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("study", "trials", "best", "state"):
         table.add_column(name, no_wrap=True)
@@ -279,14 +279,14 @@ def show_studies(found: list[StudyStatus]) -> Group:
 
 
 def show_study(status: StudyStatus) -> Group:
-    """A study as it stands."""
+    """A `StudyStatus` as the terminal shows it."""
     lines = [Text(f"{status.name}: {status.state}", "bold")]
     if status.driver is not None and "since" in status.driver:
-        since = duration(time.time() - status.driver["since"])
+        elapsed = duration(time.time() - status.driver["since"])
         pid, host = status.driver["pid"], status.driver["host"]
-        lines.append(Text(f"  driven by process {pid} on {host} since {since}"))
+        lines.append(Text(f"  driven by process {pid} on {host} for {elapsed}"))
     elif status.state == "interrupted":
-        lines.append(Text(f"  go on with: deit-ray tune --resume {status.name}"))
+        lines.append(Text(f"  resume with: deit-ray tune --resume {status.name}"))
     gpu = f", {status.gpu_s / 3600:.2f} GPU-hours" if status.gpu_s else ""
     lines.append(Text(f"  {_counts(status)}; {duration(status.spent_s)} so far{gpu}"))
     return Group(*lines, show_leaderboard(status.board, status.metric, status.keys))
@@ -301,7 +301,7 @@ def _counts(status: StudyStatus) -> str:
 
 
 def show_trial(status: TrialStatus) -> Group:
-    """A trial as it stands, and why."""
+    """A `TrialStatus` as the terminal shows it."""
     state = status.outcome.text if status.outcome else status.state
     colour = STATE_COLOURS.get(status.state, "")
     lines = [Text(f"{status.study}, trial {status.number}: {state}", f"bold {colour}".strip())]

@@ -1,6 +1,6 @@
 """Finds what limits a run: measures its step on synthetic data, its stream alone, and both together.
 
-Ray is imported after `resolve`: so a wrong model name is answered sooner.
+Ray is imported after `resolve`, so that a wrong model name is answered sooner.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ class Limits:
         step_per_s: images/s that the step trains on, with synthetic data.
         stream_per_s: images/s that the stream delivers while nothing trains.
         both_per_s: images/s that the step trains on, with images from the stream.
-        data_wait: fraction of the time that this training waited for the stream.
+        data_wait: fraction of the time that the step waited for the stream, in the measurement of both.
         cpus: CPUs of the stream.
         workers: training workers.
     """
@@ -69,7 +69,7 @@ def bench_data(experiment: Experiment, seconds: float = 10.0, session: Session |
 
     Args:
         experiment: see `load_experiment`. Searched keys have the values of the experiment itself.
-        seconds: about the seconds of each measurement; longer where one step, or one round of the stream's
+        seconds: approximate seconds of each measurement; longer if one step, or one round of the stream's
             tasks, takes longer.
         session: see `Session`.
 
@@ -85,9 +85,8 @@ def bench_data(experiment: Experiment, seconds: float = 10.0, session: Session |
         device = check_fits(experiment, connect.possible_resources())
         connect.check_reachable("data.uri", experiment.data.uri)
         make = partial(_make_trainer, experiment, device, share(resolved), seconds)
-        with tempfile.TemporaryDirectory(
-            prefix="deit_ray-"
-        ) as folder:  # Ray Train wants one; nothing is kept
+        # Ray Train needs a folder; nothing in it is kept
+        with tempfile.TemporaryDirectory(prefix="deit_ray-") as folder:
             found = run_trial(make, f"{folder}/bench", lambda metrics: None)
     values = {
         name.removeprefix("bench/"): value for name, value in found.items() if name.startswith("bench/")
@@ -96,7 +95,7 @@ def bench_data(experiment: Experiment, seconds: float = 10.0, session: Session |
 
 
 def _tasks(experiment: Experiment, device: str) -> int:
-    """Number of stream tasks at once; each keeps one CPU busy, even where only a part of one is set aside."""
+    """Number of stream tasks at once; each keeps one CPU busy, even if only a part of it is reserved."""
     return max(1, int(Needs.of(experiment, device).stream_cpus))
 
 
@@ -108,7 +107,7 @@ def _make_trainer(experiment: Experiment, device: str, shared, seconds: float, c
     per_epoch = max(1, make_worklist(experiment, manifest, shared.data, ()).steps_per_epoch)
     worklist = make_worklist(experiment, manifest, shared.data, (), epochs=math.ceil(STEPS / per_epoch))
     job = {"classes": manifest.classes, "teacher": shared.teacher, "initial": shared.initial}
-    # batches of a round of tasks; within a round they come unevenly
+    # batches of one round of tasks; within a round they arrive unevenly
     turn = _tasks(experiment, device) * worklist.task_steps
     keeps_crops = make_recipe(experiment, device).keep_crops
     loop = partial(_measure, seconds, min(turn, worklist.steps_per_epoch), keeps_crops)
@@ -143,19 +142,19 @@ def _measure(seconds: float, turn: int, keeps_crops: bool, worker: str, config: 
     batch_size, steps = experiment.train.batch_size, iter(range(worklist.steps))
 
     def count_in(second_each: float) -> int:
-        """Repetitions that fit into the time: the same number on every worker."""
+        """Number of repetitions that fit into the time; every worker gets the same number."""
         return max(1, round(sum_over_workers(min(1000, seconds / second_each)) / world_size))
 
     def train_on_synthetic() -> None:
         train_step(Batch.of(synthetic, device), next(steps))
 
     synthetic = synthetic_samples(batch_size // world_size, experiment.data.image_size, keeps_crops)
-    train_on_synthetic()  # chooses kernels, fills caches
+    train_on_synthetic()  # the first step chooses kernels and fills caches
     count = count_in(seconds_of(train_on_synthetic, 1, wait))
     step_per_s = batch_size / seconds_of(train_on_synthetic, count, wait)
 
     stream = Stream(worklist, ray.train.get_dataset_shard, cursor, rank, 0)
-    for _ in range(turn):  # its start
+    for _ in range(turn):  # the start of the stream is not measured
         next(stream)
     taken, begin = 0, time.perf_counter()
     while sum_over_workers(time.perf_counter() - begin) < seconds * world_size:

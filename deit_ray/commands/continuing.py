@@ -41,12 +41,12 @@ def continue_run(
     """Continues a run.
 
     An interrupted run of `train` continues in its own folder, to its own number of epochs. A finished run, or
-    a trial that has
-    ended, stays as it is: a new run begins with its checkpoints and its journal, and trains to `epochs`.
+    a trial that has ended, stays unchanged: a new run begins with copies of its checkpoints and its journal,
+    and trains to `epochs`.
 
     Args:
         name: see `folders.find_run`.
-        epochs: total number of epochs, above those that the run has; None for an interrupted run.
+        epochs: total number of epochs, more than the run has; None for an interrupted run.
         schedule: learning rate from here on. `stretch`: the cosine of a run that was planned for `epochs`, so
             the rate, which had fallen to min_lr, rises to that curve. `hold`: the schedule does not change,
             so the rate stays at min_lr.
@@ -60,7 +60,7 @@ def continue_run(
     experiment = experiment_of(folder)
     if storage.exists(storage.join(folder, DATABASE)):
         raise UserError(
-            f"{name}: is a study; go on with: deit-ray tune --resume {posixpath.basename(folder)}, "
+            f"{name}: is a study; resume it with: deit-ray tune --resume {posixpath.basename(folder)}, "
             "or name one of its trials"
         )
     finished = _has_ended(folder, results_of(folder))
@@ -76,7 +76,8 @@ def continue_run(
     reached = step // steps_per_epoch(experiment)
     if epochs is None:
         raise UserError(
-            f"{name}: has ended, at epoch {reached}; say how far it shall go: --epochs N, above {reached}"
+            f"{name}: has ended, at epoch {reached}; set the total number of epochs: --epochs N, "
+            f"above {reached}"
         )
     if epochs <= reached:
         raise UserError(
@@ -99,7 +100,7 @@ def _has_ended(folder: str, results: str) -> bool:
     """Whether a run or trial has ended, so that it can only be continued by a new run.
 
     Raises:
-        UserError: it is a trial that has not ended.
+        UserError: the folder is that of a trial that has not ended.
     """
     parent, _, last = folder.rpartition("/")
     if not storage.exists(storage.join(parent, DATABASE)):
@@ -108,7 +109,7 @@ def _has_ended(folder: str, results: str) -> bool:
     trials = Study.open(study, results).optuna.get_trials(deepcopy=False)
     if trials[number].state in (TrialState.RUNNING, TrialState.WAITING):
         raise UserError(
-            f"{study}/{number}: has not ended; its study goes on with: deit-ray tune --resume {study}"
+            f"{study}/{number}: has not ended; resume its study with: deit-ray tune --resume {study}"
         )
     return True
 
@@ -124,16 +125,15 @@ def _last_checkpoint(folder: str) -> int:
 
 
 def _copy_run(source: str, step: int, schedule: Schedule, experiment: Experiment) -> str:
-    """Makes the folder of a run that begins where another stopped: with its checkpoints, Ray Train's list of
-    them, its journal.
+    """Makes the folder of a run that begins where another run, the source, stopped.
 
-    All kept checkpoints are copied, since the best one of the whole run may be among them.
+    The folder gets the source's checkpoints, Ray Train's list of them, and the source's journal. All kept
+    checkpoints are copied, since the best one of the whole run may be among them.
     """
     comment = f"Continues {name_of(source)} from step {step}, schedule: {schedule}."
     folder = new_folder(experiment, comment)
-    storage.remove(
-        storage.join(folder, EXPERIMENT)
-    )  # an unfinished copy is then no run that could be continued
+    # without this file, an unfinished copy cannot be taken for a run
+    storage.remove(storage.join(folder, EXPERIMENT))
     for saved in saved_steps(source):
         checkpoint = checkpoint_name(saved)
         for file in storage.list_names(storage.join(source, checkpoint)):
@@ -141,7 +141,7 @@ def _copy_run(source: str, step: int, schedule: Schedule, experiment: Experiment
             storage.write_bytes(storage.join(folder, checkpoint, file), content)
     journal = JournalWriter(storage.join(folder, JOURNAL))
     points = iterate_points(storage.join(source, JOURNAL))
-    journal.pending = [point for point in points if point.step <= step]  # with their times
+    journal.pending = [point for point in points if point.step <= step]  # with the times of the source
     journal.flush()
     storage.write_bytes(storage.join(folder, SNAPSHOT), storage.read_bytes(storage.join(source, SNAPSHOT)))
     storage.write_bytes(storage.join(folder, EXPERIMENT), dump_experiment(experiment, comment).encode())

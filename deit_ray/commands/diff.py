@@ -61,8 +61,8 @@ def compare(a: str, b: str, results: str = "results") -> Difference:
     """The differences between two runs.
 
     Args:
-        a, b: each a run, study or trial, see `folders.find_run`, or an experiment file, which has settings
-            alone.
+        a, b: each a run, study or trial, see `folders.find_run`, or an experiment file, which has only
+            settings.
         results: folder in which runs and studies are looked up.
 
     Raises:

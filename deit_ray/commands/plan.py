@@ -1,6 +1,7 @@
 """An estimate of the trials, time and money of a study or a single run, before anything starts.
 
-Ray and Optuna are imported where they are used, after `resolve`: so a wrong model name is answered sooner.
+Ray and Optuna are imported where they are used, after `resolve`, so that a wrong model name is
+answered sooner.
 """
 
 import dataclasses
@@ -41,15 +42,15 @@ class Plan:
         experiment: the planned experiment.
         settings: values that differ from the defaults, by dotted key.
         device: cpu or cuda.
-        where: in words, whose resources were counted.
+        where: owner of the resources that were counted, in words.
         resources: the resources that were counted, by Ray's name.
         sampled: searched values of the first trials, as the study draws them while no result is known.
         trials: trials of the study; 1 for a run.
         needs: needs of one trial.
         fit: trials that fit at once.
         concurrent: trials that will run at once.
-        epochs, steps, samples: sums over all trials, at most: a scheduler stops some early.
-        rate: training speed; None where none is known.
+        epochs, steps, samples: sums over all trials of full length; a scheduler stops some trials early.
+        rate: training speed; None if it is not known.
     """
 
     experiment: Experiment
@@ -83,7 +84,7 @@ class Plan:
 
     @property
     def money(self) -> float | None:
-        """The price of all GPU-hours; None where a price or a speed is not known, or no GPU is used."""
+        """The price of all GPU-hours; None if a price or a speed is not known, or no GPU is used."""
         per_hour = self.experiment.cost.per_gpu_hour
         if self.rate is None or self.device != "cuda" or per_hour is None:
             return None
@@ -95,9 +96,9 @@ def plan(experiment: Experiment, session: Session | None = None) -> Plan:
     anything.
 
     Args:
-        session: see `Session`. Its address is that of a running cluster, whose resources are counted; by
-            default RAY_ADDRESS, or the cluster whose head this machine is. Where there is none, the resources
-            are those that a Ray started on this machine would have.
+        session: see `Session`. The resources of the cluster at its address are counted. The default address
+            is RAY_ADDRESS, or the cluster whose head this machine is. Without a cluster, the resources are
+            those that a local Ray would have.
 
     Raises:
         UserError: the experiment could not run.
@@ -136,9 +137,9 @@ def plan_of(resolved: Resolved, resources: dict[str, float], where: str) -> Plan
 
 
 def resources_of(experiment: Experiment, session: Session) -> tuple[dict[str, float], str]:
-    """The resources that the cluster has or could have, by Ray's name, and whose they are in words.
+    """The resources that the cluster has or could have, by Ray's name; and their owner in words.
 
-    Without a cluster they are those that Ray would find on this machine.
+    Without a cluster, the resources are those that a local Ray would have.
     """
     import ray
 
@@ -158,7 +159,7 @@ def resources_of(experiment: Experiment, session: Session) -> tuple[dict[str, fl
 
 
 def sample_trials(experiment: Experiment, count: int) -> list[dict]:
-    """The searched values of a study's first trials, as it draws them while no result is known."""
+    """The searched values of a study's first trials, as the study draws them while no result is known."""
     if not experiment.search.space:
         return []
     import optuna
@@ -173,7 +174,9 @@ def sample_trials(experiment: Experiment, count: int) -> list[dict]:
 def changed_settings(experiment: Experiment) -> dict:
     """The settings that differ from the defaults, by dotted key."""
     default = flatten(default_experiment().as_dict())
-    kind = Distillation.model_fields["kind"].default  # `default_experiment` has none, which needs no teacher
+    kind = Distillation.model_fields[
+        "kind"
+    ].default  # `default_experiment` has the kind none, which needs no teacher
     default |= {"name": None, "distillation.kind": kind}
     return {key: value for key, value in flatten(experiment.as_dict()).items() if default.get(key) != value}
 
@@ -196,7 +199,7 @@ def rate_of(experiment: Experiment, device: str) -> Rate | None:
 
 
 def _newest_first(results: str) -> list[str]:
-    """The folders of a results folder; those whose experiment file was written last come first."""
+    """The folders in a results folder; the one whose experiment file was written last comes first."""
     results = storage.absolute(results)
     folders = [storage.join(results, name) for name in storage.list_names(results)]
     times = {folder: storage.modified_ns(storage.join(folder, EXPERIMENT)) for folder in folders}

@@ -1,6 +1,6 @@
 """The accuracy of a trained model on a data set, and its predictions for images.
 
-torch, timm and Ray are imported once the model is found: so a wrong name is answered at once.
+torch, timm and Ray are imported once the model is found, so that a wrong name is answered at once.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from deit_ray.results.folders import MODEL, runs_of
 from deit_ray.results.origin import check_same_inputs
 from deit_ray.terminal.session import Session
 
-CUDA_TOLERANCE = 0.002  # of a fraction: a GPU may choose other kernels, which round otherwise
+CUDA_TOLERANCE = 0.002  # of a fraction: a GPU may choose other kernels, which round differently
 
 
 def evaluate(model: str, data: str, split: str = "test", session: Session | None = None) -> dict[str, float]:
@@ -23,7 +23,7 @@ def evaluate(model: str, data: str, split: str = "test", session: Session | None
     Args:
         model: path of a model.safetensors, or name of a run or study.
         data: URI of a prepared data set.
-        split: test, or val for the part of train that `data.holdout: 0.1` keeps aside.
+        split: test, or val for the part of train that `data.holdout: 0.1` holds out.
         session: see `Session`; a run or study is looked up in its `results`.
 
     Returns:
@@ -94,7 +94,7 @@ def verify_best(study, session: Session | None = None) -> Verification:
     model = storage.join(study.trial_folder(best.number), MODEL)
     split = metric.partition("/")[0]
     metrics, device = _evaluate(model, experiment, manifest, split, session or Session())
-    evaluated = metrics[metric.removesuffix("_ema")]  # the saved weights are the average's already
+    evaluated = metrics[metric.removesuffix("_ema")]  # the saved weights are those of the moving average
     return Verification(metric, best.value, evaluated, device)
 
 
@@ -181,7 +181,7 @@ def find_model(model: str, results: str) -> str:
         results: folder in which runs and studies are looked up.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such model.
     """
     if Path(model).is_file():
         return model

@@ -69,8 +69,8 @@ def reproduce(name: str, session: Session | None = None) -> Reproduction:
     if origins and "continues" in origins[-1]:
         source = name_of(origins[-1]["continues"]["folder"])
         raise UserError(
-            f"{name}: continues {source}, so it cannot be reproduced at once; "
-            f"reproduce {source} and continue that"
+            f"{name}: continues {source}, so it cannot be reproduced in one step; "
+            f"reproduce {source}, then continue the new run"
         )
     experiment = experiment_of(folder)
     last, per_epoch = max((step for _, step in then), default=0), steps_per_epoch(experiment)
@@ -91,7 +91,7 @@ def reproduce(name: str, session: Session | None = None) -> Reproduction:
     trained = train_in(lambda e: new_folder(e, f"{name_of(folder)} once more."), again, session, splits)
     now = points_of(trained.folder)
     if all(step < last or metric.startswith("train/") for metric, step in then):
-        # the run stopped before the evaluation at this step; its repetition ends here, and makes one
+        # the run stopped before the evaluation at this step; its repetition ends here, and evaluates
         now = {key: value for key, value in now.items() if key[1] < last or key[0].startswith("train/")}
     difference = compare(folder, trained.folder, session.results)
     return Reproduction(

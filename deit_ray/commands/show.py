@@ -1,4 +1,4 @@
-"""Shows a prepared data set: images as they are stored, and what the student sees of them."""
+"""Shows a prepared data set: images as they are stored, and as the student sees them."""
 
 import io
 
@@ -32,19 +32,17 @@ def show(
 ) -> str:
     """Writes a contact sheet of the first training samples.
 
-    A row shows an image as it is stored, then its views.
-
-    A view is shown as it enters the student, before normalisation: cropped, flipped, augmented, erased and
-    mixed.
+    A row shows an image as it is stored, then its views. A view is shown as it enters the student, before
+    normalisation: cropped, flipped, augmented, erased and mixed.
 
     Args:
-        uri: of a prepared data set.
+        uri: URI of a prepared data set.
         out: URI of the picture, .png or .jpg.
-        experiment: the path of an experiment file; by default an experiment's defaults.
+        experiment: path of an experiment file; by default all settings are the defaults.
         overrides: dotted keys to replace.
         samples: number of images to show.
-        strengths: shows instead each image's centre crop after the policy, at augment.strength 0, 0.5, 1, 1.5
-            and 2.
+        strengths: whether to show, instead of the views, each image's centre crop after the policy at
+            augment.strength 0, 0.5, 1, 1.5 and 2.
 
     Returns:
         One sentence that says what was written.
@@ -95,9 +93,9 @@ def _load(uri: str, path: str | None, overrides: dict) -> Experiment:
 
 
 def _first_batch(experiment: Experiment, manifest: shards.Manifest) -> tuple[Samples, np.ndarray, np.ndarray]:
-    """The samples of the first step, and what the student gets of them.
+    """The samples of the first step, and the images and targets that the student gets.
 
-    The stream's and the step's own code make both, so the sheet shows what a run trains on.
+    The code of the stream and of the step makes them, so the sheet shows exactly the inputs of a run.
 
     Returns:
         (samples, uint8 pixels [batch, size, size, 3], soft targets [batch, classes]).
@@ -144,7 +142,7 @@ def _read_rows(uri: str, file: str, rows: list[int]) -> list[tuple[np.ndarray, s
         pixels = crop.decode(image.as_py())
         if pixels is None:
             raise UserError(
-                f"{uri}: {name} in {file} cannot be decoded; deit-ray data check {uri} says how to repair"
+                f"{uri}: {name} in {file} cannot be decoded; deit-ray data check {uri} says how to repair it"
             )
         found.append((pixels, name.as_py()))
     return found
@@ -153,7 +151,7 @@ def _read_rows(uri: str, file: str, rows: list[int]) -> list[tuple[np.ndarray, s
 def _draw(
     views: int, classes: list[str], batch: Samples, pixels: np.ndarray, targets: np.ndarray, stored: dict
 ) -> Image.Image:
-    """The sheet: a row an image, first as it is stored, then its views with their targets."""
+    """The sheet: in each row an image as it is stored, then its views with their targets."""
     font, rows = ImageFont.load_default(12), len(batch.ids) // views
     width, height = (1 + views) * (CELL + GAP) + GAP, rows * (CELL + 2 * LINE + GAP) + GAP
     sheet = Image.new("RGB", (width, height), "white")

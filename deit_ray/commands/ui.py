@@ -11,12 +11,12 @@ def database_of(results: str) -> str:
     """The URI of the MLflow database in a results folder.
 
     Raises:
-        UserError: there is none yet.
+        UserError: there is no database yet.
     """
     path = f"{storage.absolute(results)}/mlflow.db"
     if not os.path.exists(path):
         raise UserError(
-            f"{results}: no MLflow database there yet; train or tune something first, or name --results"
+            f"{results}: has no MLflow database yet; train or tune something first, or name --results"
         )
     return f"sqlite:///{path}"
 

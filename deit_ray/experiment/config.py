@@ -75,12 +75,12 @@ class Augment(Section):
     """Photometric augmentation and mixing, scaled together by `strength`; crops and flips are not scaled."""
 
     strength: Annotated[float, Field(ge=0, le=2)] = 1.0  # 0 none, 1 the values below, 2 the strongest
-    # auto: the device where it is a GPU, else Ray Data's tasks
+    # auto: on the device if it is a GPU, else in Ray Data's tasks
     place: Literal["auto", "stream", "device"] = "auto"
-    # or three_augment, none, package.module:function [DeiT]
+    # randaugment [DeiT], three_augment, none, or package.module:function
     policy: Annotated[str, AfterValidator(_policy)] = "randaugment"
     randaugment: RandAugment = RandAugment()
-    # brightness, contrast and saturation by a factor in 1 +- this; with three_augment and none only [ref]
+    # brightness, contrast and saturation change by a factor in 1 +- this; for three_augment and none [ref]
     color_jitter: Unit = 0.3
     force_color_jitter: bool = False  # applies color_jitter with any policy
     random_erasing: Unit = 0.25  # probability [DeiT]
@@ -94,7 +94,7 @@ class Student(Section):
 
     model: str = "deit_small_distilled_patch16_224"
     init: str = "scratch"  # scratch, pretrained, or the path of a model.safetensors
-    patch_size: Count | None = None  # the next four replace the architecture's own, for small images
+    patch_size: Count | None = None  # these four replace the architecture's own, for small images
     width: Count | None = None
     depth: Count | None = None
     heads: Count | None = None
@@ -106,7 +106,7 @@ class Teacher(Section):
 
     weights: str  # run:NAME (the newest finished run of that name), pretrained, or the path of a file
     model: str | None = None  # timm's name; not needed for run: and for files that deit-ray wrote
-    mean: Means | None = None  # its normalisation; by default that of the file, or timm's
+    mean: Means | None = None  # normalisation of its images; by default the file's, or timm's
     std: Means | None = None
 
 
@@ -134,7 +134,7 @@ class Optim(Section):
     warmup_epochs: CountOrZero = 5  # [DeiT]
     warmup_lr: NotNegative = 1e-6  # [ref]
     min_lr: NotNegative = 1e-5  # [ref]
-    clip_grad: Positive | None = None  # largest gradient norm [ref]: none
+    clip_grad: Positive | None = None  # largest gradient norm; null does not clip [ref]
     # epochs of the cosine, by default train.epochs; after it the rate stays at min_lr
     schedule_epochs: Count | None = None
     label_smoothing: BelowOne = 0.1  # [DeiT]
@@ -152,18 +152,18 @@ class Train(Section):
     cpus_per_worker: Positive = 1.0
     eval_every: Count = 1  # epochs between evaluations, each with a checkpoint
     log_every: Count = 10  # steps between points of the training curves
-    max_failures: CountOrZero = 3  # times that a killed worker is replaced, from its checkpoint
+    max_failures: CountOrZero = 3  # times that a killed worker resumes from its checkpoint
 
 
 class Budget(Section):
-    """Limits that end a study before `search.trials`; running trials are cancelled. A resume counts on."""
+    """Limits that end a study before `search.trials`; open trials are cancelled. A resume keeps counting."""
 
     hours: Positive | None = None  # wall time in which the study's driver ran
     gpu_hours: Positive | None = None  # of all trials together
     target: float | None = None  # a value of search.metric that is good enough
-    patience: Count | None = None  # trials that ended in a row without a new best value
+    patience: Count | None = None  # trials in a row that ended without a new best value
     failures: Count | None = None  # failed trials
-    # trials failed with the same traceback; losses that are not finite, the values' fault, are not counted
+    # trials that failed with the same traceback; losses that are not finite do not count
     same_failure: Count | None = 5
 
 
@@ -171,12 +171,12 @@ class Cost(Section):
     """Prices and speeds for the estimate of `deit-ray plan`."""
 
     per_gpu_hour: NotNegative | None = None  # money
-    # speed of one worker; by default that of the newest run of such a student
+    # speed of one worker; by default the speed of the newest run of such a student
     images_per_s: Positive | None = None
 
 
 class Search(Section):
-    """How a study searches; used by `deit-ray tune` alone."""
+    """How a study searches. A single run uses only `metric`, which chooses its best model."""
 
     trials: Count = 20
     metric: Literal["val/top1", "val/top1_cls", "val/top1_dist", "val/top1_ema", "val/top5", "test/top1"] = (
@@ -184,16 +184,16 @@ class Search(Section):
     )
     sampler: Literal["tpe", "random"] = "tpe"
     scheduler: Literal["asha", "median", "none"] = "asha"
-    grace_epochs: Count = 5  # no trial is stopped before
+    grace_epochs: Count = 5  # no trial is stopped before this epoch
     reduction_factor: Annotated[int, Field(ge=2)] = 2  # asha: one trial in this many survives a rung
     budget: Budget = Budget()
     max_concurrent: Count | None = None  # by default as many as fit
-    rank_on_test: bool = False  # must be set to rank on the test images, which are then no test any more
+    rank_on_test: bool = False  # must be true to rank on the test images, which are then no independent test
     space: dict[str, Distribution] = {}
 
 
 class Tracking(Section):
-    uri: str | None = None  # MLflow's; by default SQLite next to the results
+    uri: str | None = None  # URI of MLflow; by default a SQLite file next to the results
     experiment: str = "deit_ray"
 
 
@@ -219,7 +219,7 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _check_together(self):
-        """Settings that do not fit together."""
+        """Refuses settings that do not fit together."""
         self._check_training()
         self._check_searched_keys()
         if self.search.space:
@@ -231,7 +231,8 @@ class Experiment(Section):
         _require(
             self.train.batch_size % self.train.workers == 0,
             "train.batch_size",
-            f"{self.train.batch_size} is global and must divide by train.workers ({self.train.workers})",
+            f"{self.train.batch_size} is global, and must be divisible by train.workers "
+            f"({self.train.workers})",
         )
         length = "optim.schedule_epochs" if self.optim.schedule_epochs else "train.epochs"
         _require(
@@ -253,7 +254,7 @@ class Experiment(Section):
         )
 
     def _check_searched_keys(self) -> None:
-        """A searched key must change something."""
+        """Refuses searched keys that would change nothing."""
         searched, policies = self.search.space, set(self.policies)
         for key in searched:
             _require(
@@ -281,13 +282,13 @@ class Experiment(Section):
         )
 
     def _check_ranking(self) -> None:
-        """The metric that a search ranks by must be measured, and early enough."""
+        """Refuses a ranking metric that is not measured, or not early enough."""
         search, split = self.search, self.search.metric.partition("/")[0]
         _require(
             split != "test" or search.rank_on_test,
             "search.metric",
-            f"{search.metric!r} would rank trials on the test images, which are then no test any more; "
-            "use val/top1, or say search.rank_on_test: true",
+            f"{search.metric!r} would rank trials on the test images, which are then no independent test; "
+            "use val/top1, or set search.rank_on_test: true",
         )
         _require(
             split != "val" or self.data.holdout > 0,
@@ -346,7 +347,7 @@ def _require(holds: bool, key: str, message: str) -> None:
 
 
 def set_key(tree: dict, key: str, value: Any) -> None:
-    """Sets a dotted key in nested mappings, making those that are missing."""
+    """Sets a dotted key in nested mappings, and creates missing mappings."""
     *path, leaf = key.split(".")
     for part in path:
         if not isinstance(tree.get(part), dict):
@@ -356,7 +357,7 @@ def set_key(tree: dict, key: str, value: Any) -> None:
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys; a searched key stays one, with its distribution."""
+    """Nested mappings as dotted keys; the value of a searched key is its distribution."""
     flat = {}
     for key, value in tree.items():
         if isinstance(value, dict) and prefix != "search.space.":

@@ -19,8 +19,8 @@ def load_experiment(path: str | Path, overrides: dict[str, Any] | None = None) -
     """The experiment that a YAML file describes.
 
     Args:
-        path: the file. Its key `extends` names another file, relative to it, of which it replaces values key
-            by key.
+        path: the file. Its key `extends` names a base file, by a path relative to the file. The values of the
+            file replace those of the base, key by key.
         overrides: dotted keys and values that replace the file's, such as {"optim.lr": 1e-3}.
 
     Raises:
@@ -36,7 +36,7 @@ def load_experiment(path: str | Path, overrides: dict[str, Any] | None = None) -
 
 
 def default_experiment(overrides: dict[str, Any] | None = None) -> Experiment:
-    """The experiment of all defaults, without a data set and a teacher, with dotted keys replaced.
+    """The default experiment, without a data set or a teacher, with dotted keys replaced.
 
     Raises:
         UserError: naming key, value and what is allowed.
@@ -46,7 +46,7 @@ def default_experiment(overrides: dict[str, Any] | None = None) -> Experiment:
 
 
 def _validate(tree: dict, origins: dict[str, str], source: str, overrides: dict[str, Any]) -> Experiment:
-    """The experiment of a tree with dotted keys replaced; errors name the file, or --set, with the mistake."""
+    """The experiment of a tree with dotted keys replaced; errors name the file or --set."""
     for key, value in overrides.items():
         set_key(tree, key, value)
         origins = {k: o for k, o in origins.items() if k != key and not k.startswith(key + ".")}
@@ -64,21 +64,25 @@ def dump_experiment(experiment: Experiment, comment: str = "") -> str:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """`a.b=value` from a command line, the value read as YAML."""
+    """The key and the value of `a.b=value` from a command line; the value is read as YAML.
+
+    Raises:
+        UserError: the text has no key, or its value is not YAML.
+    """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise UserError(f"--set {text}: must be KEY=VALUE, such as optim.lr=1e-3")
     try:
         return key.strip(), yaml.load(value, _Loader)
     except yaml.YAMLError as error:
-        raise UserError(f"--set {text}: the value is no YAML: {_one_line(error)}") from None
+        raise UserError(f"--set {text}: the value is not valid YAML: {_one_line(error)}") from None
 
 
 def _read(path: Path, below: tuple[Path, ...]) -> tuple[dict, dict[str, str]]:
-    """The tree of a file, merged with those that it extends, and for each dotted key the file that set it."""
+    """The tree of a file, merged with the files that it extends; and by dotted key, the file that set it."""
     if path.resolve() in below:
         chain = " -> ".join(p.name for p in (*below, path.resolve()))
-        raise UserError(f"{path}: extends: the files contain one another: {chain}")
+        raise UserError(f"{path}: extends: the files extend one another: {chain}")
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
@@ -105,9 +109,8 @@ def _merge(base: dict, top: dict) -> dict:
     merged = dict(base)
     for key, value in top.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
-        merged[key] = (
-            _merge(base[key], value) if both and key != "space" else value
-        )  # a space replaces the other whole
+        # a search space replaces that of the base as a whole
+        merged[key] = _merge(base[key], value) if both and key != "space" else value
     return merged
 
 
@@ -171,7 +174,7 @@ class _Loader(yaml.SafeLoader):
                 )
             if key in keys:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                    None, None, f"the key {key!r} is repeated", key_node.start_mark
                 )
             keys.add(key)
         return super().construct_mapping(node, deep)

@@ -19,7 +19,7 @@ UNSEARCHABLE = (
     "results",
 )
 KINDS = ("float", "log", "int", "choice")
-MAX_CORNERS = 256  # combinations of bounds that are tried one by one
+MAX_CORNERS = 256  # with more combinations of bounds, each bound is checked alone
 
 
 class Distribution(BaseModel):
@@ -61,10 +61,10 @@ class Distribution(BaseModel):
 
 
 def check_space(experiment) -> None:
-    """Every corner of the space must be an experiment that could run.
+    """Checks that the experiment at every corner of its search space could run.
 
     Raises:
-        ValueError: naming the key, the value that is not allowed and what is.
+        ValueError: naming the key, the value that was given, and what is allowed.
     """
     space = experiment.search.space
     if not space:

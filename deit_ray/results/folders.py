@@ -1,7 +1,6 @@
-"""The folders of runs, studies and trials: their names, their files, and what can be read from them at any
-time.
+"""The folders of runs, studies and trials: their names, their files, and what can be read from them.
 
-It imports neither torch nor Ray, so that commands that only look at results answer at once.
+This file imports neither torch nor Ray, so that commands that only read results answer at once.
 """
 
 import json
@@ -19,10 +18,10 @@ from deit_ray.outcome import MODEL
 from deit_ray.results.journal import checkpoint_name, iterate_points, step_of
 
 EXPERIMENT = "experiment.yaml"
-RUN = "run.json"  # of a run that has finished
+RUN = "run.json"  # in the folder of a run that has finished
 JOURNAL = "journal"
-EMA = "ema.safetensors"  # of a checkpoint, and the best one's of a run
-BEST = "best.yaml"  # of a study: the configuration of its best trial
+EMA = "ema.safetensors"  # in a checkpoint: the weights of the moving average
+BEST = "best.yaml"  # in the folder of a study: the configuration of its best trial
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's name for its list of checkpoints
 
 
@@ -43,7 +42,7 @@ def find_run(name: str, results: str) -> str:
         results: the folder to look in.
 
     Raises:
-        UserError: there is none; the message lists those that there are.
+        UserError: there is no such run; the message lists the existing runs.
     """
     if "/" in name and storage.exists(storage.join(name, EXPERIMENT)):
         return storage.absolute(name.rstrip("/"))
@@ -55,7 +54,7 @@ def find_run(name: str, results: str) -> str:
         if storage.exists(storage.join(folder, EXPERIMENT)):
             return folder
         trials = ", ".join(trials_of(study)) or "none"
-        raise UserError(f"{name}: no such trial; of {posixpath.basename(study)} there are: {trials}")
+        raise UserError(f"{name}: no such trial; {posixpath.basename(study)} has: {trials}")
     runs = [] if "/" in name else runs_of(name, results)
     runs = [run for run in runs if storage.exists(storage.join(results, run, EXPERIMENT))]
     if runs:
@@ -83,7 +82,7 @@ def trials_of(folder: str) -> list[str]:
 
 
 def name_of(folder: str) -> str:
-    """A run's name by its folder: digits_student-2; for a trial digits_search-1/trial-0007."""
+    """The name of a run's folder: digits_student-2, or digits_search-1/trial-0007 for a trial."""
     parent, _, last = folder.rpartition("/")
     return f"{posixpath.basename(parent)}/{last}" if last.startswith("trial-") else last
 
@@ -139,7 +138,7 @@ def new_folder(experiment: Experiment, comment: str = "") -> str:
 
 
 def saved_steps(folder: str) -> list[int]:
-    """The steps of a run's checkpoints that are whole, by Ray Train's own list, the latest last."""
+    """The steps of a run's whole checkpoints, from Ray Train's own list, in ascending order."""
     try:
         known = json.loads(storage.read_bytes(storage.join(folder, SNAPSHOT)))
     except FileNotFoundError:
@@ -158,9 +157,9 @@ def measured(folder: str, name: str) -> dict[int, float]:
 
 
 def best_step(folder: str, metric: str) -> tuple[int, float] | None:
-    """The step and value of the best checkpoint that is kept: the latest of equals.
+    """The step and value of the best kept checkpoint; of equal ones, the latest.
 
-    Where no kept checkpoint has a value, it is the latest one with NaN; None where none is kept.
+    If no kept checkpoint has a finite value: the step of the latest one, and NaN. If none is kept: None.
     """
     steps, values = saved_steps(folder), measured(folder, metric)
     ranked = [(step, values[step]) for step in steps if math.isfinite(values.get(step, math.nan))]

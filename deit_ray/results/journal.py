@@ -1,8 +1,8 @@
 """The measurements of a trial, written next to its results before they are reported anywhere else.
 
-A journal is a folder of numbered segment files, each written whole or not at all, since object stores cannot
-append.
-A segment holds points, one JSON list a line: [name, value, step, time in ms]. Name and step identify a point.
+A journal is a folder of numbered segment files. Each file is written whole or not at all, since object stores
+cannot append. A segment holds points, one JSON list a line: [name, value, step, time in ms]. Name and step
+identify a point.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from deit_ray import storage
 
-FLUSH_S = 20.0  # points older than this are written even where nothing is reported
+FLUSH_S = 20.0  # pending points older than this are written, even if nothing is reported
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Point:
 
 
 class JournalWriter:
-    """Adds points to a journal. It skips steps that the journal holds already, so a resumed run repeats none.
+    """Adds points to a journal, except for steps that the journal holds already: a resumed run repeats none.
 
     Args:
         uri: folder of the journal.
@@ -73,14 +73,14 @@ class JournalWriter:
 
     @contextlib.contextmanager
     def flushing(self) -> Iterator[None]:
-        """Flushes while the block runs, since a disk takes a while; after it all points are written."""
+        """Flushes in the background while the block runs. After the block, all points are written."""
         with ThreadPoolExecutor(1, thread_name_prefix="journal") as pool:
             flushed = pool.submit(self.flush)
             yield
             flushed.result()
 
     def at(self, names: list[str], step: int) -> dict[str, float]:
-        """The journal's values at an optimizer step: the first ones, where a resumed run measured again."""
+        """The journal's values at an optimizer step. Of repeated measurements, the first one counts."""
         if all(self.last[name][0] == step for name in names):
             return {name: self.last[name][1] for name in names}
         return {
@@ -90,7 +90,7 @@ class JournalWriter:
         }
 
     def _read_on(self) -> dict[str, int]:
-        """Reads the segments that are new; returns the last step of each name in them."""
+        """Reads new segments; returns the last step of each name in them."""
         known: dict[str, int] = {}
         for points in iterate_segments(self.uri, self.segments):
             self.segments += 1

@@ -1,6 +1,6 @@
 """One driver at a time: the process that drives a run or study locks its folder.
 
-The system releases the lock however the process ends.
+However the process ends, the operating system releases the lock.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ LOOKING_S = 1.0  # longer than `driver_of` holds the lock
 
 @contextlib.contextmanager
 def driving(folder: str, name: str) -> Iterator[None]:
-    """Locks a folder while it is driven. Object stores have no locks, so there nothing is locked.
+    """Locks a folder while it is driven. Object stores have no locks, so folders there are not locked.
 
     Raises:
-        UserError: another process drives it.
+        UserError: another process drives the run or study.
         UnavailableError: the folder cannot be written.
     """
     if not storage.is_local(folder):

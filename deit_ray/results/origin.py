@@ -47,8 +47,8 @@ def note_origin(
         folder: URI of the folder.
         fingerprint: fingerprint of the prepared data set.
         device: cpu or cuda.
-        teacher: path of the teacher's weights, since `run:NAME` is another file after the next run of that
-            name.
+        teacher: path of the teacher's weights. `run:NAME` does not identify them: the next run of that name
+            changes the file.
         continues: for a run that continues another one: its folder, the step, and the schedule.
     """
     entries = read_origins(folder)
@@ -78,7 +78,7 @@ def read_origins(folder: str) -> list[dict]:
 
 
 def origin_of(folder: str | None) -> dict | None:
-    """The last entry of a run's origin.json; for a trial, of its study's. None where there is none."""
+    """The last entry of a run's origin.json, or of a trial's study's; None if there is no such file."""
     entries = folder and (read_origins(folder) or read_origins(folder.rpartition("/")[0]))
     return entries[-1] if entries else None
 
@@ -86,12 +86,12 @@ def origin_of(folder: str | None) -> dict | None:
 def check_same_inputs(
     folder: str, experiment: Experiment, fingerprint: str, teacher: str | None = None
 ) -> None:
-    """Checks that a run would see the data set, and the teacher, with which it was trained.
+    """Checks that a run would see the data set and the teacher with which it was trained.
 
     Args:
         folder: URI of the run's folder.
         fingerprint: fingerprint of the data set now.
-        teacher: path of the teacher's weights now; None is not checked.
+        teacher: path of the teacher's weights now; None skips this check.
 
     Raises:
         UserError: the data set or the teacher has changed.
@@ -112,7 +112,7 @@ def check_same_inputs(
 def describe_code() -> dict:
     """The version of this package, its git commit, and the uncommitted changes.
 
-    Commit and changes are None where the package is not in a repository of its own.
+    Commit and changes are None if the package is not in a git repository of its own.
     """
     # an installed package may lie within another project's repository, which does not track it
     if _git("ls-files", "--error-unmatch", "__init__.py") is None:

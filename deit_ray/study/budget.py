@@ -1,4 +1,4 @@
-"""What ends a study besides its number of trials."""
+"""The budgets that can end a study before all its trials have run."""
 
 from optuna.trial import TrialState
 
@@ -10,7 +10,7 @@ HOUR_S = 3600.0
 
 
 def exceeded(experiment: Experiment, trials: list[TrialRecord], spent: Spent) -> str | None:
-    """The budget that is used up, in words; None while some of each budget is left."""
+    """The budget that is used up, in words; None if no budget is used up."""
     budget = experiment.search.budget
     ended = sorted((trial for trial in trials if trial.state.is_finished()), key=lambda trial: trial.ended)
     return _time(budget, spent) or _values(budget, ended) or _failures(budget, ended)
@@ -27,7 +27,7 @@ def _time(budget: Budget, spent: Spent) -> str | None:
 def _values(budget: Budget, ended: list[TrialRecord]) -> str | None:
     """Judges the values of trials, given in the order in which they ended."""
     finished = [trial for trial in ended if trial.state == TrialState.COMPLETE]
-    best = max(finished, key=lambda trial: trial.value, default=None)  # the earliest of equals
+    best = max(finished, key=lambda trial: trial.value, default=None)  # of equal ones, the earliest
     if best is None:
         return None
     if budget.target is not None and best.value >= budget.target:

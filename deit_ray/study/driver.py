@@ -1,7 +1,7 @@
-"""The driver of a study. The Optuna study in the database is the only truth: a start builds a Tuner from it.
+"""The driver of a study. The study's Optuna database is the only truth: every start builds a Tuner from it.
 
-So a study can be resumed after any accident: unfinished trials go on from their checkpoints, and the
-scheduler sees all results so far again.
+So a study can be resumed after any accident: unfinished trials continue from their checkpoints, and the
+scheduler sees all earlier results again.
 """
 
 import contextlib
@@ -37,17 +37,17 @@ TICK_S = 1.0
 
 
 class Driver:
-    """Runs a study's open trials, from what a resume finds to the evaluation of the best one.
+    """Runs the open trials of a study, old and new, and evaluates the best one.
 
     Args:
-        study: held by this process, see `Study.driving`.
+        study: the study; this process must hold its lock, see `Study.driving`.
         resolved: the parts of its experiment.
         device: cpu or cuda.
-        resources: of the cluster, by Ray's names.
-        console: what a person sees.
+        resources: the resources of the cluster, by Ray's name.
+        console: where messages go.
 
     Attributes:
-        observers: in the order in which they are called; the database hears of an end before MLflow does.
+        observers: in the order of their calls; the end of a trial reaches the database before MLflow.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Driver:
         """Runs the study to its end.
 
         Raises:
-            UserError: it ended without a finished trial.
+            UserError: the study ended without a finished trial.
             Interrupted: Ray is gone; the study can be resumed.
             UnavailableError: a disk, data or network is gone; the study can be resumed once that is fixed.
         """
@@ -94,11 +94,11 @@ class Driver:
         make = partial(make_trial, self.experiment, self.device, share(self.resolved), splits)
         return ray.tune.with_parameters(Trial, make=make)
 
-    # what the Listener calls
+    # The `Listener` calls the methods below.
 
     @contextlib.contextmanager
     def guarding(self) -> Iterator[None]:
-        """An exception halts the study and is raised at its end; Tune would blame a trial for it."""
+        """Halts the study at an exception, and raises it later: Tune would take it for a trial's failure."""
         try:
             with naming_database(self.study.folder):
                 yield
@@ -114,7 +114,7 @@ class Driver:
         self._check_budgets()
 
     def tick(self) -> None:
-        """Counts time, and looks once a second at what people ask for and at the budgets."""
+        """Counts time, and reads stop requests and checks the budgets, once a second."""
         now = time.monotonic()
         elapsed_s = now - self.ticked
         if elapsed_s < TICK_S:
@@ -146,9 +146,8 @@ class Driver:
     def _finish(self) -> None:
         """Evaluates the best trial on the test images, once, and closes the study."""
         study, policy = self.study, self.trials.policy
-        before = (
-            None if self.trials.scheduler.states() else study.ended
-        )  # it had ended, and nothing was left to run
+        # if the study had ended before, and no trial was left to run, the reason stays the same
+        before = None if self.trials.scheduler.states() else study.ended
         study.ended = reason = policy.ending or before or ALL_ENDED
         best = study.find_best()
         if best is not None:
@@ -161,7 +160,7 @@ class Driver:
             raise UserError(f"{study.name}: ended with no finished trial: {reason}; {'; '.join(outcomes)}")
 
     def _test(self, number: int, model: str) -> None:
-        """Evaluates the model of the best trial on the test images, unless that was done before."""
+        """Evaluates the best trial's model on the test images, unless that was done before."""
         tested = self.study.tested
         if "test" not in self.resolved.manifest.splits or (tested and tested.trial == number):
             return
@@ -175,9 +174,9 @@ def run_tuner(trainable: type, trials: Trials, concurrent: int, listener: Listen
     """Runs Ray Tune until the searcher has nothing left to propose.
 
     Args:
-        concurrent: trials at a time, at most.
+        concurrent: largest number of trials at a time.
     """
-    scratch = tempfile.mkdtemp(prefix="deit_ray-tune-")  # Ray Tune writes there, and nobody reads it
+    scratch = tempfile.mkdtemp(prefix="deit_ray-tune-")  # Ray Tune writes there; nothing reads it
     head = ray.tune.PlacementGroupFactory([{connect.HEAD: 0.001}])  # the head outlives spot nodes
     try:
         ray.tune.Tuner(

@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
     from deit_ray.study.records import TrialRecord
 
-STATES = {"RUNNING": "running", "WAITING": "waiting"}  # of Optuna, for trials that have not ended
+STATES = {"RUNNING": "running", "WAITING": "waiting"}  # by Optuna's state, for trials that have not ended
 
 
 def leaderboard(trials: "list[TrialRecord]", keys: list[str]) -> "pd.DataFrame":
-    """All trials of a study, best first, those of full length before the others.
+    """All trials of a study, best first; finished trials come before the others.
 
     Returns:
-        One row a trial: trial (its number), state, outcome, epochs, best and last value of the metric, the
+        One row per trial: trial (its number), state, outcome, epochs, best and last value of the metric, the
         standard error of the best value, whether it is `close` to the best trial (within their standard
         errors), and the searched values by dotted key.
     """

@@ -1,4 +1,4 @@
-"""Passes on to the driver what Ray Tune says about trials."""
+"""Forwards Ray Tune's events about trials to the driver."""
 
 from pathlib import Path
 
@@ -13,7 +13,8 @@ class Listener(ray.tune.Callback):
     """Calls the driver at each of Tune's events.
 
     Args:
-        driver: the `Driver`. Its `guarding` hides exceptions from Tune, which would blame a trial for them.
+        driver: the `Driver`. Its `guarding` hides exceptions from Tune, which would take them for failures of
+            a trial.
     """
 
     def __init__(self, driver):
@@ -47,15 +48,15 @@ class Listener(ray.tune.Callback):
         number, folder = trial.config["number"], trial.config["folder"]
         with self.driver.guarding():
             self.driver.trial_failed(number, failure_of(error_of(trial), folder))
-            if self.driver.trials.has_ended(number):  # a trial that goes on sweeps its folder when it starts
+            if self.driver.trials.has_ended(number):  # a trial that continues sweeps when it starts
                 self.driver.resources.sweep_soon(folder)
 
 
 def error_of(trial) -> BaseException:
-    """What has ended a trial, as Tune says: the exception of its process, or the process's death.
+    """The exception that ended a trial, from Tune: raised by the trial's process, or by the death of it.
 
     Raises:
-        RuntimeError: it was an error of Tune itself.
+        RuntimeError: Tune itself failed.
     """
     if trial.pickled_error_file is None:
         text = Path(trial.error_file).read_text()

@@ -1,6 +1,6 @@
-"""Who hears of what happens in a study: the driver calls each observer in turn.
+"""The observers of a study: at each event the driver calls one after the other.
 
-`Resources` (resources.py) is one more.
+`Resources` (resources.py) is another observer.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ from deit_ray.outcome import Kind, Outcome
 from deit_ray.study.records import TrialRecord
 from deit_ray.study.resume import Reconciled, Results
 from deit_ray.study.study import Study
-from deit_ray.study.sync import end_study, end_trial, is_told, start_study, start_trial
+from deit_ray.study.sync import end_study, end_trial, is_delivered, start_study, start_trial
 from deit_ray.terminal.console import Console
 from deit_ray.terminal.live import StudyView
 from deit_ray.tracking.tracked import Run
@@ -36,40 +36,40 @@ class TrialEnd:
 
 
 class Observer:
-    """What a driver says, and when. An observer overrides what concerns it."""
+    """The events of a study. An observer overrides the methods that concern it."""
 
     def study_opened(self) -> None:
         """The driver holds the study and has not looked at its trials yet."""
 
     def study_started(self, found: list[Reconciled], total: int) -> None:
-        """The driver knows what it does with the trials that it found; `total` trials are to run."""
+        """The driver has decided about the trials that it found; `total` trials will run."""
 
     def trial_kept(self, number: int) -> None:
         """The driver found a trial that had ended."""
 
     def trial_reopened(self, number: int) -> None:
-        """The driver found a trial that had not ended, and ends or continues it next."""
+        """The driver found a trial that had not ended; next it ends or continues the trial."""
 
     def results_found(self, number: int, results: Results) -> None:
-        """A trial whose process is gone had measured more than it had reported."""
+        """The driver read `results` that a trial had measured and not reported before its process died."""
 
     def trial_started(self, number: int) -> None:
-        """The process of a trial runs."""
+        """The process of a trial has started."""
 
     def trial_reported(self, number: int, result: dict) -> None:
-        """A running trial has evaluated its model; `result` has its metrics by name."""
+        """A running trial has evaluated its model; `result` has the metrics by name."""
 
     def trial_left(self, number: int) -> None:
-        """The process of a trial is gone, whatever becomes of the trial."""
+        """The process of a trial has ended; the trial itself may continue."""
 
     def trial_interrupted(self, number: int, step: int) -> None:
-        """The process of a trial died; the trial goes on from `step`, that of its last checkpoint, or 0."""
+        """The process of a trial died; the trial resumes from `step`: its last checkpoint's, or 0."""
 
     def trial_ended(self, end: TrialEnd) -> None:
         """A trial has ended."""
 
     def time_passed(self, elapsed_s: float) -> None:
-        """Comes about once a second."""
+        """Some time has passed; called about once a second."""
 
     def study_ended(self, outcome: Outcome, best: TrialRecord | None) -> None:
         """The study has ended; `best` is its best trial, None if no trial has finished."""
@@ -121,7 +121,7 @@ class Tracking(Observer):
 
     @contextlib.contextmanager
     def delivering(self) -> Iterator[None]:
-        """Delivers in the background; leaving it waits a while for the rest."""
+        """Delivers in the background; at the end it waits a while for pending deliveries."""
         with Tracker.of(self.study.experiment, self.console) as self.tracker:
             yield
 
@@ -129,8 +129,8 @@ class Tracking(Observer):
         self.parent = start_study(self.tracker, self.study)
 
     def trial_kept(self, number: int) -> None:
-        # its driver was killed before it told MLflow, or was of an earlier version
-        if not is_told(self.study, number):
+        # its driver was killed before it had delivered the end, or was of an earlier version
+        if not is_delivered(self.study, number):
             self._open(number)
             self._close(number)
 
@@ -138,7 +138,7 @@ class Tracking(Observer):
         self._open(number)
 
     def trial_ended(self, end: TrialEnd) -> None:
-        self._open(end.number)  # it may have ended before it started
+        self._open(end.number)  # a trial can end before it starts
         self._close(end.number)
 
     def study_ended(self, outcome: Outcome, best: TrialRecord | None) -> None:
@@ -153,7 +153,7 @@ class Tracking(Observer):
 
 
 class Terminal(Observer):
-    """The terminal: what a person sees while the study runs."""
+    """The terminal: shows the study while it runs."""
 
     def __init__(self, study: Study, console: Console, device: str, concurrent: int):
         self.study, self.device, self.concurrent = study, device, concurrent
@@ -172,7 +172,7 @@ class Terminal(Observer):
 
     def trial_interrupted(self, number: int, step: int) -> None:
         place = f"step {step}" if step else "the beginning"
-        self.warn(f"trial {number}: its process died; it goes on from {place}")
+        self.warn(f"trial {number}: its process died; it resumes from {place}")
 
     def trial_ended(self, end: TrialEnd) -> None:
         folder = self.study.trial_folder(end.number)
@@ -184,5 +184,5 @@ class Terminal(Observer):
             self.view.end(self.study.ended)
 
     def close(self) -> None:
-        """Takes the live table off the terminal."""
+        """Removes the live table from the terminal."""
         self.view.close()

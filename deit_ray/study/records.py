@@ -1,4 +1,4 @@
-"""What a study's database keeps: the only file that knows the names of Optuna's user attributes."""
+"""The records in a study's database. Only this file knows the names of Optuna's user attributes."""
 
 import math
 import time
@@ -92,7 +92,7 @@ class TrialRecord:
 
     @property
     def outcome(self) -> Outcome | None:
-        """The outcome that the driver noted, which it does before it ends the trial."""
+        """The outcome that the driver noted; the driver notes it before it ends the trial."""
         text = self.frozen.user_attrs.get(OUTCOME)
         return Outcome.parse(text) if text else None
 
@@ -108,7 +108,7 @@ class TrialRecord:
 
     @property
     def images(self) -> float | None:
-        """The number of images that its metric is measured on."""
+        """The number of images on which its metric is measured."""
         return self.frozen.user_attrs.get(IMAGES)
 
     @property
@@ -154,7 +154,7 @@ class StudyRecord:
 
     @property
     def outcome(self) -> Outcome | None:
-        """How the study ended; None while it can go on."""
+        """How the study ended; None before its end."""
         text = self.optuna.user_attrs.get(OUTCOME)
         return Outcome.parse(text) if text else None
 
@@ -181,7 +181,7 @@ class StudyRecord:
 
     @property
     def tested(self) -> Evaluated | None:
-        """What the best trial's model scored on the test images; None where that was not measured."""
+        """The best trial's metrics on the test images; None if they were not measured."""
         stored = dict(self.optuna.user_attrs.get(TESTED, {}))
         return Evaluated(stored.pop(TESTED_TRIAL), stored) if stored else None
 
@@ -207,7 +207,7 @@ class StudyRecord:
         return [TrialRecord(trial) for trial in self.optuna.get_trials(deepcopy=False, states=states or None)]
 
     def report(self, number: int, epoch: int, value: float) -> None:
-        """Notes a value of a running trial, and when it came, so that a resume can put all values in order.
+        """Notes a value of a running trial, and its time, by which a resume sorts all values.
 
         A second value for an epoch is ignored.
         """
@@ -220,7 +220,7 @@ class StudyRecord:
         live.report(value, epoch)
 
     def note_images(self, number: int, images: float) -> None:
-        """Notes how many images a running trial's metric is measured on."""
+        """Notes the number of images on which a running trial's metric is measured."""
         open_trial(self.optuna, number).set_user_attr(IMAGES, images)
 
     def reopen(self, number: int) -> None:
@@ -233,8 +233,8 @@ class StudyRecord:
         """Ends a running trial.
 
         Args:
-            value: the one that Optuna ranks, of a trial that finished.
-            signature: of its failure, where equal ones shall count together.
+            value: the value that Optuna ranks, if the trial finished.
+            signature: signature of its failure, if `budget.same_failure` counts the failure.
         """
         live = open_trial(self.optuna, number)
         live.set_user_attr(OUTCOME, outcome.text)

@@ -1,4 +1,4 @@
-"""What a study holds of the cluster: the time of its trials, and what a dead process may have left behind."""
+"""The cluster's resources that a study uses: it counts GPU time, and releases what dead processes held."""
 
 import contextlib
 import threading
@@ -11,17 +11,17 @@ from deit_ray.study.observers import Observer
 from deit_ray.study.study import Study
 
 SAVE_SPENT_S = 10.0
-SWEEP_AFTER_S = 3.0  # an actor that ends by itself gives back within this what it holds
+SWEEP_AFTER_S = 3.0  # an actor that ends by itself has then released what it held
 
 
 class Resources(Observer):
-    """Counts what the study spends, and gives back what its trials' processes held.
+    """Counts the time that the study spends, and releases what its trials' processes held.
 
     Args:
         gpus: the number of GPUs of each trial.
 
     Attributes:
-        spent: over all resumes; the database has it as it was at most ten seconds ago.
+        spent: time spent over all resumes; the database is at most ten seconds behind.
     """
 
     def __init__(self, study: Study, gpus: float):
@@ -53,19 +53,19 @@ class Resources(Observer):
         self.unsaved_s = 0.0
 
     def sweep_soon(self, folder: str) -> None:
-        """Gives back what a trial's process left behind, once it has had the time to do so itself."""
+        """Releases what a trial's process still holds, after the process had time to release it itself."""
         self.sweeps[folder] = threading.Timer(SWEEP_AFTER_S, self._sweep, [folder])
         self.sweeps[folder].daemon = True
         self.sweeps[folder].start()
 
     def sweep_now(self) -> None:
-        """Does at once what `sweep_soon` has not done yet."""
+        """Does the pending sweeps of `sweep_soon` at once."""
         for folder, timer in list(self.sweeps.items()):
             timer.cancel()
             self._sweep(folder)
 
     def _sweep(self, folder: str) -> None:
         self.sweeps.pop(folder, None)
-        with contextlib.suppress(ray.exceptions.RayError):  # the cluster is gone, and its holdings with it
+        with contextlib.suppress(ray.exceptions.RayError):  # the cluster is gone, with all that was held
             if connect.is_alive():
                 sweep(folder)

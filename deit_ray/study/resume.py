@@ -24,9 +24,9 @@ class Reconciled:
 
     Attributes:
         action: kept, ended, continued or run again.
-        step: the step of the checkpoint that it goes on from; 0 if it has none.
-        outcome: of a trial that had come to its end before its driver could note that.
-        late: the results that it had measured and its driver had not noted, see `late_results`.
+        step: the step of the checkpoint from which the trial continues; 0 if it has none.
+        outcome: the outcome of a trial that had ended before its driver could note the end; else None.
+        late: the results that the trial had measured and its driver had not noted, see `late_results`.
     """
 
     number: int
@@ -37,7 +37,7 @@ class Reconciled:
 
     @property
     def text(self) -> str:
-        """The same in words."""
+        """The decision in words."""
         if self.outcome:
             return f"had {self.outcome.brief}; noted"
         return f"{self.action} from step {self.step}" if self.step else "run again from the beginning"
@@ -48,7 +48,7 @@ class Preview:
     """What a resume would do.
 
     Attributes:
-        name: of the study.
+        name: name of the study.
         trials: what it would do with each trial, in words, by number.
         missing: the number of new trials that it would run.
         ends: the budget that would end the study at once; None if there is none.
@@ -61,7 +61,7 @@ class Preview:
 
 
 def dry_run(study: Study, overrides: dict) -> Preview:
-    """Says what a resume would do with each trial of a study, and does nothing.
+    """What a resume would do with each trial of a study; nothing is done.
 
     Args:
         overrides: see `Study.amended`.
@@ -85,7 +85,7 @@ def _previewed(study: Study, found: Reconciled) -> str:
 
 
 def reconcile(study: Study, scheduler: StudyScheduler) -> list[Reconciled]:
-    """What to do with each trial of a study that nobody drives. It shows the scheduler all results.
+    """Decides about each trial of a study without a driver, and shows the scheduler all results.
 
     The scheduler sees the noted results first, in the order in which they came, and then the late ones. So a
     late result does not change what was decided on an earlier one.
@@ -103,7 +103,7 @@ def reconcile(study: Study, scheduler: StudyScheduler) -> list[Reconciled]:
 
 
 def decide(study: Study, trial: TrialRecord, scheduler: StudyScheduler, late: Results) -> Reconciled:
-    """What to do with one trial that nobody runs. The scheduler has seen its late results."""
+    """Decides about one trial without a process. The scheduler must have seen its late results."""
     if trial.state.is_finished():
         return Reconciled(trial.number, "kept")
     folder = study.trial_folder(trial.number)

@@ -1,4 +1,4 @@
-"""Which trials to stop early: Ray Tune's schedulers, which know a trial by its number over all resumes."""
+"""Stops trials early, by Ray Tune's schedulers, which identify a trial by its number over all resumes."""
 
 import math
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Stub:
 
 
 class StudyScheduler(FIFOScheduler):
-    """Decides by a rule of Ray Tune, which sees each result once, however often the study is resumed."""
+    """Decides by a rule of Ray Tune. However often the study is resumed, the rule sees each result once."""
 
     def __init__(self, experiment: Experiment):
         super().__init__()
@@ -34,7 +34,7 @@ class StudyScheduler(FIFOScheduler):
         return object, ()  # Tune saves its configuration for `Tuner.restore`, which is never called
 
     def judge(self, number: int, epoch: int, value: float) -> str:
-        """Whether a trial goes on after an epoch's result: CONTINUE or STOP."""
+        """Whether a trial continues after the result of an epoch: CONTINUE or STOP."""
         decided = self._decisions.setdefault(number, {})
         if self.rule is None or not math.isfinite(value):
             return self.CONTINUE
@@ -48,7 +48,7 @@ class StudyScheduler(FIFOScheduler):
         return decided[epoch]
 
     def stopped_at(self, number: int) -> int | None:
-        """The epoch after which the rule has stopped a trial; None if the trial goes on."""
+        """The epoch after which the rule has stopped a trial; None if it has not."""
         decided = self._decisions.get(number, {})
         return min((epoch for epoch, decision in decided.items() if decision == self.STOP), default=None)
 
@@ -57,16 +57,16 @@ class StudyScheduler(FIFOScheduler):
         return {number: trial.status for number, trial in self._trials.items()}
 
     def started(self) -> tuple[int, ...]:
-        """The numbers of the trials that Tune has and that have not ended, pending or running."""
+        """The numbers of Tune's trials that have not ended: pending or running."""
         return tuple(number for number, trial in self._trials.items() if not trial.is_finished())
 
     def is_running(self, number: int) -> bool:
-        """Whether a trial that Tune has runs, so that its process can end it."""
+        """Whether one of Tune's trials has a process, which can end the trial."""
         trial = self._trials[number]
         return trial.status == trial.RUNNING
 
     def stop(self, number: int) -> None:
-        """Makes Tune stop a trial that has no process yet; Tune tells its callbacks before this returns."""
+        """Makes Tune stop a trial without a process; Tune calls its callbacks before this method returns."""
         trial = self._trials[number]
         if not trial.is_finished():
             self._controller.stop_trial(trial)
@@ -96,6 +96,6 @@ def make_rule(experiment: Experiment):
     if search.scheduler == "median":
         return MedianStoppingRule(
             metric=search.metric, mode="max", time_attr="epoch", grace_period=search.grace_epochs,
-            min_time_slice=math.inf,  # else it would pause trials, of which no checkpoint of Tune's exists
+            min_time_slice=math.inf,  # else it would pause trials, which Tune has no checkpoints of
         )  # fmt: skip
     return None

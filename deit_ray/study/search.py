@@ -131,14 +131,14 @@ def _check_searchable(experiment: Experiment) -> None:
 
 
 def _drive(study: Study, resolved: Resolved, device: str, session: Session) -> None:
-    """Runs the open trials of a study; the message of an accident says how to resume."""
+    """Runs the open trials of a study; if something fails, the message says how to resume."""
     from deit_ray.cluster import connect
     from deit_ray.study.driver import Driver
     from deit_ray.study.study import naming_database
 
     experiment = resolved.experiment
     note_origin(study.folder, experiment, resolved.manifest.fingerprint, device, resolved.teacher_path)
-    how = f"go on with: deit-ray tune --resume {study.name}{storage.results_option(experiment.results.uri)}"
+    how = f"resume with: deit-ray tune --resume {study.name}{storage.results_option(experiment.results.uri)}"
     if session.address:
         how += f" --address {session.address}"
     try:
@@ -146,7 +146,7 @@ def _drive(study: Study, resolved: Resolved, device: str, session: Session) -> N
             Driver(study, resolved, device, connect.possible_resources(), session.console).run()
     except UnavailableError as error:
         raise UnavailableError(
-            f"{study.name}: {error}\nwhat its trials have done is kept; once this is mended, {how}"
+            f"{study.name}: {error}\nwhat its trials have done is kept; once this is fixed, {how}"
         ) from error
     except (KeyboardInterrupt, Interrupted) as error:
         why = str(error) or "interrupted"

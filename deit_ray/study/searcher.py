@@ -1,4 +1,4 @@
-"""What to run next: Ray Tune's view of an Optuna study, and the samplers."""
+"""Proposes the next trial: an Optuna study as a searcher of Ray Tune, and the samplers."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ class StudySearcher(Searcher):
 
     Args:
         study: the Optuna study.
-        experiment: what it searches.
+        experiment: the experiment whose search space is searched.
         folder_of: gives the results folder of a trial's number.
     """
 
@@ -28,7 +28,7 @@ class StudySearcher(Searcher):
         self.space = {key: make_distribution(d) for key, d in experiment.search.space.items()}
         self._waiting: list[int] = []  # trials to continue
         self._is_closed = False
-        self._running: set[str] = set()  # Tune's names of the trials that it has
+        self._running: set[str] = set()  # Tune's names of its trials
 
     def __deepcopy__(self, memo):
         return self  # Tune copies its configuration, but the study has one searcher
@@ -37,32 +37,32 @@ class StudySearcher(Searcher):
         return object, ()  # Tune saves its configuration for `Tuner.restore`, which is never called
 
     def remaining(self) -> int:
-        """The number of trials that are still to run: waiting ones and those never drawn."""
+        """The number of trials that are still to run: those that wait, and those not drawn yet."""
         trials = self.study.get_trials(deepcopy=False)
         drawn = sum(trial.state != TrialState.WAITING for trial in trials)
         return len(self._waiting) + max(0, self.experiment.search.trials - drawn)
 
     def waiting(self) -> tuple[int, ...]:
-        """The numbers of the trials that wait to be continued, in the order in which they come."""
+        """The numbers of the trials that wait to be continued, in their order."""
         return tuple(self._waiting)
 
     def put_back(self, number: int) -> None:
-        """Proposes a trial again, which goes on from its checkpoint."""
+        """Lets a trial wait to be proposed again; it then continues from its checkpoint."""
         self._waiting.append(number)
 
     def remove(self, number: int) -> None:
-        """Proposes a waiting trial no more."""
+        """Removes a trial from those that wait."""
         self._waiting.remove(number)
 
     def close(self) -> None:
-        """Starts no more trials."""
+        """Ends the search: no more trials are proposed."""
         self._is_closed = True
 
     def suggest(self, trial_id: str) -> dict | str | None:
         if self._is_closed:
             return Searcher.FINISHED
         if not self.remaining():
-            return None if self._running else Searcher.FINISHED  # a trial that runs may have to be continued
+            return None if self._running else Searcher.FINISHED  # a running trial may have to be continued
         trial = read_trial(self.study, self._waiting.pop(0)) if self._waiting else self.ask()
         self._running.add(trial_id)
         return {**trial.params, "number": trial.number, "folder": self.folder_of(trial.number)}
@@ -71,7 +71,7 @@ class StudySearcher(Searcher):
         self._running.discard(trial_id)
 
     def ask(self) -> optuna.trial.Trial:
-        """Draws a new trial; the first one has the file's own values, where they lie in the space."""
+        """Draws a new trial. The first one has the experiment's own values, if they lie in the space."""
         number = len(self.study.get_trials(deepcopy=False))
         base = {key: self.experiment.get(key) for key in self.space}
         space = self.experiment.search.space
@@ -95,7 +95,7 @@ class StudySearcher(Searcher):
 
 
 class SeededSampler(optuna.samplers.BaseSampler):
-    """A sampler whose draws for a trial depend on its number alone, and not on draws for other parameters.
+    """A sampler whose draws for a trial depend only on its number, not on draws for other parameters.
 
     So a trial that was interrupted while its values were drawn gets the values that it would have had.
     """
@@ -116,7 +116,7 @@ class SeededSampler(optuna.samplers.BaseSampler):
 
 
 def make_sampler(experiment: Experiment, number: int) -> optuna.samplers.BaseSampler:
-    """The sampler that draws trial `number`, from a seed of its own, so that a resumed study draws the same.
+    """The sampler of trial `number`. It has its own seed, so that a resumed study draws the same values.
 
     To add a sampler, add it here, and its name to `config.Search.sampler`.
     """
@@ -137,7 +137,7 @@ def make_distribution(d: Distribution) -> BaseDistribution:
 
 
 def suggest(trial: optuna.trial.Trial, name: str, distribution: BaseDistribution) -> None:
-    """Draws one value of a trial, unless it has it already."""
+    """Draws one value of a trial, unless the trial has it already."""
     if isinstance(distribution, CategoricalDistribution):
         trial.suggest_categorical(name, distribution.choices)
     elif isinstance(distribution, IntDistribution):

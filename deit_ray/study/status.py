@@ -1,6 +1,6 @@
-"""What people ask from another terminal: how studies and trials stand, and to stop them.
+"""Answers people in another terminal: shows the state of studies and trials, and stops them.
 
-Every function returns values without a database behind them, so that it can run on the head of a cluster too.
+Every function returns plain values without a database, so that it can also run on the head of a cluster.
 """
 
 import math
@@ -24,7 +24,7 @@ STOPPED_WITHIN_S = 60.0
 
 @dataclass(frozen=True)
 class StudyStatus:
-    """A study as it stands.
+    """The state of a study.
 
     Attributes:
         state: running, interrupted, or why it has ended.
@@ -50,7 +50,7 @@ class StudyStatus:
 
 @dataclass(frozen=True)
 class TrialStatus:
-    """A trial as it stands.
+    """The state of a trial.
 
     Attributes:
         state: running, interrupted, waiting, or the kind of its outcome.
@@ -83,12 +83,12 @@ class TrialStatus:
 
 
 def list_status(results: str) -> list[StudyStatus]:
-    """How all studies in a results folder stand."""
+    """The states of all studies in a results folder."""
     return [_status(study) for study in list_studies(results)]
 
 
 def study_status(name: str, results: str) -> StudyStatus:
-    """How a study stands. Raises UserError if there is no such study."""
+    """The state of a study. Raises UserError if there is no such study."""
     return _status(Study.open(name, results))
 
 
@@ -114,7 +114,7 @@ def _status(study: Study) -> StudyStatus:
 
 
 def trial_status(name: str, number: int, results: str) -> TrialStatus:
-    """How a trial stands. Raises UserError if there is no such study or trial."""
+    """The state of a trial. Raises UserError if there is no such study or trial."""
     study = Study.open(name, results)
     trial = _find_trial(study, number)
     folder, metric = study.trial_folder(number), study.experiment.search.metric
@@ -151,7 +151,7 @@ def _find_trial(study: Study, number: int) -> TrialRecord:
     trials = study.trials()
     if not 0 <= number < len(trials):
         known = f"0 to {len(trials) - 1}" if trials else "none yet"
-        raise UserError(f"{study.name}: no trial {number}; it has {known}")
+        raise UserError(f"{study.name}: no trial {number}; the study has {known}")
     return trials[number]
 
 
@@ -159,7 +159,7 @@ def stop(name: str, number: int | None, results: str) -> str:
     """Asks the driver of a study to cancel a trial, or to end the study, and waits until that is done.
 
     Returns:
-        What came of it, in words.
+        The result in words.
 
     Raises:
         UserError: there is no such study or trial, the study is not running, or the trial has ended.
@@ -185,5 +185,5 @@ def stop(name: str, number: int | None, results: str) -> str:
             return f"{study.name}: trial {number}: {study.trial(number).ending.text}"
     return (
         f"{study.name}: asked process {driver.get('pid')} on {driver.get('host')}, "
-        f"which has not done it within {STOPPED_WITHIN_S:.0f} s"
+        f"which has not stopped it within {STOPPED_WITHIN_S:.0f} s"
     )

@@ -1,6 +1,6 @@
-"""Which trials of a study end, and how: a policy that starts nothing, asks nothing and writes nothing.
+"""Decides which trials of a study end, and how: a policy that starts, reads and writes nothing.
 
-The `Driver` and its `Trials` carry out what it decides.
+The `Driver` and its `Trials` carry out the decisions.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class OpenTrials:
     """Trials that have not ended.
 
     Attributes:
-        waiting: numbers of those that wait to be continued.
-        started: numbers of those that Ray Tune has, pending or running.
+        waiting: numbers of trials that wait to be continued.
+        started: numbers of Ray Tune's trials, pending or running.
     """
 
     waiting: tuple[int, ...] = ()
@@ -37,11 +37,11 @@ class OpenTrials:
 
 @dataclass(frozen=True)
 class Orders:
-    """What the driver does to trials that have not ended.
+    """Orders to the driver about trials that have not ended.
 
     Attributes:
-        end: numbers of waiting trials that end now, as cancelled.
-        ask: numbers of started trials that are asked to end; `StopPolicy.after_completion` then says how.
+        end: numbers of waiting trials to end now, as cancelled.
+        ask: numbers of started trials to ask to end. `StopPolicy.after_completion` then decides how they end.
     """
 
     end: tuple[int, ...] = ()
@@ -57,7 +57,7 @@ class End:
 
 @dataclass(frozen=True)
 class Continue:
-    """The trial goes on from its checkpoint at `step`, 0 for its beginning."""
+    """The trial continues from its checkpoint at `step`; 0 is its beginning."""
 
     step: int
 
@@ -69,7 +69,7 @@ class LeaveOpen:
 
 @dataclass(frozen=True)
 class Halt:
-    """The whole study stops, and can be resumed."""
+    """The whole study stops because of `error`, and can be resumed."""
 
     error: Exception
 
@@ -81,10 +81,11 @@ class StopPolicy:
     """Decides which trials end, and how, from budgets, requests and failures.
 
     Attributes:
-        ending: why the study ends before all its trials have run; None while it does not.
-        halted: why the study cannot go on now; None while it can.
-        asked: the trials that were asked to end, with their outcome; None leaves a trial open for a resume.
-        deaths: how often a trial's process died in a row without a new checkpoint, and the last one's step.
+        ending: why the study ends before all its trials have run; None while it does not end.
+        halted: the error that stops the study until a resume; None without such an error.
+        asked: by number, the outcome of a trial that was asked to end; None leaves it open for a resume.
+        deaths: by number, how often a trial's process died in a row without a new checkpoint, and the step of
+            its last checkpoint.
     """
 
     def __init__(self, experiment: Experiment):
@@ -107,7 +108,7 @@ class StopPolicy:
         return self._end_study(reason, open_trials) if reason else Orders()
 
     def stop(self, number: int | None, open_trials: OpenTrials) -> Orders:
-        """Does what a person asked for: cancels a trial, or for None ends the study."""
+        """Does a person's request: cancels a trial, or for None ends the study."""
         if number is None:
             return self._end_study(BY_A_PERSON, open_trials)
         return Orders(
@@ -116,15 +117,15 @@ class StopPolicy:
         )
 
     def halt(self, error: Exception, open_trials: OpenTrials) -> Orders:
-        """Stops the study because of an error; its trials stay open. The first error holds."""
+        """Stops the study because of an error; its trials stay open. The first error counts."""
         self.halted = self.halted or error
         return Orders(ask=self._ask(open_trials.started, None))
 
     def after_completion(self, number: int, epoch: int) -> Decision:
-        """What becomes of a trial that finished, that the scheduler stopped, or that was asked to end.
+        """Decides about a trial that finished, that the scheduler stopped, or that was asked to end.
 
         Args:
-            epoch: the last one that it reported.
+            epoch: the last epoch that it reported; 0 for none.
         """
         if epoch >= self.experiment.train.epochs:
             return End(Outcome.finished())
@@ -135,7 +136,7 @@ class StopPolicy:
         return End(Outcome.failed("it reported nothing"))
 
     def after_failure(self, number: int, failure: Failure) -> Decision:
-        """What becomes of a trial that raised an error."""
+        """Decides about a trial that raised an error."""
         if number in self.asked:
             return self._as_asked(number)
         if failure.kind == "unavailable":
@@ -143,7 +144,7 @@ class StopPolicy:
         return End(Outcome.failed(failure.reason))
 
     def after_death(self, number: int, saved: int, ray_is_alive: bool) -> Decision:
-        """What becomes of a trial whose process, node or owner died: it goes on, as long as that helps.
+        """Decides about a trial whose process, node or owner died. It continues, up to a number of deaths.
 
         Args:
             saved: the step of its last checkpoint, 0 if it has none.
@@ -162,18 +163,18 @@ class StopPolicy:
         return End(Outcome.cancelled()) if self.halted is None else LeaveOpen()
 
     def study_outcome(self, reason: str, has_best: bool) -> Outcome:
-        """How the study itself ends, given why it ends and whether a trial of it has finished."""
+        """How the study itself ends; `reason` says why, `has_best` whether a trial has finished."""
         if reason == BY_A_PERSON:
             return Outcome.cancelled()
         return Outcome.finished() if has_best else Outcome.failed("no trial finished")
 
     def _end_study(self, reason: str, open_trials: OpenTrials) -> Orders:
-        """No more trials start, and those that have not ended are cancelled."""
+        """Ends the study: no more trials start, and open trials are cancelled."""
         self.ending = reason
         return Orders(open_trials.waiting, self._ask(open_trials.started, Outcome.cancelled()))
 
     def _ask(self, numbers: Iterable[int], outcome: Outcome | None) -> tuple[int, ...]:
-        """Asks trials to end, once each; returns the numbers of those that were not asked before."""
+        """Asks trials to end, each once; returns the numbers of the trials that were not asked before."""
         new = tuple(number for number in numbers if number not in self.asked)
         self.asked |= dict.fromkeys(new, outcome)
         return new

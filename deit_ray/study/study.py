@@ -1,4 +1,4 @@
-"""A study: its folder, its Optuna database, who drives it, and what can be read from it at any time."""
+"""A study: its folder, its Optuna database, its driver, and what can be read from it at any time."""
 
 import contextlib
 import posixpath
@@ -34,9 +34,9 @@ class Study(StudyRecord):
     """A search over an experiment, finished or not.
 
     Attributes:
-        name: of the study.
+        name: name of the study.
         folder: URI of its results.
-        experiment: what it searches.
+        experiment: the experiment that it searches.
         optuna: the Optuna study. Only the driver writes it.
     """
 
@@ -63,7 +63,7 @@ class Study(StudyRecord):
         """An existing study by its name, such as digits_search-1, or digits_search for the newest.
 
         Raises:
-            UserError: there is no such study, or its folder has another experiment than it was made with.
+            UserError: there is no such study, or its experiment file was changed since it was made.
         """
         found = [run for run in runs_of(name, results) or [name] if _is_study(results, run)]
         if not found:
@@ -72,16 +72,16 @@ class Study(StudyRecord):
         folder = storage.join(storage.absolute(results), found[-1])
         study = cls(folder, experiment_of(folder))
         made_with = study.made_with
-        if made_with is not None:  # else its driver was killed before it began
+        if made_with is not None:  # None if its driver was killed before it began
             _check_same(storage.join(folder, EXPERIMENT), study.experiment.as_dict(), made_with)
         return study
 
     def amended(self, overrides: dict) -> Experiment:
-        """The experiment with some values replaced. Only those of `AMENDABLE` may be, which change no trial.
+        """The experiment with values replaced. Only the keys in `AMENDABLE` may change: they affect no trial.
 
         Raises:
-            UserError: another key, or a value that is not allowed; or the study is of an earlier version that
-                lacks a key, so that its trials could not be compared.
+            UserError: another key is named, or a value is not allowed; or an earlier version, which lacks a
+                key, made the study, so that old and new trials could not be compared.
         """
         here = flatten(self.experiment.as_dict())
         there = flatten(self.made_with or self.experiment.as_dict())
@@ -89,13 +89,13 @@ class Study(StudyRecord):
             key = unknown[0]
             raise UserError(
                 f"{self.name}: was made by a version of deit_ray without {key}, which would now be "
-                f"{here[key]!r}; go on with that version (origin.json in its folder names it), or begin a "
-                "new study"
+                f"{here[key]!r}; resume it with that version (origin.json in its folder names the version), "
+                "or begin a new study"
             )
         for key in overrides:
             if not _amendable(key):
                 raise UserError(
-                    f"--set {key}: cannot change in a study that exists, since its trials could not be "
+                    f"--set {key}: cannot change in an existing study, since its trials could not be "
                     f"compared; allowed are: {', '.join(AMENDABLE)}"
                 )
         return load_experiment(
@@ -111,20 +111,20 @@ class Study(StudyRecord):
             )
 
     def driving(self) -> contextlib.AbstractContextManager:
-        """Holds the study while it is driven; see `lock.driving`."""
+        """Locks the study while it is driven; see `lock.driving`."""
         return lock.driving(self.folder, self.name)
 
     def driver(self) -> dict | None:
-        """The process that drives the study now: host, pid, and since when; None if there is none."""
+        """The process that drives the study now: its host, pid and start time; None if there is none."""
         return lock.driver_of(self.folder)
 
     def request_stop(self, number: int | None = None) -> None:
-        """Asks the driver, from any process, to cancel a trial, or without a number to end the study."""
+        """Asks the driver, from any process, to cancel a trial; without a number, to end the study."""
         name = WHOLE if number is None else str(number)
         storage.write_bytes(storage.join(self.folder, REQUESTS, name), b"")
 
     def take_stop_requests(self) -> list[int | None]:
-        """For the driver: the stop requests since its last call, each a number, or None for the study."""
+        """The stop requests since the last call: each a trial's number, or None. Only the driver calls it."""
         names = storage.list_names(storage.join(self.folder, REQUESTS))
         names = [name for name in names if name == WHOLE or name.isdigit()]
         for name in names:
@@ -135,7 +135,7 @@ class Study(StudyRecord):
         return storage.join(self.folder, trial_name(number))
 
     def trial_experiment(self, params: dict) -> Experiment:
-        """The experiment of one trial: the study's, with its searched values set and nothing to search."""
+        """The experiment of one trial: the study's, with the trial's values and without a search space."""
         return self.experiment.with_overrides({**params, "search.space": {}})
 
     def leaderboard(self) -> pd.DataFrame:
@@ -143,12 +143,12 @@ class Study(StudyRecord):
         return leaderboard(self.trials(), list(self.experiment.search.space))
 
     def find_best(self) -> TrialRecord | None:
-        """The trial with the best value among those of full length; None if no trial has finished."""
+        """The finished trial with the best value; None if no trial has finished."""
         finished = self.trials(TrialState.COMPLETE)
-        return max(finished, key=lambda trial: trial.value, default=None)  # the first of equals
+        return max(finished, key=lambda trial: trial.value, default=None)  # of equal ones, the first
 
     def best(self) -> TrialRecord:
-        """The trial with the best value among those of full length.
+        """The finished trial with the best value.
 
         Raises:
             UserError: no trial has finished.
@@ -186,7 +186,7 @@ def _is_study(results: str, name: str) -> bool:
 
 @contextlib.contextmanager
 def naming_database(folder: str) -> Iterator[None]:
-    """Says in one message that a study's database cannot be used."""
+    """Names the database in the message if a study's database cannot be used."""
     try:
         yield
     except optuna.exceptions.StorageInternalError as error:
@@ -206,7 +206,7 @@ def _check_same(path: str, found: dict, made_with: dict) -> None:
         key, more = min(changed), f" ({len(changed)} keys differ)" if len(changed) > 1 else ""
         raise UserError(
             f"{path}: {key}: {here.get(key)!r}, but the study in this folder was made with {there.get(key)!r}"
-            f"{more}; put back the file that belongs to it"
+            f"{more}; put back the file of this study"
         )
 
 

@@ -1,4 +1,4 @@
-"""What MLflow gets of a study or a run: its driver delivers it during the study, `sync` afterwards."""
+"""The MLflow runs of a study or a single run: the driver delivers them while it runs, `sync` afterwards."""
 
 import json
 import posixpath
@@ -23,24 +23,24 @@ from deit_ray.tracking.tracker import Tracker
 from deit_ray.trial.failure import read_failure
 from deit_ray.trial.run import start_single
 
-PATIENCE_S = 30.0  # how long to try while MLflow takes nothing
-LIMIT_S = 24 * 3600.0
+PATIENCE_S = 30.0  # longest wait while no delivery succeeds
+LIMIT_S = 24 * 3600.0  # longest wait
 
 
 def sync(name: str, results: str = "results", console: Console | None = None) -> int:
     """Delivers to MLflow what is missing there of a study, or of a run made by `deit_ray.train`.
 
     Args:
-        name: such as digits_search-1, or digits_search for the newest.
-        results: the folder of the results.
-        console: what a person sees; by default nothing.
+        name: name of the study or run, such as digits_search-1, or digits_search for the newest.
+        results: folder of the results.
+        console: where messages go; by default only warnings are shown.
 
     Returns:
         The number of runs that MLflow now has: the study's own and its trials'.
 
     Raises:
-        UserError: there is no such study or run, it is running, so that its driver delivers, or MLflow does
-            not answer.
+        UserError: there is no such study or run; it is running, so its driver delivers; or MLflow does not
+            take everything.
     """
     console = console or Console(quiet=True)
     folder = find_run(name, results)
@@ -48,7 +48,7 @@ def sync(name: str, results: str = "results", console: Console | None = None) ->
     study = Study.open(name, results) if storage.exists(storage.join(folder, DATABASE)) else None
     experiment = study.experiment if study else load_experiment(storage.join(folder, EXPERIMENT))
     with driving(folder, name), Tracker.of(experiment, console) as tracker:
-        runs = list(tell_study(tracker, study) if study else tell_run(tracker, experiment, folder))
+        runs = list(deliver_study(tracker, study) if study else deliver_run(tracker, experiment, folder))
         left = tracker.finish(
             PATIENCE_S, LIMIT_S, lambda done, total: console.say(f"  {done} of {total} runs delivered")
         )
@@ -61,8 +61,8 @@ def sync(name: str, results: str = "results", console: Console | None = None) ->
     return len(runs)
 
 
-def tell_study(tracker: Tracker, study: Study) -> Iterator[Run]:
-    """Tells a tracker everything about a study: its own run, and the run of each trial."""
+def deliver_study(tracker: Tracker, study: Study) -> Iterator[Run]:
+    """Gives a tracker everything about a study: its own run, and the run of each trial."""
     parent = start_study(tracker, study)
     yield parent
     for trial in study.trials():
@@ -89,7 +89,7 @@ def start_study(tracker: Tracker, study: Study) -> Run:
 
 
 def start_trial(tracker: Tracker, study: Study, trial: TrialRecord, parent: Run) -> Run:
-    """A trial's run. It writes the trial's experiment into its folder, unless that is there."""
+    """A trial's run. Writes the trial's experiment into the trial's folder, unless it is there already."""
     folder, number, params = study.trial_folder(trial.number), trial.number, trial.params
     if not storage.exists(storage.join(folder, EXPERIMENT)):
         storage.write_bytes(
@@ -103,12 +103,12 @@ def start_trial(tracker: Tracker, study: Study, trial: TrialRecord, parent: Run)
 
 
 def end_trial(tracker: Tracker, study: Study, trial: TrialRecord, run: Run) -> None:
-    """Ends a trial's run as its trial ended; the table in docs/architecture.md."""
+    """Ends a trial's run with the trial's outcome; see the table in docs/architecture.md."""
     tracker.end_run(run, trial.ending, study.trial_folder(trial.number), ended_ms=to_ms(trial.ended))
 
 
-def is_told(study: Study, number: int) -> bool:
-    """Whether MLflow has all of an ended trial, with its outcome's present status, by the trial's folder."""
+def is_delivered(study: Study, number: int) -> bool:
+    """Whether an ended trial was delivered, with its outcome's MLflow status; the trial's folder says so."""
     record = Record.read(study.trial_folder(number))
     return record is not None and record.is_delivered(study.trial(number).ending)
 
@@ -124,8 +124,8 @@ def end_study(tracker: Tracker, study: Study, run: Run, outcome: Outcome) -> Non
     tracker.end_run(run, outcome, study.folder, BEST, metrics=metrics)
 
 
-def tell_run(tracker: Tracker, experiment: Experiment, folder: str) -> Iterator[Run]:
-    """Tells a tracker everything about a training run on its own."""
+def deliver_run(tracker: Tracker, experiment: Experiment, folder: str) -> Iterator[Run]:
+    """Gives a tracker everything about a single training run."""
     run = start_single(tracker, experiment, folder)
     yield run
     if storage.exists(storage.join(folder, RUN)):
@@ -133,7 +133,7 @@ def tell_run(tracker: Tracker, experiment: Experiment, folder: str) -> Iterator[
     elif (failure := read_failure(folder)) is not None and failure.kind == "failed":
         outcome = Outcome.failed(failure.reason)
     else:
-        return  # it runs, or was interrupted and can go on
+        return  # it is running, or was interrupted and can be resumed
     tracker.end_run(run, outcome, folder)
 
 

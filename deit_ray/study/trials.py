@@ -1,4 +1,4 @@
-"""The trials of a study while it is driven: they start, report, end and go on as the `StopPolicy` decides."""
+"""The trials of a running study: they start, report, continue and end as the `StopPolicy` decides."""
 
 import math
 
@@ -27,7 +27,7 @@ class Trials:
     Attributes:
         searcher: proposes trials to Ray Tune.
         scheduler: stops trials early.
-        policy: decides about the others.
+        policy: decides which other trials end.
     """
 
     def __init__(self, study: Study, observers: list[Observer]):
@@ -37,7 +37,7 @@ class Trials:
         self.scheduler = StudyScheduler(study.experiment)
         self.searcher = StudySearcher(study.optuna, study.experiment, study.trial_folder)
 
-    # what happens to them
+    # events
 
     def started(self, number: int) -> None:
         for observer in self.observers:
@@ -48,13 +48,13 @@ class Trials:
             observer.trial_reported(number, result)
 
     def completed(self, number: int) -> None:
-        """It finished, was stopped by the scheduler, or ended because it was asked to."""
+        """A trial finished, was stopped by the scheduler, or ended because it was asked to."""
         for observer in self.observers:
             observer.trial_left(number)
         self._do(number, self.policy.after_completion(number, self.study.trial(number).epoch))
 
     def failed(self, number: int, failure: Failure | None) -> None:
-        """It raised an error; without a failure its process died."""
+        """A trial raised an error; without a `failure`, its process died."""
         for observer in self.observers:
             observer.trial_left(number)
         if failure is not None:
@@ -67,10 +67,10 @@ class Trials:
     def has_ended(self, number: int) -> bool:
         return self.study.trial(number).state.is_finished()
 
-    # what is asked for
+    # requests
 
     def resume(self, found: list[Reconciled]) -> None:
-        """Brings the database and MLflow up to what the trials had done when the last driver went away."""
+        """Brings database and MLflow up to date with the trials that the last driver left."""
         for decided in found:
             if decided.action == "kept":
                 for observer in self.observers:
@@ -78,20 +78,20 @@ class Trials:
             else:
                 for observer in self.observers:
                     observer.trial_reopened(decided.number)
-                self._take_up(decided)
+                self._end_or_propose(decided)
 
     def stop(self, number: int | None) -> None:
-        """A person asks to cancel a trial, or for None to end the study."""
+        """A person asks to cancel a trial; None asks to end the study."""
         self._carry_out(self.policy.stop(number, self._open()))
 
     def check_budgets(self, spent: Spent) -> None:
         self._carry_out(self.policy.check_budgets(self.study.trials(), spent, self._open()))
 
     def halt(self, error: Exception) -> None:
-        """The study cannot go on now: its trials are left as they are, for a resume."""
+        """An error stops the study: its trials stay as they are, for a resume."""
         self._carry_out(self.policy.halt(error, self._open() if connect.is_alive() else OpenTrials()))
 
-    # how that is done
+    # how decisions are carried out
 
     def _open(self) -> OpenTrials:
         return OpenTrials(self.searcher.waiting(), self.scheduler.started())
@@ -118,7 +118,7 @@ class Trials:
                 self.halt(error)
 
     def _end(self, number: int, outcome: Outcome, failure: Failure | None = None) -> None:
-        """Ends a trial, unless it has ended; the table in docs/architecture.md says who hears what."""
+        """Ends a trial, unless it has ended; the table in docs/architecture.md shows the effects."""
         if self.study.trial(number).state != TrialState.RUNNING:
             return
         value = None
@@ -130,7 +130,7 @@ class Trials:
             observer.trial_ended(TrialEnd(number, outcome, value, failure))
 
     def _continue(self, number: int, step: int) -> None:
-        """Continues a trial whose process died, unless its journal says that it had come to an end."""
+        """Continues a trial whose process died, unless its journal says that it had ended."""
         trial = self.study.trial(number)
         late = late_results(self.study, trial)
         for _, epoch, value in late:
@@ -139,10 +139,10 @@ class Trials:
         if not decided.outcome:
             for observer in self.observers:
                 observer.trial_interrupted(number, step)
-        self._take_up(decided)
+        self._end_or_propose(decided)
 
-    def _take_up(self, decided: Reconciled) -> None:
-        """Notes what a trial had measured; then ends it, or proposes it again."""
+    def _end_or_propose(self, decided: Reconciled) -> None:
+        """Notes the late results of a trial; then ends the trial, or proposes it again."""
         number = decided.number
         self.searcher.complete(number)
         for observer in self.observers:

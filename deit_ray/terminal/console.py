@@ -2,14 +2,14 @@
 
 from rich.console import Console as RichConsole
 
-PIPED_WIDTH = 200  # if no terminal says how wide it is
+PIPED_WIDTH = 200  # columns, if the output is not a terminal
 
 
 class Console:
-    """Says what happens.
+    """Prints messages and warnings.
 
     Args:
-        quiet: says nothing but warnings.
+        quiet: whether to print only warnings.
 
     Attributes:
         out, err: standard output and standard error.

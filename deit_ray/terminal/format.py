@@ -28,7 +28,7 @@ def short(value) -> str:
 
 
 def short_key(key: str, keys: list[str]) -> str:
-    """The last part of a dotted key, or all of it if another key ends so too."""
+    """The last part of a dotted key, or the whole key if another key has the same last part."""
     leaf = key.rpartition(".")[2]
     return leaf if sum(k.rpartition(".")[2] == leaf for k in keys) == 1 else key
 

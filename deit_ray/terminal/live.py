@@ -1,4 +1,4 @@
-"""What a person sees of a study or a run while it runs: a live table on a terminal, else plain lines."""
+"""Shows a study or run in progress: a live table on a terminal, else plain lines."""
 
 import threading
 import time
@@ -46,7 +46,7 @@ class Row:
         state: running, or the kind of its outcome.
         began: by time.monotonic().
         best, error: the best value of the metric, and its standard error.
-        images_per_s: at its last evaluation.
+        images_per_s: training speed at the last evaluation.
     """
 
     state: str = RUNNING
@@ -71,12 +71,12 @@ class StudyView:
         self.total, self.began = 0, time.monotonic()
 
     def start(self, device: str, concurrent: int, total: int, resumed: dict[int, str]) -> None:
-        """Says what will run.
+        """Says which trials will run.
 
         Args:
-            concurrent: trials at a time.
-            total: trials to run.
-            resumed: what becomes of the trials that a resume found open, in words, by number.
+            concurrent: number of trials at a time.
+            total: number of trials to run.
+            resumed: by number, what a resume does with each trial that it found open, in words.
         """
         self.total, self.began = total, time.monotonic()
         say, search, epochs = self.console.say, self.experiment.search, self.experiment.train.epochs
@@ -131,7 +131,7 @@ class StudyView:
         self.console.say(f"\n{self.name}: done in {took}: {reason}\n", "bold")
 
     def close(self) -> None:
-        """Takes the live table off the terminal."""
+        """Removes the live table from the terminal."""
         if self.live is not None:
             self.live.stop()
             self.live = None

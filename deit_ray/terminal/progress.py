@@ -1,4 +1,4 @@
-"""How far a long command is, with an estimate: a bar on a terminal, a line now and then elsewhere."""
+"""Shows the progress of a long command and the time left: a bar on a terminal, else a line now and then."""
 
 import contextlib
 import time
@@ -9,10 +9,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from deit_ray.terminal.console import Console
 from deit_ray.terminal.format import duration
 
-LINE_S = 10  # between lines where there is no terminal
+LINE_S = 10  # between lines, if the output is not a terminal
 
-# A call with a name and the number of all items begins a display, which ends with the context. Its value is
-# called with the number of items done since the last call.
+# Takes a name and the total number of items; returns a context in which the progress is shown. The value of
+# the context is a function that takes the number of items done since its last call.
 ShowProgress = Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], None]]]
 
 
@@ -59,6 +59,6 @@ class _Lines:
         now = time.monotonic()
         if now - self.said > LINE_S:
             self.said, rate = now, self.done / (now - self.begin)
-            self.console.say(
-                f"  {self.name}: {self.done:,} of {self.total:,}, {rate:,.0f}/s, about {duration((self.total - self.done) / rate)} left"
-            )
+            left = duration((self.total - self.done) / rate)
+            counts = f"{self.done:,} of {self.total:,}"
+            self.console.say(f"  {self.name}: {counts}, {rate:,.0f}/s, about {left} left")

@@ -1,4 +1,4 @@
-"""The circumstances of a call: on which Ray it works, where it looks for results, and what a person sees."""
+"""The settings of a call: which Ray it uses, where it looks for results, and where its messages go."""
 
 import contextlib
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from deit_ray.terminal.console import Console
 
 @dataclass(frozen=True)
 class Session:
-    """What the functions of this package take besides their subject.
+    """The settings that the functions of this package take besides their subject.
 
     Attributes:
         address: address of a Ray cluster; by default RAY_ADDRESS, or a local Ray for the call.

@@ -1,7 +1,8 @@
-"""Brings MLflow up to date with the runs of a study: performs the requests that requests.py names, and keeps the records.
+"""Brings MLflow up to date with the runs of a study: performs the requests of requests.py, keeps the records.
 
-Every request may be repeated. A run is looked for by its identity before it is created. MLflow stores a point once by
-(run, name, time, step, value), and points carry the time at which they were measured: a repeated delivery doubles nothing.
+Every request may be repeated. A run is looked up by its identity before it is created. MLflow stores a point
+once by (run, name, time, step, value), and a point has the time at which it was measured. So a repeated
+delivery duplicates nothing.
 """
 
 import itertools
@@ -26,23 +27,23 @@ class Delivery:
     """Delivers runs, one request after the other; see `deliver`.
 
     Args:
-        server: MLflow's.
-        tell: tells a person what MLflow refuses.
+        server: the connection to MLflow.
+        warn: shows a person a message when MLflow refuses a part of a run.
 
     Attributes:
-        generation: counts up when MLflow turns out to know less than before.
+        generation: incremented when MLflow turns out to know less than before.
     """
 
-    def __init__(self, server: Server, tell: Callable[[str], None]):
+    def __init__(self, server: Server, warn: Callable[[str], None]):
         quiet_mlflow()
-        self.server, self.tell = server, tell
+        self.server, self.warn = server, warn
         self.generation = 1
 
     def deliver(self, run: Run) -> None:
         """Brings a run in MLflow up to date.
 
         Raises:
-            Exception: whatever the server, the network or the disk raises; the next call goes on from there.
+            Exception: any error of the server, the network or the disk. The next call continues from there.
         """
         try:
             self._bring_up_to_date(run)
@@ -54,7 +55,7 @@ class Delivery:
             self._bring_up_to_date(run)
 
     def _bring_up_to_date(self, run: Run) -> None:
-        desired = run.desired  # taken before the journal is read, which is complete once the ending is known
+        desired = run.desired  # read before the journal: once the ending is known, the journal is complete
         self.server.connect()
         if run.parent:
             self._perform_all(run.parent, run.parent.desired, requests.opening_requests)
@@ -65,7 +66,7 @@ class Delivery:
             run.delivered = replace(run.delivered, closed=desired.ending, duplicates=None)
 
     def _perform_all(self, run: Run, desired: Desired, plan: Callable) -> None:
-        """Performs what a plan asks for until it asks for nothing more."""
+        """Performs the requests that `plan` returns, until it returns none."""
         if run.generation != self.generation:
             run.delivered, run.generation = run.delivered.unknown(), self.generation
         try:
@@ -82,15 +83,15 @@ class Delivery:
         except Refused as refusal:
             if request.part not in {other.part for other in run.delivered.refused}:
                 reason = one_line(refusal.__cause__)
-                self.tell(f"{desired.name}: {request.part} cannot be delivered to MLflow: {reason}")
+                self.warn(f"{desired.name}: {request.part} cannot be delivered to MLflow: {reason}")
             run.delivered = requests.after_refusal(run.delivered, request)
 
     def _perform(self, desired: Desired, delivered: Delivered, request: Request) -> Delivered:
-        """Performs one request; returns what is known afterwards.
+        """Performs one request; returns the new knowledge about the run.
 
         Raises:
-            Refused: MLflow says that it is invalid.
-            Gone: MLflow does not have the run any more.
+            Refused: MLflow refuses the request as invalid.
+            Gone: MLflow no longer has the run.
         """
         match request:
             case requests.ReadRecord():
@@ -106,12 +107,12 @@ class Delivery:
                 return self._find_duplicates(delivered, identity)
         self._change_run(delivered, request)
         after = requests.after_request(delivered, request)
-        if isinstance(request, requests.BeginAgain) or after.record != delivered.record:
+        if isinstance(request, requests.ResetRecord) or after.record != delivered.record:
             save(desired.folder, after.record)
         return after
 
     def _change_run(self, delivered: Delivered, request: Request) -> None:
-        """Performs a request that changes a run whose id is known. A request about the record changes none."""
+        """Performs a request that changes a run whose id is known. Requests about the record do nothing."""
         server, run_id = self.server, delivered.record.run_id
         match request:
             case requests.Describe():
@@ -133,7 +134,7 @@ class Delivery:
                 server.terminate(run_id, status, time_ms)
 
     def _read_record(self, desired: Desired, delivered: Delivered) -> Delivered:
-        """Reads the record in the run's folder, or begins one."""
+        """Reads the record in the run's folder, or makes a new one."""
         uri, experiment = self.server.uri, self.server.experiment
         known = Record.read(desired.folder)
         if known is None:
@@ -144,7 +145,7 @@ class Delivery:
         return replace(delivered, record=record)
 
     def _find_run(self, desired: Desired, delivered: Delivered, request: requests.FindRun) -> Delivered:
-        """Looks for the run, and reads from its journal what the record claims to be there."""
+        """Looks for the run in MLflow, and reads the points that it must have from the journal."""
         found = self.server.find_run(request.run_id) if request.run_id else None
         if found is None:
             found = next(iter(self.server.find_all(request.identity)), None)
@@ -155,7 +156,7 @@ class Delivery:
         return replace(delivered, found=found, last=last, segments=segments)
 
     def _find_duplicates(self, delivered: Delivered, identity: str) -> Delivered:
-        """Looks for all runs of the identity. The earliest is kept."""
+        """Looks for all runs of the identity. The earliest one is kept."""
         same = self.server.find_all(identity)
         if not same:
             raise Gone
@@ -169,7 +170,7 @@ def save(folder: str, record: Record) -> None:
 
 
 def last_values(journal: str, segments: int) -> dict[str, float]:
-    """The last value of each curve in the first segments of a journal."""
+    """The last value of each metric in the first `segments` segments of a journal."""
     last: dict[str, float] = {}
     for segment in itertools.islice(iterate_segments(journal, 0), segments):
         last |= {point.name: point.value for point in segment}
@@ -177,14 +178,14 @@ def last_values(journal: str, segments: int) -> dict[str, float]:
 
 
 def quiet_mlflow() -> None:
-    """Sets MLflow up for this process, before it is imported: silent, and without retries of its own.
+    """Sets MLflow up for this process, before MLflow is imported: silent, and without its own retries.
 
-    A retry of MLflow would create a run again that a server had created before it answered 500 or too late. `Delivery`
-    looks for the run first.
+    If a server creates a run and then answers 500, or too late, a retry of MLflow would create a second run.
+    `Delivery` looks for the run first.
     """
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(TIMEOUT_S))
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # the tracker tells a person, once
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # the tracker warns a person, once
     logging.getLogger("alembic").setLevel(logging.ERROR)

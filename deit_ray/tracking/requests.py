@@ -1,7 +1,8 @@
-"""What to do next so that MLflow has a run as it must be: a pure function of the run and of what is known to be there.
+"""The next requests that bring a run in MLflow up to date: a function of its desired and delivered state.
 
-`Delivery` performs the requests, learns from each answer what is there now, and asks again until nothing is left. So it can
-begin anywhere: with a new run, after a lost answer, after a restart, with a database that knows less than before.
+`Delivery` performs the requests, learns from each answer what MLflow has now, and asks for the next requests
+until none is left. So it can begin anywhere: with a new run, after a lost answer, after a restart, or with a
+database that knows less than before.
 """
 
 import posixpath
@@ -12,10 +13,11 @@ from deit_ray import storage
 from deit_ray.results.folders import EXPERIMENT
 from deit_ray.tracking.tracked import Delivered, Desired, stored
 
-NAME_CHARS, PARAM_CHARS, TAG_CHARS = 250, 6000, 8000  # above MLflow's limits servers cut, refuse or fail
+# MLflow's limits: servers cut or refuse longer text, or fail
+NAME_CHARS, PARAM_CHARS, TAG_CHARS = 250, 6000, 8000
 SEGMENTS = 20  # delivered together: the cost of a request hardly depends on its size
 IDENTITY, PARENT = "deit_ray.id", "mlflow.parentRunId"  # tags
-ENDING_TAGS = ("outcome", "state")  # a run that goes on again does not have them
+ENDING_TAGS = ("outcome", "state")  # a reopened run does not have them
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -26,7 +28,7 @@ class ReadRecord:
 
 
 @dataclass(frozen=True)
-class BeginAgain:
+class ResetRecord:
     """Save a record that counts nothing as delivered to the run of this id; None: the run is created next."""
 
     run_id: str | None
@@ -34,7 +36,7 @@ class BeginAgain:
 
 @dataclass(frozen=True)
 class Note:
-    """Save that `described`, or `outcome` and `status`, of the record have these values."""
+    """Save these values of `described`, `outcome` and `status` in the record."""
 
     described: bool
     outcome: str | None = None
@@ -43,7 +45,7 @@ class Note:
 
 @dataclass(frozen=True)
 class FindRun:
-    """Look for the run by MLflow's id, or else by its identity."""
+    """Look for the run by MLflow's id, else by its identity."""
 
     run_id: str | None
     identity: str
@@ -84,7 +86,7 @@ class DeleteTag:
 
 @dataclass(frozen=True)
 class ReopenRun:
-    """Give a run that had ended the status RUNNING."""
+    """Give a run that has ended the status RUNNING again."""
 
 
 @dataclass(frozen=True)
@@ -105,14 +107,14 @@ class LogPoints:
 
 @dataclass(frozen=True)
 class FindDuplicates:
-    """Look for all runs of the identity. Two exist where a request was performed although its answer was lost."""
+    """Look for all runs of the identity. Two exist if the answer to a performed request was lost."""
 
     identity: str
 
 
 @dataclass(frozen=True)
 class DeleteDuplicate:
-    """Delete a run of the same identity, after its trials were given to the run that stays."""
+    """Delete a run of the same identity, after its child runs were moved to the run that is kept."""
 
     run_id: str
 
@@ -133,18 +135,18 @@ class Terminate:
     time_ms: int
 
 
-# They hold values that a server may call invalid.
+# These requests hold values that a server may refuse as invalid.
 Refusable = CreateRun | Describe | LogArtifact | LogPoints | LogEnding
 Request = (
-    Refusable | ReadRecord | BeginAgain | Note | FindRun | DeleteTag | ReopenRun | ReadJournal
+    Refusable | ReadRecord | ResetRecord | Note | FindRun | DeleteTag | ReopenRun | ReadJournal
     | FindDuplicates | DeleteDuplicate | Terminate
 )  # fmt: skip
 
 
 def next_requests(desired: Desired, delivered: Delivered) -> list[Request]:
-    """The next requests, in their order; none when MLflow has everything that it takes.
+    """The next requests, in order; an empty list once MLflow has everything that it accepts.
 
-    A request that MLflow refuses does not keep the others of the list from being performed.
+    If MLflow refuses one request, the others in the list are performed nevertheless.
     """
     if requests := opening_requests(desired, delivered):
         return requests
@@ -154,7 +156,7 @@ def next_requests(desired: Desired, delivered: Delivered) -> list[Request]:
 
 
 def opening_requests(desired: Desired, delivered: Delivered) -> list[Request]:
-    """The next requests until the run is in MLflow with everything that describes it; none once it is."""
+    """The next requests until MLflow has the run and all that describes it; then an empty list."""
     record, found = delivered.record, delivered.found
     if record is None:
         return [ReadRecord()]
@@ -163,12 +165,12 @@ def opening_requests(desired: Desired, delivered: Delivered) -> list[Request]:
     tags = tags_of(desired, record.id)
     if found is None:
         create = CreateRun(fitting(desired.name, NAME_CHARS), desired.started_ms, tuple(tags.items()))
-        # the identity is saved first, so that a driver that is killed meanwhile does not create a second run
-        return [] if create in delivered.refused else [BeginAgain(None), create]
+        # the identity is saved first, so that a driver that is killed now does not later create a second run
+        return [] if create in delivered.refused else [ResetRecord(None), create]
     if found.run_id != record.run_id:
-        return [BeginAgain(found.run_id)]
+        return [ResetRecord(found.run_id)]
     if not all(found.has_value(name, value) for name, value in delivered.last.items()):
-        return [BeginAgain(found.run_id)]  # somebody restored an older backup of the database
+        return [ResetRecord(found.run_id)]  # somebody restored an older backup of the database
     if desired.ending is None and record.outcome is not None:
         return [Note(record.described)]
 
@@ -192,7 +194,7 @@ def opening_requests(desired: Desired, delivered: Delivered) -> list[Request]:
 
 
 def point_requests(desired: Desired, delivered: Delivered) -> list[Request]:
-    """The next requests until the whole journal is in MLflow."""
+    """The next requests until MLflow has the whole journal."""
     if desired.journal is None:
         return []
     first, unsent = delivered.segments, delivered.unsent
@@ -207,7 +209,7 @@ def point_requests(desired: Desired, delivered: Delivered) -> list[Request]:
 
 
 def ending_requests(desired: Desired, delivered: Delivered) -> list[Request]:
-    """The next requests until the run is closed in MLflow, and exists only once."""
+    """The next requests until the run is closed in MLflow, and exists there only once."""
     ending, record, found = desired.ending, delivered.record, delivered.found
     if ending is None or ending is delivered.closed:
         return []
@@ -229,9 +231,7 @@ def ending_requests(desired: Desired, delivered: Delivered) -> list[Request]:
     if found.status != outcome.mlflow_status:
         requests.append(Terminate(outcome.mlflow_status, ending.time_ms))
     requests = [request for request in requests if request not in delivered.refused]
-    if (
-        requests or delivered.refused
-    ):  # a sync tries again what was refused: the record does not say that all is there
+    if requests or delivered.refused:  # after a refusal the record stays open, so that a sync retries
         return requests
     note = Note(record.described, outcome.text, outcome.mlflow_status)
     return [] if (record.outcome, record.status) == (note.outcome, note.status) else [note]
@@ -246,16 +246,16 @@ def tags_of(desired: Desired, identity: str) -> dict[str, str]:
 
 
 def fitting(text: str, chars: int) -> str:
-    """The text as MLflow and its databases take it: not too long, UTF-8, without the NUL that PostgreSQL refuses."""
+    """The text as MLflow and its databases take it: cut, in UTF-8, without NUL, which PostgreSQL refuses."""
     return text.encode(errors="replace").decode().replace("\0", "")[:chars]
 
 
 def after_request(delivered: Delivered, request: Request) -> Delivered:
-    """What is known once a request was performed whose answer says nothing more."""
+    """The knowledge about the run after a request whose answer adds nothing was performed."""
     found = delivered.found
     match request:
-        case BeginAgain(run_id):
-            return delivered.begun_again(run_id)
+        case ResetRecord(run_id):
+            return delivered.undelivered(run_id)
         case Note(described, outcome, status):
             return delivered.noting(described=described, outcome=outcome, status=status)
         case Describe(tags, params):
@@ -269,7 +269,8 @@ def after_request(delivered: Delivered, request: Request) -> Delivered:
         case ReopenRun():
             return replace(delivered, found=replace(found, status="RUNNING"))
         case LogPoints(first, count):
-            is_next = delivered.record.segments == first  # else there is a gap, which a sync fills if it can
+            # False after a refused segment, which a sync retries
+            is_next = delivered.record.segments == first
             delivered = delivered.with_segments(count)
             return delivered.noting(segments=delivered.segments) if is_next else delivered
         case DeleteDuplicate(run_id):
@@ -284,13 +285,13 @@ def after_request(delivered: Delivered, request: Request) -> Delivered:
 
 
 def after_failure(desired: Desired, delivered: Delivered) -> Delivered:
-    """What is still known once a request has failed, which MLflow may have performed nevertheless."""
+    """The knowledge that holds after a request failed: MLflow may have performed it nevertheless."""
     found = None if opening_requests(desired, delivered) else delivered.found
     return replace(delivered, found=found, duplicates=None)
 
 
 def after_refusal(delivered: Delivered, request: Refusable) -> Delivered:
-    """What is known once MLflow has refused a request as invalid."""
+    """The knowledge about the run after MLflow refused a request as invalid."""
     delivered = replace(delivered, refused=delivered.refused | {request})
     is_segment = isinstance(request, LogPoints) and request.count == 1
     return delivered.with_segments(1) if is_segment else delivered

@@ -1,4 +1,4 @@
-"""MLflow's server and one of its experiments, as far as deliveries use them."""
+"""The requests that deliveries send to an MLflow server, for one of its experiments."""
 
 import contextlib
 import os
@@ -16,13 +16,13 @@ BATCH = 1000  # points in one request, MLflow's limit
 
 
 class Server:
-    """Sends requests to MLflow, one at a time. They raise whatever the server and the network raise.
+    """Sends requests to MLflow, one at a time. Errors of the server and the network pass through.
 
     Args:
         uri: MLflow's tracking URI.
         experiment: MLflow's name of the experiment.
         artifacts: folder of the artifacts when the store is a local database.
-        before_request: called before every request; an exception that it raises takes the request's place.
+        before_request: called before every request. If it raises an exception, the request is not sent.
 
     Attributes:
         experiment_id: MLflow's id of the experiment; None until `connect` has found it.
@@ -56,8 +56,10 @@ class Server:
             )
             found = self._request(self.client.get_experiment_by_name, self.experiment)
         if found.lifecycle_stage != "active":
-            raise RuntimeError(f"its experiment {self.experiment} was deleted; "
-                               f"restore it: mlflow experiments restore -x {found.experiment_id}")  # fmt: skip
+            raise RuntimeError(
+                f"its experiment {self.experiment} was deleted; "
+                f"restore it: mlflow experiments restore -x {found.experiment_id}"
+            )
         self.experiment_id = found.experiment_id
 
     def create_run(self, request: CreateRun) -> Found:
@@ -72,7 +74,7 @@ class Server:
         return found_of(self._offer(None, self.client.create_run, self.experiment_id, **options))
 
     def find_run(self, run_id: str) -> Found | None:
-        """The run of an id; None where MLflow does not have it, or somebody deleted it."""
+        """The run of an id; None if MLflow does not have it, or somebody deleted it."""
         try:
             run = self._request(self.client.get_run, run_id)
         except Exception as error:
@@ -103,7 +105,7 @@ class Server:
             self._offer(run_id, self.client.log_batch, run_id, metrics=batch)
 
     def log_artifact(self, run_id: str, uri: str) -> None:
-        """Uploads a file; nothing where there is none."""
+        """Uploads a file, if it exists."""
         if not storage.exists(uri):
             return
         with local_copy(uri) as path:
@@ -116,7 +118,7 @@ class Server:
         self._request(self.client.update_run, run_id, status="RUNNING")
 
     def delete_duplicate(self, duplicate: str, kept: str) -> None:
-        """Deletes a run of which there are two, after its trials were given to the one that is kept."""
+        """Deletes a duplicate of a run, after its child runs were moved to the run that is kept."""
         children = f"tags.`{PARENT}` = '{duplicate}'"
         while found := self._request(self.client.search_runs, [self.experiment_id], children):
             for child in found:
@@ -144,8 +146,8 @@ class Server:
         """Sends one request that MLflow may refuse as invalid. Repeating it would not help.
 
         Raises:
-            Refused: MLflow refuses it.
-            Gone: MLflow refuses it since somebody deleted the run.
+            Refused: MLflow refuses the request.
+            Gone: MLflow refuses the request because somebody deleted the run.
         """
         try:
             return self._request(function, *arguments, **options)
@@ -158,11 +160,11 @@ class Server:
 
 
 class Refused(Exception):
-    """MLflow does not take this, however often it is tried."""
+    """MLflow refuses a request as invalid, so a retry would not help."""
 
 
 class Gone(Exception):
-    """MLflow does not have the run any more."""
+    """MLflow no longer has the run."""
 
 
 @contextlib.contextmanager
@@ -170,7 +172,7 @@ def local_copy(uri: str) -> Iterator[str]:
     """The path of a file on this machine.
 
     Raises:
-        Refused: the file cannot be read, so that it can never be delivered.
+        Refused: the file cannot be read, so it can never be delivered.
     """
     if storage.is_local(uri):
         path = storage.local_path(uri)
@@ -187,7 +189,7 @@ def local_copy(uri: str) -> Iterator[str]:
 
 
 def found_of(run) -> Found:
-    """What one of MLflow's runs says."""
+    """A `Found` from one of MLflow's runs."""
     data = run.data
     return Found(
         run.info.run_id, run.info.status, dict(data.tags), frozenset(data.params), dict(data.metrics)
@@ -195,8 +197,9 @@ def found_of(run) -> Found:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether MLflow says that a request is invalid. BAD_REQUEST does not say so: a database may cause it."""
-    status = getattr(getattr(error, "response", None), "status_code", None)  # of an artifact's upload
+    """Whether MLflow says that a request is invalid. BAD_REQUEST does not: a database may cause it."""
+    # uploads of artifacts fail with an HTTP status
+    status = getattr(getattr(error, "response", None), "status_code", None)
     invalid = (400, 405, 411, 413, 414, 415, 422)
     return getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE" or status in invalid
 
@@ -207,7 +210,7 @@ def is_unknown(error: Exception) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """The first cause of an error: MLflow and its libraries wrap a refused connection, for instance, six times."""
+    """The first cause of an error, in one line. MLflow wraps a refused connection six times."""
     while inner := error.__cause__ or (not error.__suppress_context__ and error.__context__):
         error = inner
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

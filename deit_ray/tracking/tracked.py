@@ -1,4 +1,4 @@
-"""A run as it must be in MLflow, and what is known to be there already: two values that nothing changes in place."""
+"""A run as MLflow must have it, and what is known about it there: two immutable values."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from deit_ray.outcome import Kind, Outcome
 from deit_ray.results.journal import Point
 
 RECORD = "tracking.json"
-STOPPED_EARLY_STATUS_0_1 = "KILLED"  # what the versions that recorded no status delivered for such a run
+STOPPED_EARLY_STATUS_0_1 = "KILLED"  # delivered by versions that recorded no status
 LARGEST = 1.7976931348623157e308  # MLflow stores this for an infinity
 
 
@@ -18,8 +18,8 @@ class Ending:
     """How a run ends.
 
     Attributes:
-        outcome: the way it ended.
-        files: URIs of the files that become artifacts, where they exist.
+        outcome: how it ends.
+        files: URIs of the files that become artifacts, if they exist.
         metrics: last values that are in no journal.
         time_ms: when it ended, in ms since 1970.
     """
@@ -32,15 +32,15 @@ class Ending:
 
 @dataclass(frozen=True)
 class Desired:
-    """A run as it must be in MLflow.
+    """A run as MLflow must have it.
 
     Attributes:
         name, tags, params: as MLflow shows them.
         folder: URI of the run's results.
         journal: URI of the run's journal, or None.
         started_ms: when the run began, in ms since 1970.
-        ending: how the run ends, once that is known.
-        parent_id: MLflow's id of the study's run, for a trial whose study's run is there.
+        ending: how the run ends; None until that is known.
+        parent_id: MLflow's id of the study's run; None for a run that is no trial, or until the id is known.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Desired:
 
 @dataclass(frozen=True)
 class Record:
-    """What a run's folder says about the run's life in MLflow (tracking.json).
+    """The state of a run in MLflow, as the run's folder records it (tracking.json).
 
     Attributes:
         id: the run's identity, made before the run; MLflow has it as the tag deit_ray.id.
@@ -63,7 +63,8 @@ class Record:
         run_id: MLflow's id of the run, once it is known.
         described: whether params, tags and experiment.yaml were delivered.
         segments: number of the journal's segments that were delivered without a gap.
-        outcome, status: with which the run was closed; status is missing where an earlier version closed it.
+        outcome, status: outcome and MLflow status of the closed run; status is None if an earlier version
+            closed it.
     """
 
     id: str
@@ -77,14 +78,14 @@ class Record:
 
     @classmethod
     def read(cls, folder: str) -> "Record | None":
-        """The record in a folder; None where there is none."""
+        """The record in a folder; None if there is no record."""
         try:
             return cls(**json.loads(storage.read_bytes(storage.join(folder, RECORD))))
         except FileNotFoundError:
             return None
 
-    def begun_again(self, run_id: str | None) -> "Record":
-        """The record of the same run when nothing counts as delivered."""
+    def undelivered(self, run_id: str | None) -> "Record":
+        """The record of the same run with nothing counted as delivered."""
         return Record(self.id, self.uri, self.experiment, run_id)
 
     def is_delivered(self, outcome: Outcome) -> bool:
@@ -99,13 +100,13 @@ class Record:
 
 @dataclass(frozen=True)
 class Found:
-    """A run as MLflow has it: what its server answered, and what was delivered since.
+    """A run as MLflow has it: the server's answer, with everything that was delivered since.
 
     Attributes:
         run_id, status, tags: MLflow's.
         params: names of the parameters.
         metrics: last value of each metric when the server answered.
-        files: URIs of the artifacts that were delivered since; the server is not asked for others.
+        files: URIs of the artifacts that were delivered since; the server is not asked about earlier ones.
     """
 
     run_id: str
@@ -116,7 +117,7 @@ class Found:
     files: frozenset[str] = frozenset()
 
     def has_value(self, name: str, value: float) -> bool:
-        """Whether this is the last value of a metric, as MLflow stores it."""
+        """Whether `value`, as MLflow stores it, is the last value of a metric."""
         if name not in self.metrics:
             return False
         known = self.metrics[name]
@@ -128,14 +129,15 @@ class Delivered:
     """What is known about a run in MLflow. The defaults say that nothing is known.
 
     Attributes:
-        record: what the run's folder says; None until it was read.
-        may_exist: whether MLflow may have the run; False where no request to create it was ever sent, or MLflow was
-            asked and has none.
-        found: the run in MLflow; None until it was found or created.
-        last: last value of each curve in the segments that the record counts, read from the journal.
-        segments: number of segments that were sent. It counts those that MLflow refuses too; the record does not.
-        unsent: the next segments of the journal; None until they were read, empty at the journal's end.
-        duplicates: ids of other runs with the same identity; None until they were looked for.
+        record: the record in the run's folder; None until it is read.
+        may_exist: whether MLflow may have the run; False if no request to create it was ever sent, or MLflow
+            was asked and does not have it.
+        found: the run in MLflow; None until it is found or created.
+        last: last value of each metric in the segments that the record counts, read from the journal.
+        segments: number of segments that were sent, with those that MLflow refused; the record does not count
+            refused ones.
+        unsent: the next segments of the journal; None until they are read, empty at the journal's end.
+        duplicates: ids of other runs with the same identity; None until they are looked for.
         refused: the requests that MLflow refuses as invalid.
         closed: the ending that was delivered.
     """
@@ -151,12 +153,12 @@ class Delivered:
     closed: Ending | None = None
 
     def unknown(self) -> "Delivered":
-        """The same when MLflow turned out to know less than before: everything there must be looked for again."""
+        """The same after MLflow turned out to know less than before: the run must be looked for again."""
         return replace(self, may_exist=True, found=None, duplicates=None, closed=None)
 
-    def begun_again(self, run_id: str | None) -> "Delivered":
-        """The same when nothing counts as delivered to the run of this id, which is to be created where it is None."""
-        record = self.record.begun_again(run_id)
+    def undelivered(self, run_id: str | None) -> "Delivered":
+        """The same with nothing counted as delivered to the run of this id; None: the run is created next."""
+        record = self.record.undelivered(run_id)
         return replace(self, record=record, may_exist=True, last={}, segments=0, unsent=None)
 
     def noting(self, **changes) -> "Delivered":
@@ -172,12 +174,12 @@ class Run:
     """A run that a tracker delivers.
 
     Attributes:
-        desired: the run as it must be; ending it replaces this value.
+        desired: the run as MLflow must have it; the end of the run replaces this value.
         parent: the study's run, for a trial.
-        delivered: what is known to be there; only the delivery thread replaces this value.
+        delivered: the knowledge about the run in MLflow; only the delivery thread replaces this value.
         generation: the `Delivery.generation` for which `delivered` holds.
         read_at: when the journal was last delivered to its end, by time.monotonic().
-        is_pending: whether anything may be left to deliver.
+        is_pending: whether something may be left to deliver.
     """
 
     def __init__(self, desired: Desired, parent: "Run | None" = None):
@@ -214,7 +216,7 @@ class Run:
 
     @property
     def seen(self) -> bool:
-        """Whether the run is in MLflow with everything that describes it."""
+        """Whether MLflow has the run with everything that describes it."""
         return self.delivered.found is not None and self.delivered.record.described
 
 

@@ -1,7 +1,7 @@
-"""The driver's side of MLflow: it notes which runs must be there, and one thread in the background delivers them.
+"""The driver's side of MLflow: it notes which runs MLflow must have, and one background thread delivers them.
 
-Training never waits for the server. The thread tries again when a delivery fails. The journals keep what was not delivered
-by the end of a study, and `deit-ray sync` delivers it.
+Training never waits for the server. The thread retries failed deliveries. The journals keep the points that
+are not delivered by the end of a study, and `deit-ray sync` delivers them.
 """
 
 import contextlib
@@ -23,33 +23,31 @@ from deit_ray.tracking.delivery import Delivery
 from deit_ray.tracking.server import Server, one_line
 from deit_ray.tracking.tracked import Desired, Ending, Run
 
-POLL_S = (
-    20.0  # between deliveries of a running trial's points: the cost of a request hardly depends on its size
-)
-PAUSE_S = (1.0, 30.0)  # between attempts while the server is away: at first, and at last
-HICCUP_S = (
-    5.0  # after a failure that came sooner than this, a person is told only if the next attempt fails too
-)
-PATIENCE_S = 20.0  # the end of a study waits so long while no delivery succeeds
-LIMIT_S = 300.0  # it waits so long while deliveries succeed
-HASTE_S = 5.0  # the same when the study ends by Ctrl-C or an error
+# between deliveries of a running trial's points: the cost of a request hardly depends on its size
+POLL_S = 20.0
+PAUSE_S = (1.0, 30.0)  # between attempts while the server does not answer: the first pause, and the longest
+# if a request fails sooner than this, a person is warned only if the next attempt fails too
+HICCUP_S = 5.0
+PATIENCE_S = 20.0  # longest wait at the end of a study while no delivery succeeds
+LIMIT_S = 300.0  # longest wait at the end of a study while deliveries succeed
+HASTE_S = 5.0  # longest wait if the study ends by Ctrl-C or an error
 
 
 class Tracker:
-    """Delivers runs to MLflow. Use it as a context manager: leaving it waits a while for what is not delivered yet.
+    """Delivers runs to MLflow. A context manager: at its end it waits a while for pending deliveries.
 
     Args:
         uri: MLflow's tracking URI.
         experiment: MLflow's name of the experiment.
         artifacts: folder of the artifacts when the store is a local database.
-        warn: tells a person that tracking is behind.
+        warn: shows a person a message, such as that tracking is behind.
     """
 
     def __init__(self, uri: str, experiment: str, artifacts: str | None, warn: Callable[[str], None]):
         self.uri, self.warn = uri, warn
         self.server = Server(uri, experiment, artifacts, self._begin_request)
-        self.delivery = Delivery(self.server, self._tell)
-        self.contact = Contact(uri, self._tell)
+        self.delivery = Delivery(self.server, self._warn_if_heard)
+        self.contact = Contact(uri, self._warn_if_heard)
         self.runs = Runs()
         self.started = 0
         self.root: Run | None = None  # the study's run, or the only one
@@ -72,8 +70,10 @@ class Tracker:
             return
         left = self.finish(PATIENCE_S, LIMIT_S) if kind is None else self.finish(HASTE_S, HASTE_S)
         if left:
-            self.warn(f"MLflow at {self.uri} has not got all: {self.describe_left(left)}; "
-                      f"they are kept in the journals, and delivered by: {sync_command(self.root)}")  # fmt: skip
+            self.warn(
+                f"MLflow at {self.uri} does not have everything: {self.describe_left(left)}; "
+                f"they are kept in the journals; deliver them with: {sync_command(self.root)}"
+            )
 
     def start_run(
         self,
@@ -85,14 +85,14 @@ class Tracker:
         journal: bool = True,
         started_ms: int | None = None,
     ) -> Run:
-        """Notes that a run must be in MLflow. It is created there, or found where it was created before.
+        """Notes that MLflow must have a run. The run is created there, unless it exists already.
 
         Args:
-            name: MLflow's list shows it.
-            tags, params: of the run.
+            name: name of the run in MLflow's list.
+            tags, params: tags and parameters of the run.
             folder: URI of the run's results; its experiment.yaml becomes an artifact, its journal the curves.
             parent: the study's run, for a trial.
-            journal: whether the folder has one.
+            journal: whether the folder has a journal.
             started_ms: when the run began, in ms since 1970, if that was not now.
         """
         tags = {f"deit_ray.{key}": value for key, value in tags.items()} | {"deit_ray.folder": folder}
@@ -114,7 +114,7 @@ class Tracker:
         metrics: dict[str, float] | None = None,
         ended_ms: int | None = None,
     ) -> None:
-        """Notes that a run must be closed, with the rest of its journal and the files that belong to its outcome.
+        """Notes that a run must be closed, with the rest of its journal and the artifacts of its outcome.
 
         Args:
             outcome: how the run ended.
@@ -140,7 +140,7 @@ class Tracker:
         """
         self.closing.set()
         self.wake.set()
-        begin = since = told = time.monotonic()
+        begin = since = shown = time.monotonic()
         answers = self.server.answers
         while (
             self.thread.is_alive()
@@ -150,14 +150,14 @@ class Tracker:
             self.thread.join(0.1)
             if self.server.answers != answers:
                 answers, since = self.server.answers, time.monotonic()
-            if on_progress and time.monotonic() - told > 2:
-                told = time.monotonic()
+            if on_progress and time.monotonic() - shown > 2:
+                shown = time.monotonic()
                 on_progress(self.started - len(self.runs.pending()), self.started)
-        self.stopped.set()  # a thread that hangs in a request does nothing more once the request returns
+        self.stopped.set()  # a thread that hangs in a request ends once the request returns
         return self.runs.pending()
 
     def describe_left(self, left: list[Run]) -> str:
-        """How much of some runs is not delivered."""
+        """The number of runs and points that are not delivered, in words."""
         journals = [(run.desired.journal, run.segments) for run in left]
         unread = [iterate_segments(uri, first) for uri, first in journals if uri and storage.is_local(uri)]
         points = sum(len(segment) for segments in unread for segment in segments)
@@ -177,7 +177,7 @@ class Tracker:
         show_phase("tracking")
         while not self.stopped.is_set():
             self.wake.clear()
-            closing = self.closing.is_set()  # asked before the journals are read, which grow until then
+            closing = self.closing.is_set()  # read before the journals, which may grow until it is set
             failed = self._deliver_round(closing)
             show_phase("tracking")
             self.runs.tidy(failed)
@@ -194,11 +194,11 @@ class Tracker:
     def _pause(self, pause_s: float, closing: bool) -> None:
         if closing:
             self.stopped.wait(min(pause_s, 1.0))
-        else:  # drivers that failed together do not come back together
+        else:  # random, so that many drivers do not retry at the same time
             self.closing.wait(pause_s * random.uniform(0.5, 1))
 
     def _deliver_round(self, closing: bool) -> Run | None:
-        """Delivers what there is of every run; returns the run whose delivery failed, which ends the round."""
+        """Delivers what each run has so far. A failure ends the round, and the failed run is returned."""
         for run in self.runs.pending():
             begin = time.monotonic()
             if not closing and run.desired.ending is run.closed and begin - run.read_at < POLL_S:
@@ -207,15 +207,15 @@ class Tracker:
                 self.delivery.deliver(run)
             except Stopped:
                 return run
-            except Exception as error:  # of the server, the network or the disk: the journals keep the data
+            except Exception as error:  # of server, network or disk: the journals keep the data
                 self.contact.note_failure(run, error, time.monotonic() - begin)
                 return run
             self.contact.note_success(run)
             self.runs.note_delivered(run, begin, closing)
         return None
 
-    def _tell(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # nobody listens; deliveries go on
+    def _warn_if_heard(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # the terminal is closed; deliveries continue
             self.warn(text)
 
     def _begin_request(self) -> None:
@@ -225,18 +225,18 @@ class Tracker:
 
 
 class Stopped(Exception):
-    """Nobody waits for the deliveries any more."""
+    """The tracker has stopped: no more requests are sent."""
 
 
 class Runs:
-    """The runs of which something may be left to deliver. The driver and the delivery thread share them."""
+    """The runs that may not be fully delivered. The driver and the delivery thread share them."""
 
     def __init__(self):
         self.live: list[Run] = []
         self.lock = threading.Lock()
 
     def add(self, run: Run) -> None:
-        """Adds a run. A trial that starts again before its end was delivered takes the place of its former run."""
+        """Adds a run. If a trial starts again before its end was delivered, its new run replaces the old."""
         with self.lock:
             self.live = [other for other in self.live if other.desired.folder != run.desired.folder]
             self.live.append(run)
@@ -244,7 +244,7 @@ class Runs:
     def end(self, run: Run, ending: Ending) -> None:
         with self.lock:
             run.desired, run.is_pending = replace(run.desired, ending=ending), True
-            if run not in self.live:  # it had ended before, and ends in another way
+            if run not in self.live:  # the run had ended before, with another outcome
                 self.live.append(run)
 
     def pending(self) -> list[Run]:
@@ -255,7 +255,7 @@ class Runs:
         """Notes that a run was delivered as far as it was at `begin`, by time.monotonic().
 
         Args:
-            closing: nothing is added to any run any more.
+            closing: whether nothing more is added to any run.
         """
         with self.lock:
             run.read_at = begin
@@ -263,7 +263,7 @@ class Runs:
             run.is_pending = not closing and not is_closed
 
     def tidy(self, failed: Run | None) -> None:
-        """Forgets delivered runs, and puts a run that failed behind the others, which it must not hold up."""
+        """Removes delivered runs. Moves a failed run to the end, so that it does not delay the others."""
         with self.lock:
             self.live = [run for run in self.live if run.is_pending]
             if failed in self.live:
@@ -278,20 +278,20 @@ class Runs:
 
 
 class Contact:
-    """Tells a person when tracking falls behind, and when it has caught up: each once.
+    """Warns a person when tracking falls behind, and says when it has caught up: each once.
 
     Args:
         uri: MLflow's tracking URI.
-        tell: tells a person.
+        warn: shows a person a message.
 
     Attributes:
         failing: runs whose last delivery failed.
-        failures: number of failures since the last time when no run was failing.
+        failures: number of failures since the last moment without a failing run.
         last_error: the last failure, in one line.
     """
 
-    def __init__(self, uri: str, tell: Callable[[str], None]):
-        self.uri, self.tell = uri, tell
+    def __init__(self, uri: str, warn: Callable[[str], None]):
+        self.uri, self.warn = uri, warn
         self.failing: set[Run] = set()
         self.failures, self.is_behind = 0, False
         self.last_error: str | None = None
@@ -302,8 +302,10 @@ class Contact:
         self.last_error = one_line(error)
         if not self.is_behind and (self.failures > 1 or took_s > HICCUP_S):
             self.is_behind = True
-            self.tell(f"tracking is behind: MLflow at {self.uri} does not take deliveries ({self.last_error}); "
-                      "nothing waits for it, and it is tried again")  # fmt: skip
+            self.warn(
+                f"tracking is behind: MLflow at {self.uri} does not take deliveries ({self.last_error}); "
+                "training does not wait, and deliveries are retried"
+            )
 
     def note_success(self, run: Run) -> None:
         self.failing.discard(run)
@@ -312,11 +314,11 @@ class Contact:
         self.failures = 0
         if self.is_behind:
             self.is_behind = False
-            self.tell(f"tracking caught up: MLflow at {self.uri} takes deliveries again")
+            self.warn(f"tracking caught up: MLflow at {self.uri} takes deliveries again")
 
 
 def sync_command(run: Run) -> str:
-    """The command that delivers what is left of a study, or of a run on its own."""
+    """The command that delivers the rest of a study, or of a single run."""
     results, _, name = run.desired.folder.rpartition("/")
     results = os.path.relpath(results) if storage.is_local(results) else results
     return f"deit-ray sync {name}{storage.results_option(results)}"
@@ -327,16 +329,17 @@ def now_ms() -> int:
 
 
 def tracking_uri(experiment: Experiment) -> str:
-    """MLflow's URI of an experiment: the one it names, or a SQLite file next to the results.
+    """MLflow's URI for an experiment: `tracking.uri`, or a SQLite file next to the results.
 
     Raises:
-        UserError: the experiment names none, and the results are not on a local disk.
+        UserError: `tracking.uri` is not set, and the results are not on a local disk.
     """
     if experiment.tracking.uri:
         return experiment.tracking.uri
     results = storage.absolute(experiment.results.uri)
     if not storage.is_local(results):
         raise UserError(
-            f"tracking.uri: missing; results.uri is {results}, where no SQLite file can be: name an MLflow server"
+            f"tracking.uri: missing; results.uri is {results}, where no SQLite file can be; "
+            "name an MLflow server"
         )
     return f"sqlite:///{results}/mlflow.db"

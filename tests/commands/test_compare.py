@@ -122,7 +122,7 @@ def test_two_runs_differ_in_their_settings_by_dotted_key(finished_run, tmp_path)
     assert difference.values[1] is None
     shown = text_of(show_difference(difference))
     assert "optim.lr" in shown
-    assert "not known of both" in shown
+    assert "not known for both" in shown
     assert compare("whole", f"{other}/experiment.yaml", results).settings == difference.settings
     with pytest.raises(UserError, match=r"other: has measured nothing"):
         reproduce("other", Session(results=results))

@@ -63,7 +63,7 @@ def test_a_run_that_goes_on_equals_one_that_never_stopped(finished_run, server, 
     with pytest.raises(UserError, match=r"half-1: --epochs 2: it has 2 epochs already; allowed: above 2"):
         continue_run("half-1", 2, session=session)
     with pytest.raises(
-        UserError, match=r"half: has ended, at epoch 2; say how far it shall go: --epochs N, above 2"
+        UserError, match=r"half: has ended, at epoch 2; set the total number of epochs: --epochs N, above 2"
     ):
         continue_run("half", session=session)
     shutil.rmtree(half / f"step-{2 * SMALL_STEPS:08d}")
@@ -111,7 +111,7 @@ def test_a_trial_that_was_stopped_early_goes_on_as_if_it_had_not_been(ray_cluste
     results = str(Path(study.folder).parent)
     with pytest.raises(
         UserError,
-        match=r"stopped-1/0: has not ended; its study goes on with: deit-ray tune --resume stopped-1",
+        match=r"stopped-1/0: has not ended; resume its study with: deit-ray tune --resume stopped-1",
     ):
         continue_run("stopped/0", 3, session=Session(results=results))
     study.optuna.tell(trial, state=TrialState.PRUNED)
@@ -121,7 +121,7 @@ def test_a_trial_that_was_stopped_early_goes_on_as_if_it_had_not_been(ray_cluste
     assert points_of(further.folder) == points_of(whole.folder)
     with pytest.raises(
         UserError,
-        match=r"stopped: is a study; go on with: deit-ray tune --resume stopped-1, or name one of its trials",
+        match=r"stopped: is a study; resume it with: deit-ray tune --resume stopped-1, or name one of its trials",
     ):
         continue_run("stopped", 3, session=Session(results=results))
 
@@ -182,7 +182,7 @@ def test_an_interrupted_run_goes_on_in_place(own_ray, experiment, tmp_path):
             "train: --epochs belongs to --continue; for a new run use --set train.epochs=N",
         ),
         (["--continue", "x", "--schedule", "hold"], "name both"),
-        (["--continue", "x", "--set", "optim.lr=1"], "train: --set cannot change a run that exists"),
+        (["--continue", "x", "--set", "optim.lr=1"], "train: --set cannot change an existing run"),
         (["--continue", "x"], "x: no such run, study or trial in results; there are: none"),
     ],
 )
@@ -211,6 +211,6 @@ def test_an_unknown_run_is_answered_with_what_there_is(experiment, tmp_path):
     ):
         continue_run("nobody", 3, session=Session(results=results))
     with pytest.raises(
-        UserError, match=r"digits_student-1/8: no such trial; of digits_student-1 there are: trial-0007"
+        UserError, match=r"digits_student-1/8: no such trial; digits_student-1 has: trial-0007"
     ):
         folders.find_run("digits_student-1/8", results)

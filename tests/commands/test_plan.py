@@ -93,7 +93,7 @@ def test_money_and_gpu_hours_where_there_are_gpus(experiment):
     )  # two rounds of four, two workers each
     assert "GPU-hours of training" in text_of(show_plan(found))
     unpriced = exp.with_overrides({"cost.per_gpu_hour": None})
-    assert "give the price by cost.per_gpu_hour" in text_of(
+    assert "set the price in cost.per_gpu_hour" in text_of(
         show_plan(plan_of(resolve(unpriced), {"CPU": 16, "GPU": 8}, "the cluster"))
     )
 
@@ -101,7 +101,7 @@ def test_money_and_gpu_hours_where_there_are_gpus(experiment):
 def test_the_rate_is_that_of_the_newest_comparable_run(experiment):
     exp = experiment("digits_student", SEARCH)
     assert rate_of(exp, "cpu") is None
-    assert "give the speed of one worker by cost.images_per_s" in text_of(show_plan(plan(exp)))
+    assert "set the speed of one worker in cost.images_per_s" in text_of(show_plan(plan(exp)))
     single = exp.with_overrides({"search.space": {}})
     ran(single, "cpu", [100, 300, 200])
     ran(single.with_overrides({"train.batch_size": 32}), "cpu", [7])
@@ -130,7 +130,7 @@ def test_budgets_and_settings_are_shown(experiment):
     )
     shown = text_of(show_plan(plan(exp)))
     assert (
-        "it has run 2 hours, val/top1 reaches 0.9, 4 trials in a row bring nothing better, 5 trials fail in the same way"
+        "the study has run 2 hours, val/top1 reaches 0.9, 4 trials in a row are no better than the best, 5 trials fail in the same way"
         in shown
     )
     settings = changed_settings(exp)

@@ -58,7 +58,7 @@ def test_override_values_are_read_as_yaml():
         ("augment: {strength: 3}", ["x.yaml: augment.strength", "3", "less than or equal to 2"]),
         ("augment: {place: gpu}", ["x.yaml: augment.place", "'gpu'", "'auto', 'stream' or 'device'"]),
         ("data: {uri: d, crop_scale: [0.9, 0.1]}", ["x.yaml: data.crop_scale", "[0.9, 0.1]"]),
-        ("train: {batch_size: 10, workers: 3}", ["train.batch_size", "10", "divide by train.workers (3)"]),
+        ("train: {batch_size: 10, workers: 3}", ["train.batch_size", "10", "divisible by train.workers (3)"]),
         ("train: {epochs: 2}\noptim: {warmup_epochs: 2}", ["optim.warmup_epochs", "2", "below train.epochs"]),
         ("distillation: {kind: hard}", ["distillation.teacher", "missing"]),
         ("search: {space: {optim.lrr: {log: [1e-4, 1e-2]}}}", ["search.space.optim.lrr", "no such key"]),
@@ -84,7 +84,7 @@ def test_override_values_are_read_as_yaml():
             "data: {uri: d, holdout: 0}\nsearch: {space: {optim.lr: {log: [1e-4, 1]}}}",
             ["data.holdout", "no val images"],
         ),
-        ("optim: {lr: 1}\noptim: {lr: 2}", ["x.yaml", "'optim' stands twice", "line 4"]),
+        ("optim: {lr: 1}\noptim: {lr: 2}", ["x.yaml", "'optim' is repeated", "line 4"]),
         ("optim: {lr: !!python/object:os.system x}", ["x.yaml", "python"]),
         ("optim: {lr: [", ["x.yaml", "line"]),
         ("1: 2", ["x.yaml", "must be text"]),
@@ -105,7 +105,7 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path):
 def test_files_that_contain_one_another_are_refused(tmp_path):
     write(tmp_path, "extends: b.yaml\n", "a.yaml")
     write(tmp_path, "extends: a.yaml\n", "b.yaml")
-    with pytest.raises(UserError, match=r"contain one another: a.yaml -> b.yaml -> a.yaml"):
+    with pytest.raises(UserError, match=r"extend one another: a.yaml -> b.yaml -> a.yaml"):
         load_experiment(tmp_path / "a.yaml")
 
 

@@ -1,4 +1,4 @@
-"""What ends a study besides its number of trials."""
+"""The budgets that can end a study before all its trials have run."""
 
 import datetime
 

@@ -42,7 +42,7 @@ def test_a_study_whose_worker_trial_server_and_driver_are_killed_equals_an_undis
         driver.kill()
         output = driver.communicate(timeout=60)[0]
     server.start()
-    assert re.search(r"warning: trial 0: its process died; it goes on from step \d+", output), output
+    assert re.search(r"warning: trial 0: its process died; it resumes from step \d+", output), output
     assert Study.open("short", str(results)).optuna.trials[0].state.name == "RUNNING"
 
     resumed = call("tune", "--resume", "short", "--results", results)

@@ -130,7 +130,7 @@ def test_two_drivers_of_one_study_are_one_too_many(study):
 
 def test_a_study_is_extended_by_what_changes_no_trial_and_by_nothing_else(study):
     with pytest.raises(
-        UserError, match=r"--set optim\.lr: cannot change in a study that exists.*allowed are: search\.trials"
+        UserError, match=r"--set optim\.lr: cannot change in an existing study.*allowed are: search\.trials"
     ):
         study.amend({"optim.lr": 0.1})
     study.amend({"search.trials": 24, "search.budget.hours": 2})

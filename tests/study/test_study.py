@@ -208,7 +208,7 @@ def test_concurrency_follows_from_needs_and_resources(experiment):
             "no finished run of that name",
         ),
         (["predict", "nobody", "x.png"], "nobody: neither a model.safetensors nor a finished run"),
-        (["ui"], "no MLflow database there yet"),
+        (["ui"], "has no MLflow database yet"),
     ],
 )
 def test_what_cannot_be_ends_in_one_message_before_anything_starts(

@@ -14,7 +14,7 @@ from deit_ray.outcome import Outcome
 from deit_ray.study import sync as syncing
 from deit_ray.study.observers import Tracking
 from deit_ray.study.study import Study
-from deit_ray.study.sync import end_trial, is_told, start_study, start_trial, sync, tell_study, to_ms
+from deit_ray.study.sync import deliver_study, end_trial, is_delivered, start_study, start_trial, sync, to_ms
 from deit_ray.terminal.console import Console
 from deit_ray.tracking import tracker as tracking
 from deit_ray.tracking.tracker import Tracker
@@ -65,7 +65,7 @@ def test_sync_delivers_what_a_study_could_not_and_nothing_twice(study, proxy, mo
     assert len(told) == 2
     assert told.count_of("tracking is behind") == 1
     assert (
-        f"3 runs with 20 points not delivered; they are kept in the journals, and delivered by: deit-ray sync {study.name}"
+        f"3 runs with 20 points not delivered; they are kept in the journals; deliver them with: deit-ray sync {study.name}"
         in told[1]
     )
     with pytest.raises(
@@ -156,13 +156,13 @@ def test_sync_delivers_a_run_of_its_own_and_knows_no_other(experiment, server, t
 def test_a_study_is_told_as_its_driver_tells_it(study, server):
     """Whether a tracker hears of a study as it goes or afterwards: the runs are the same."""
     with Tracker(server.uri, EXPERIMENT, None, Told()) as tracker:
-        assert len(list(tell_study(tracker, study))) == 5
+        assert len(list(deliver_study(tracker, study))) == 5
     assert_agrees(study, server.uri)
 
 
 def test_a_resume_brings_an_early_stopped_run_of_version_0_1_to_its_status_and_tags_once(study, proxy):
     with Tracker(proxy.uri, EXPERIMENT, None, Told()) as tracker:
-        list(tell_study(tracker, study))
+        list(deliver_study(tracker, study))
     client, trials = mlflow.MlflowClient(proxy.uri), [Trial(Path(study.trial_folder(n))) for n in range(3)]
     (pruned,) = trials[1].runs(proxy.uri)
     client.set_terminated(pruned.info.run_id, "KILLED")  # as version 0.1 did, which recorded no status
@@ -171,11 +171,11 @@ def test_a_resume_brings_an_early_stopped_run_of_version_0_1_to_its_status_and_t
         record = trial.record()
         del record["status"]
         Path(trial.folder, "tracking.json").write_text(json.dumps(record))
-    assert [is_told(study, number) for number in range(3)] == [True, False, True]
+    assert [is_delivered(study, number) for number in range(3)] == [True, False, True]
 
     resume(study)
     assert_agrees(study, proxy.uri)
-    assert [is_told(study, number) for number in range(3)] == [True, True, True]
+    assert [is_delivered(study, number) for number in range(3)] == [True, True, True]
     (again,) = trials[1].runs(proxy.uri)
     assert again.info.run_id == pruned.info.run_id
     assert again.info.end_time == to_ms(study.trial(1).ended)

@@ -8,7 +8,6 @@ import pytest
 from deit_ray.outcome import Outcome
 from deit_ray.results.journal import Point
 from deit_ray.tracking.requests import (
-    BeginAgain,
     CreateRun,
     DeleteDuplicate,
     DeleteTag,
@@ -23,6 +22,7 @@ from deit_ray.tracking.requests import (
     ReadRecord,
     Refusable,
     ReopenRun,
+    ResetRecord,
     Terminate,
     after_failure,
     after_refusal,
@@ -74,11 +74,11 @@ END_EARLY = LogEnding((), (("outcome", EARLY), ("state", "PRUNED")), 2000)
 SITUATIONS = {
     # a new run
     "its folder was not read yet": (RUNS, Delivered(), [ReadRecord()]),
-    "its identity is new": (RUNS, Delivered(NEW, False, duplicates=()), [BeginAgain(None), CREATE]),
+    "its identity is new": (RUNS, Delivered(NEW, False, duplicates=()), [ResetRecord(None), CREATE]),
     "it was created": (
         RUNS,
         Delivered(NEW, True, replace(THERE, params=frozenset()), duplicates=()),
-        [BeginAgain("a")],
+        [ResetRecord("a")],
     ),
     "its record has the id that MLflow gave it": (
         RUNS,
@@ -133,14 +133,14 @@ SITUATIONS = {
     "its creation was lost, answer and all": (
         RUNS,
         Delivered(NEW, may_exist=False),
-        [BeginAgain(None), CREATE],
+        [ResetRecord(None), CREATE],
     ),
     "its driver was killed and started again": (RUNS, Delivered(OPEN), [FindRun("a", "identity")]),
     "it was created twice, and ends": (FINISHES, RUNNING, [FindDuplicates("identity")]),
     "it was created twice, and the other run is kept": (
         FINISHES,
         replace(RUNNING, found=Found("b"), last={}, duplicates=("a",)),
-        [BeginAgain("b")],
+        [ResetRecord("b")],
     ),
     "the kept run lacks everything": (
         FINISHES,
@@ -153,16 +153,16 @@ SITUATIONS = {
         [DeleteDuplicate("b"), DeleteDuplicate("c")],
     ),
     # MLflow knows less than before
-    "a person deleted it": (RUNS, Delivered(OPEN, may_exist=False), [BeginAgain(None), CREATE]),
+    "a person deleted it": (RUNS, Delivered(OPEN, may_exist=False), [ResetRecord(None), CREATE]),
     "the database was restored from an older backup": (
         RUNS,
         replace(RUNNING, last={"loss": 0.4}),
-        [BeginAgain("a")],
+        [ResetRecord("a")],
     ),
     "the older backup has fewer curves": (
         RUNS,
         replace(RUNNING, last={"loss": 0.5, "top1": 0.9}),
-        [BeginAgain("a")],
+        [ResetRecord("a")],
     ),
     "its last loss was infinite, which MLflow stores as its largest number": (
         RUNS,
@@ -273,7 +273,7 @@ SITUATIONS = {
         replace(RUNS, name="n" * 300, tags={"note": "t\0" * 9000}),
         Delivered(NEW, may_exist=False),
         [
-            BeginAgain(None),
+            ResetRecord(None),
             CreateRun("n" * 250, 1000, (("note", "t" * 8000), *PAIRS[1:])),
         ],
     ),
@@ -323,7 +323,7 @@ def test_a_refused_segment_leaves_a_gap_that_the_record_does_not_skip():
 
 def test_after_a_failure_is_looked_for_again_what_may_have_been_done():
     new = Delivered(NEW, may_exist=False, duplicates=())
-    creating = after_request(new, BeginAgain(None))
+    creating = after_request(new, ResetRecord(None))
     failed = after_failure(RUNS, creating)
     assert next_requests(RUNS, failed) == [FindRun(None, "identity")]
     assert failed.duplicates is None  # the request may be performed after another was
@@ -339,7 +339,7 @@ def test_after_a_failure_is_looked_for_again_what_may_have_been_done():
 def test_another_database_is_asked_for_everything_again():
     gone = replace(RUNNING, record=CLOSED, closed=FINISHES.ending).unknown()
     assert next_requests(FINISHES, gone) == [FindRun("a", "identity")]
-    again = after_request(replace(gone, may_exist=False), BeginAgain(None))
+    again = after_request(replace(gone, may_exist=False), ResetRecord(None))
     assert again.record == NEW
     assert (again.segments, again.unsent) == (0, None)
 

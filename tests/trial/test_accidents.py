@@ -90,7 +90,7 @@ def test_a_disk_that_fills_up_stops_a_study_which_goes_on_once_there_is_room(
         filling.join()
         assert stopped.status == 1
         error = re.search(
-            r"error: short-1: .*\nwhat its trials have done is kept; once this is mended, go on with: .*--resume short-1.*",
+            r"error: short-1: .*\nwhat its trials have done is kept; once this is fixed, resume with: .*--resume short-1.*",
             stopped.err,
         )
         assert error, stopped
@@ -121,7 +121,7 @@ def test_a_shard_that_is_gone_is_named_and_the_study_goes_on_when_it_is_back(
     path = small_file(**SHORT | keys | {"train.max_failures": 0})
     with pytest.raises(
         UserError,
-        match=rf"(?s)shard {shard}, row groups? [0-9, ]+is missing or damaged .*go on with: .*--resume short-1",
+        match=rf"(?s)shard {shard}, row groups? [0-9, ]+is missing or damaged .*resume with: .*--resume short-1",
     ):
         tune(load_experiment(path))
     (tmp_path / "away").rename(shard)
