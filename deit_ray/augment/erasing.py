@@ -1,7 +1,7 @@
 """Random erasing (Zhong et al. 2017, arXiv:1708.04896) with normal noise: timm's RandomErasing, mode `pixel`.
 
-The host draws the boxes. Their noise is made where the images are. Each value is a hash of its sample's
-coordinates and its pixel, so the noise depends on neither the batch nor the device.
+The host draws the boxes. The noise is made on the images' device. Each value is a hash of the sample's
+coordinates and the pixel, so the noise depends on neither the batch nor the device.
 """
 
 import math
@@ -33,8 +33,8 @@ def erase(
     Args:
         images_BCHW: float images in [0, 1].
         seed, epoch, ids, views: the samples' coordinates.
-        probability: of choosing an image.
-        mean, std: tensors [3, 1, 1], the student's normalisation. After it the noise is standard normal.
+        probability: probability that an image is chosen.
+        mean, std: tensors [3, 1, 1], the student's normalisation. The noise is standard normal after it.
     """
     places, boxes = draw_boxes(*images_BCHW.shape[-2:], seed, epoch, ids, views, probability)
     if len(places) == 0:
@@ -56,7 +56,7 @@ def _fill(
     mean: torch.Tensor,
     std: torch.Tensor,
 ) -> None:
-    """Fills boxes with noise. Nothing waits for the device.
+    """Fills boxes with noise. The host does not wait for the device.
 
     Args:
         rows: int64 [n, 6]: place in the batch, top, left, height, width, and the sample's hash.
@@ -99,10 +99,15 @@ def erase_box(height: int, width: int, draws) -> tuple[int, int, int, int] | Non
 
 
 def pixel_noise(states: torch.Tensor, pixels: torch.Tensor, quantiles: torch.Tensor) -> torch.Tensor:
-    """Standard normal numbers [n, 3] of pixels, int64 [n], whose samples hashed to `states`, int64 [n].
+    """Standard normal numbers, float32 [n, 3], one for each channel of each pixel.
 
     This is `rng.bits` in torch, with the pixel as one more coordinate: int64 multiplication wraps as uint64
     does. Each channel looks up 16 bits of the hash among the `quantiles` of the normal distribution.
+
+    Args:
+        states: int64 [n], the hash of each pixel's sample.
+        pixels: int64 [n], the number of each pixel in its image.
+        quantiles: see `normal.quantiles`.
     """
     bits = _mix((states ^ pixels) + _signed(rng.GAMMA))
     shifts = torch.arange(3, device=states.device) * CHANNEL_BITS

@@ -9,7 +9,7 @@ from deit_ray.augment import table
 
 
 def stages(draws, levels, canvas) -> list[table.Stage]:
-    """The stages of a batch; none where `levels.color_jitter` is 0."""
+    """The stages of a batch; none if `levels.color_jitter` is 0."""
     if levels.color_jitter == 0:
         return []
     factors, order = draw(draws, levels.color_jitter)
@@ -24,7 +24,7 @@ def stages(draws, levels, canvas) -> list[table.Stage]:
 
 
 def draw(draws, color_jitter: float) -> tuple[np.ndarray, np.ndarray]:
-    """(factors [batch, 3] by operation, order of the operations [batch, 3])."""
+    """Draws (the factor of each operation, [batch, 3]; the order of the operations, [batch, 3])."""
     uniform = draws.uniform("color jitter", 6)
     return 1 + color_jitter * (2 * uniform[:, :3] - 1), np.argsort(uniform[:, 3:], axis=1)
 

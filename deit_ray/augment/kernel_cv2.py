@@ -5,7 +5,7 @@ import numpy as np
 
 from deit_ray.augment import table
 
-LUMA = np.array([[19595, 38470, 7471]]) / 65536  # ITU-R 601-2, to PIL's 16 bits
+LUMA = np.array([[19595, 38470, 7471]]) / 65536  # ITU-R 601-2, as PIL rounds it to 16 bits
 CUT = -0.499  # makes OpenCV round down, as PIL's blends do
 
 

@@ -6,11 +6,14 @@ import torch.nn.functional as F
 
 from deit_ray.augment import table
 
-LUMA = (19595, 38470, 7471)  # / 65536: ITU-R 601-2, in whole numbers as PIL
+LUMA = (19595, 38470, 7471)  # / 65536: ITU-R 601-2, in whole numbers as in PIL
 
 
 def augment_images(images_BHWC: torch.Tensor, stages: list[table.Stage]) -> torch.Tensor:
-    """The uint8 images [batch, height, width, 3] with the stages applied. Nothing waits for the device."""
+    """Applies the stages to a copy of the uint8 images [batch, height, width, 3].
+
+    The host does not wait for the device.
+    """
     images = images_BHWC.clone()
     for stage in stages:
         chosen = _to(images, stage.chosen)
@@ -32,7 +35,7 @@ def _histogram_lookup(images: torch.Tensor, primitive: table.HistogramLookup) ->
 def _grey_blend(images: torch.Tensor, primitive: table.GreyBlend) -> torch.Tensor:
     red, green, blue = images.int().unbind(-1)
     grey = (red * LUMA[0] + green * LUMA[1] + blue * LUMA[2] + 0x8000) >> 16
-    if primitive.of_mean:  # a sum of whole numbers: the batch's size changes no bit
+    if primitive.of_mean:  # a sum of whole numbers does not depend on the batch's size, bit for bit
         pixels = grey[0].numel()
         grey = ((2 * grey.sum((1, 2), dtype=torch.int64) + pixels) // (2 * pixels)).view(-1, 1, 1)
     return table.blend(grey[..., None].float(), images.float(), _per_image(images, primitive.factors)).to(
@@ -77,7 +80,7 @@ def _look_up(images: torch.Tensor, tables_N3V: torch.Tensor) -> torch.Tensor:
 
 
 def _flat_index(images: torch.Tensor) -> torch.Tensor:
-    """Where each value stands in its image's 3 x 256 levels: int64 [n, pixels]."""
+    """The index of each value among the 3 x 256 levels of its image, int64 [n, height x width x 3]."""
     return (images.long() + 256 * torch.arange(3, device=images.device)).view(len(images), -1)
 
 

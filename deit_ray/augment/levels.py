@@ -7,17 +7,17 @@ from deit_ray.augment.table import MAX_MAGNITUDE
 
 @dataclass(frozen=True)
 class Levels:
-    """The scaled arguments. At strength 0 nothing is applied, at 1 what the experiment says.
+    """The scaled arguments. Strength 0 applies nothing, strength 1 the values of the experiment.
 
     Attributes:
         strength: from 0 to 2.
-        magnitude: of RandAugment's operations, from 0 to 10.
+        magnitude: mean magnitude of RandAugment's operations, from 0 to 10.
         num_ops: operations drawn for an image. 2.4 means two, and a third with 0.4 of the probability.
-        p: probability of applying a drawn operation.
-        color_jitter: factors are drawn from 1 +- color_jitter; 0 where the policy excludes it.
+        p: probability that a drawn operation is applied.
+        color_jitter: factors are drawn from 1 +- color_jitter; 0 if the policy excludes colour jitter.
         random_erasing: probability of erasing a rectangle of an image.
         mixup, cutmix: alphas of their Beta distributions; 0 is off.
-        mixup_switch: probability of cutmix where both are on.
+        mixup_switch: probability of cutmix if both are on.
     """
 
     strength: float

@@ -26,7 +26,7 @@ class Mix:
     box: tuple[int, int, int, int] | None = None
 
     def images(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """The mixed images: a new tensor, or the given one where nothing is mixed."""
+        """The mixed images: a new tensor, or the given one if nothing is mixed."""
         if self.lam == 1:
             return images_BCHW
         if self.box is None:
@@ -42,7 +42,7 @@ class Mix:
 
 
 def draw(levels: Levels, seed: int, step: int, rank: int, height: int, width: int) -> Mix:
-    """Draws mixup or cutmix for a rank's batch of a step, its share from a symmetric Beta distribution."""
+    """Draws mixup or cutmix for one rank's batch; the share comes from a symmetric Beta distribution."""
     if levels.mixup == 0 and levels.cutmix == 0:
         return Mix(1.0)
     draws = rng.generator(seed, "mix", step, rank)
@@ -55,7 +55,7 @@ def draw(levels: Levels, seed: int, step: int, rank: int, height: int, width: in
 
 
 def cut(height: int, width: int, lam: float, centre_y: int, centre_x: int) -> Mix:
-    """Cutmix with a box of 1 - lam of the area around a centre.
+    """Cutmix with a box that covers 1 - lam of the area, around a centre.
 
     The part of the box that lies inside the image decides the share.
     """

@@ -1,6 +1,6 @@
-"""Standard normal numbers by table lookup, which gives the same bits on every device and in any batch.
+"""Standard normal numbers by table lookup.
 
-A logarithm does not.
+A lookup gives the same bits on every device and in any batch. A formula with a logarithm does not.
 """
 
 import functools

@@ -16,13 +16,13 @@ def draw_strengths(
 ):
     """Draws each image as a row and each strength as a column.
 
-    Shown are the policy, colour jitter and random erasing; mixing is left out.
+    The picture shows the policy, colour jitter and random erasing, but no mixing.
 
     Args:
         images_BHWC: uint8 crops [n, height, width, 3].
         augment: the `augment` section; its strength is replaced.
-        mean, std: of the `data` section, for the fill and the noise.
-        seed: of the draws. An image has the same draws in every column.
+        mean, std: the `data` section's, for the fill and the noise.
+        seed: seed of the draws. An image has the same draws in every column.
         strengths: from 0 to 2, one for each column.
 
     Returns:

@@ -35,7 +35,7 @@ class Draws:
     def uniform(self, purpose: str, count: int, *coordinates: int) -> np.ndarray:
         """Uniform numbers [batch, count] in [0, 1).
 
-        Every purpose, with its coordinates, has its own stream.
+        Every purpose, with its coordinates, has its own random numbers.
         """
         return rng.uniform(
             self.seed,
@@ -50,10 +50,10 @@ class Draws:
 
 @dataclass(frozen=True)
 class Photometric:
-    """All that decides the work on a sample's pixels between its crop and the erasing.
+    """The photometric work: everything that changes a sample's pixels between its crop and the erasing.
 
     Attributes:
-        policy: a function as described above.
+        policy: a function, see the module's docstring.
         levels: its arguments, scaled by the strength.
         fill: RGB of the pixels that a geometric operation leaves empty.
         seed: the experiment's.
@@ -79,7 +79,7 @@ class Photometric:
         )
 
     def stages(self, epoch: int, ids: np.ndarray, views: np.ndarray, height: int, width: int) -> list[Stage]:
-        """The work of the kernels on the samples of these coordinates, in order."""
+        """The stages that a kernel must apply, in order, to the samples with these coordinates."""
         if self.levels.strength == 0:
             return []
         draws, canvas = Draws(self.seed, epoch, ids, views), Canvas(height, width, self.fill)
@@ -111,7 +111,7 @@ def no_stages(draws: Draws, levels: Levels, canvas: Canvas) -> list[Stage]:
 
 
 def place_of(place: str, device_type: str) -> str:
-    """Where photometric work happens: `stream` or `device`. `auto` means the device where that is a GPU."""
+    """Where photometric work happens: `stream` or `device`. `auto` is the device if that is a GPU."""
     if place != "auto":
         return place
     return "device" if device_type == "cuda" else "stream"

@@ -14,7 +14,7 @@ MAGNITUDE_STD = 0.5
 
 
 def stages(draws, levels, canvas, operations=table.RANDAUGMENT) -> list[table.Stage]:
-    """The policy. `operations` may be a longer or another list (docs/augmentation.md)."""
+    """The policy. `operations` may be another list, such as a longer one (docs/augmentation.md)."""
     found = []
     for layer in range(math.ceil(levels.num_ops)):
         index, applied, magnitudes, signs = draw_layer(draws, levels, layer, len(operations))
@@ -27,8 +27,8 @@ def draw_layer(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Draws one layer: (index of the operation, whether it is applied, magnitude, sign), each [batch].
 
-    The strength changes how often and how strongly operations are applied. It does not change which: a sample
-    keeps its operations, signs and deviations.
+    The strength changes how often and how strongly operations are applied. It does not change which
+    operations are drawn: a sample keeps its operations, signs and deviations at every strength.
     """
     which, whether, deviation, coin = draws.uniform("randaugment", 4, layer).T
     p = levels.p * min(1.0, levels.num_ops - layer)

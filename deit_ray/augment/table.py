@@ -1,4 +1,4 @@
-"""The photometric operations. The kernels, kernel_cv2 and kernel_torch, carry them out.
+"""The photometric operations. The kernels, kernel_cv2 and kernel_torch, apply them to images.
 
 Every operation reduces to one of five primitives: a lookup, a lookup made from the image's histogram, a blend
 with grey, an affine map, a small filter. An operation is a function `(magnitudes, signs, canvas) ->
@@ -72,7 +72,7 @@ class Filter:
 
     taps: np.ndarray
     factors: np.ndarray
-    keep_rim: bool = False  # the outermost pixels stay as they are
+    keep_rim: bool = False  # whether the outermost pixels stay unchanged
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def stages_of(
 def _merge(stages: list[Stage]) -> list[Stage]:
     """Joins stages of the same primitive, so that a GPU gets few large pieces of work.
 
-    No image is in two stages.
+    Stages may be joined because no image is in two of them.
     """
     groups = {}
     for stage in stages:
@@ -156,7 +156,7 @@ def posterize(magnitudes, signs, canvas) -> Lookup:
 
 
 def solarize(magnitudes, signs, canvas) -> Lookup:
-    """Inverts the values from a threshold on, which falls from 256 to 0."""
+    """Inverts the values from a threshold up. The threshold falls from 256 to 0 with the magnitude."""
     threshold = 256 - np.minimum(256, (magnitudes / MAX_MAGNITUDE * 256).astype(int))
     return _lookup(np.where(threshold[:, None] <= VALUES, 255 - VALUES, VALUES))
 
@@ -221,7 +221,7 @@ RANDAUGMENT = (
 
 
 def affine(rows, canvas: Canvas) -> Affine:
-    """The map from an output's to its source's position.
+    """The map from a position in the output to the position in the source.
 
     Args:
         rows: 2 rows of 3 numbers or arrays [n], counted in pixel corners.

@@ -1,7 +1,7 @@
 """Three-Augment (Touvron et al. 2022, DeiT III, arXiv:2204.07118): one of grey, solarize and Gaussian blur.
 
-Colour jitter follows. Below strength 1 an image gets its operation with the strength as the probability.
-Above 1 it gets a second operation with probability strength - 1.
+Colour jitter follows. Below strength 1, an image gets its operation with a probability equal to the strength.
+Above 1, it gets a second operation with probability strength - 1.
 """
 
 import math

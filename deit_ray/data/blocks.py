@@ -1,7 +1,7 @@
 """One task of the stream: reads row groups, decodes each image once, cuts its views, and packs blocks.
 
-A block is an Arrow table of one row, so that Ray Data passes it on whole: the samples of one rank for a few
-steps.
+A block holds the samples of one rank for a few steps. It is an Arrow table of one row, so Ray Data never
+splits it.
 """
 
 import json
@@ -20,7 +20,8 @@ from deit_ray.data.memory import Memory
 from deit_ray.data.shards import read_row_groups
 from deit_ray.data.worklist import MASKED, Task
 
-# Shards read at once. On an object store each takes many round trips, and a pool has about 70 of them.
+# Shards read at once. Reading from an object store takes many round trips, and the row groups of a pool lie
+# in about 70 shards.
 READERS = 16
 HEADER = "header"  # the column of a block that describes its other columns
 
@@ -30,12 +31,12 @@ class Samples:
     """Samples of one rank, in the order of training.
 
     Attributes:
-        arrays: by name; all have the same first dimension. One more array per sample is one more entry here.
+        arrays: by name, all with the same first dimension. One more array per sample is one more entry.
             Every mapping holds:
             images: uint8 [samples, size, size, 3].
             labels, ids, views: int64 [samples].
             valid: bool [samples]; False where the row is padding or its image could not be decoded.
-            And, where the teacher sees crops and the stream changes the images, it holds:
+            Where the teacher sees crops and the stream changes the images, it also holds:
             crops: uint8 [samples, size, size, 3], the images before the photometric work.
         split: train, val or test.
         epoch: the epoch of the crops; an evaluation has the epoch that it follows.
@@ -68,7 +69,7 @@ class Samples:
         return self.arrays["valid"]
 
     def slice(self, start: int, stop: int, step: int) -> "Samples":
-        """The samples from `start` to `stop`, whose first batch is that of `step`. Nothing is copied."""
+        """The samples `start` to `stop` - 1; their first batch is the batch of `step`. Nothing is copied."""
         arrays = {name: array[start:stop] for name, array in self.arrays.items()}
         return Samples(arrays, self.split, self.epoch, step)
 
@@ -78,9 +79,9 @@ class Recipe:
     """What the stream does to every sample.
 
     Attributes:
-        geometry: of the crops.
+        geometry: how images are cropped.
         photometric: the work on colours and shapes; None where the device does it.
-        keep_crops: whether crops travel beside the images, where the stream changes the images.
+        keep_crops: whether the stream also delivers the crops before its photometric work.
     """
 
     geometry: crop.Geometry
@@ -97,7 +98,7 @@ class Recipe:
 def make_samples(
     task: Task, recipe: Recipe, batch_size: int, world_size: int, block_steps: int = 1
 ) -> Iterator[Samples]:
-    """Makes a task's samples: for each stretch of `block_steps` steps, one block for each rank in turn.
+    """Yields a task's samples. Every `block_steps` steps give one block for each rank, in the order of ranks.
 
     Raises:
         UnavailableError: a shard is missing or damaged.
@@ -108,12 +109,12 @@ def make_samples(
         steps = range(first, min(first + block_steps, task.steps))
         for rank in range(world_size):
             places = _places(steps, rank, batch_size, batch_size // world_size)
-            # no name here keeps what is yielded: its memory is free as soon as the consumer drops it
+            # no name here holds the block, so its memory is free as soon as the consumer drops the block
             yield maker.make(rows[places], views[places], task.first_step + first)
 
 
 def _places(steps: range, rank: int, batch_size: int, local: int) -> np.ndarray:
-    """Places of a rank's samples among the task's, int64 [steps x local].
+    """Places of a rank's samples among the task's samples, int64 [steps x local].
 
     A rank's samples of a batch are neighbours, so that the views of an image stay together.
     """
@@ -130,7 +131,7 @@ class _BlockMaker:
         self.memory = Memory()
         self.buffer = np.empty(crop.BUFFER, np.uint8)
         self.row = None
-        self.pixels = None  # the image of that row; None where it is masked or cannot be decoded
+        self.pixels = None  # the pixels of that row's image; None if it is masked or cannot be decoded
 
     def make(self, rows: np.ndarray, views: np.ndarray, step: int) -> Samples:
         """The samples of some rows of the task's images, int64 [samples]; MASKED rows are padding."""

@@ -32,20 +32,20 @@ class Checked:
     made_by: dict
 
     def verdict(self) -> str:
-        """The result in words, with the way to repair."""
+        """The result in words, with the command that repairs the data set."""
         if not self.problems:
             return f"whole: {self.images} images, all checksums, counts and labels as the manifest says"
         found = f"{len(self.problems)} problem{'s' * (len(self.problems) != 1)}"
         if not self.shards:
             cure = f"remove {shards.MANIFEST} there and prepare the data again"
-            return f"{found}, and no shard is to blame: {cure}"
+            return f"{found}, but no shard is damaged: {cure}"
         command = self.made_by.get("command")
         if not command:
-            command = "deit-ray data prepare SOURCE --out URI, with the source and settings it was made with"
-        blamed = f"{len(self.shards)} shard{'s' * (len(self.shards) != 1)}"
+            command = "deit-ray data prepare SOURCE --out URI, with the same source and settings as before"
+        damaged = f"{len(self.shards)} shard{'s' * (len(self.shards) != 1)}"
         return (
-            f"{found} in {blamed}. To repair, remove what cannot be trusted and run the same preparation "
-            f"again, which makes only what is missing or damaged:\n  {command}"
+            f"{found} in {damaged}. To repair, remove the files that you do not trust and run the same "
+            f"preparation again, which makes only the missing and damaged shards:\n  {command}"
         )
 
 
@@ -56,10 +56,10 @@ def check(
     warn: Callable[[str], None] = lambda text: None,
     verbose: bool = False,
 ) -> Checked:
-    """Reads and decodes all images: in parallel over Ray, or in this process where they are few.
+    """Reads and decodes all images: in parallel over Ray, or in this process if there are few.
 
     Args:
-        uri: of the data set.
+        uri: the data set's URI.
         address, warn, verbose: see `tasks.workers`.
         progress: shows how many shards are done.
 
@@ -90,7 +90,7 @@ def check(
 
 
 def _wrong_counts(split: str, manifest: shards.Manifest, counts: Counter) -> list[str]:
-    """The first class of a split whose number of images is not the manifest's, in words; else nothing."""
+    """Names the first class, if any, whose number of images differs from the manifest's."""
     for label, expected in enumerate(manifest.class_counts[split]):
         if counts[label] != expected:
             name = manifest.classes[label]
@@ -130,5 +130,5 @@ def check_shard(uri: str, shard: shards.Shard, classes: int) -> tuple[int, dict[
                     wrong.append(f"{row['name']}: cannot be decoded")
                 decoded += 1
     except (OSError, pa.ArrowException) as error:
-        wrong.append(f"is no whole Parquet file: {error}")
+        wrong.append(f"is not a whole Parquet file: {error}")
     return decoded, dict(labels), wrong

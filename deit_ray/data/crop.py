@@ -12,7 +12,7 @@ import simplejpeg
 
 from deit_ray import rng
 
-BUFFER = 4 << 20  # bytes: the pixels of most photographs
+BUFFER = 4 << 20  # bytes, enough for the pixels of most photographs
 ATTEMPTS = 10  # as in torchvision's RandomResizedCrop
 # Factors by which an axis shrinks. Up to MILD, bicubic interpolation alone is as good as area averaging; that
 # covers 15% of the crops from short side 256 to 224. Up to WIDEST, a filter of three taps comes before it.
@@ -47,13 +47,14 @@ class Geometry:
 
 
 def decode(image: np.ndarray | bytes, buffer: np.ndarray | None = None) -> np.ndarray | None:
-    """Decodes RGB pixels, uint8 [height, width, 3]; None where the bytes are no image, or only a part of one.
+    """Decodes RGB pixels, uint8 [height, width, 3]; None if the bytes are no image, or only a part of one.
 
-    simplejpeg decodes a sound JPEG to OpenCV's pixels in nine tenths of OpenCV's time. OpenCV decides about
-    all other bytes, as in `data prepare`: it forgives damage that does not touch the pixels.
+    simplejpeg decodes a sound JPEG to the same pixels as OpenCV, in nine tenths of the time. OpenCV decides
+    about all other bytes, as in `data prepare`: it accepts damage that does not touch the pixels.
 
     Args:
-        buffer: uint8 memory for the pixels, used where they fit. Fresh memory costs time.
+        image: the bytes of an image file.
+        buffer: uint8 memory for the pixels, used if they fit. Fresh memory costs time.
     """
     try:
         return simplejpeg.decode_jpeg(image, "RGB", buffer=buffer)
@@ -76,7 +77,7 @@ def crop_view(image: np.ndarray, geometry: Geometry, draws: list[float], out: np
     """Cuts one random crop into `out`, uint8 [size, size, 3].
 
     Args:
-        draws: one row of `draw`, as Python floats, which are faster here.
+        draws: one row of the array that `draw` returns, as Python floats, which are faster here.
     """
     top, left, height, width = crop_box(image.shape[0], image.shape[1], geometry.scale, geometry.ratio, draws)
     resize(image[top : top + height, left : left + width], out)
@@ -140,6 +141,6 @@ def resize(image: np.ndarray, out: np.ndarray) -> None:
 
 
 def smoothing(shrink: float) -> np.ndarray:
-    """The filter, float64 [3], that comes before bicubic interpolation where an axis shrinks."""
+    """The filter, float64 [3], to apply before bicubic interpolation along an axis that shrinks."""
     side = 0.02 + 0.22 * (shrink - 1) if shrink > 1 else 0.0
     return np.array([side, 1 - 2 * side, side])  # always three taps: OpenCV is slow with one

@@ -15,7 +15,7 @@ Bad = set[tuple[str, int]]  # (split, image id)
 
 
 def note_bad(folder: str, worklist: WorkList, bad: Bad) -> list[tuple[str, int, str]]:
-    """Adds images to a run's bad ones; returns (split, id, name) of all of them."""
+    """Adds images to a run's list of bad images; returns the whole list: (split, id, name) of each."""
     known = read_bad(folder)
     new = bad - {(split, image) for split, image, _ in known}
     if not new:
@@ -28,7 +28,7 @@ def note_bad(folder: str, worklist: WorkList, bad: Bad) -> list[tuple[str, int, 
 
 
 def read_bad(folder: str) -> list[tuple[str, int, str]]:
-    """(split, id, name) of a run's images that could not be decoded."""
+    """Reads a run's list of images that could not be decoded: (split, id, name) of each."""
     try:
         rows = csv.reader(io.StringIO(storage.read_bytes(storage.join(folder, BAD_IMAGES)).decode()))
     except FileNotFoundError:
@@ -43,7 +43,7 @@ def describe_bad(bad: list[tuple[str, int, str]]) -> str:
 
 
 def name_images(worklist: WorkList, bad: Bad) -> list[tuple[str, int, str]]:
-    """(split, id, name) of images. The names come from their shards."""
+    """Reads the names of images from their shards; returns (split, id, name) of each."""
     places = defaultdict(list)  # (split, id, row) of images by file and row group
     for split, image in sorted(bad):
         groups = worklist.train if split == "train" else worklist.evaluations[split]
@@ -58,9 +58,6 @@ def name_images(worklist: WorkList, bad: Bad) -> list[tuple[str, int, str]]:
             file = pq.ParquetFile(filesystem.open_input_file(inside))
             names = file.read_row_group(group, columns=["name"])["name"]
             found += [(split, image, names[row].as_py()) for split, image, row in images]
-        except (
-            OSError,
-            pa.ArrowException,
-        ) as error:  # the shard is gone; the ids remain
+        except (OSError, pa.ArrowException) as error:  # the shard is missing; the ids are still known
             found += [(split, image, f"its name cannot be read: {error}") for split, image, _ in images]
     return found

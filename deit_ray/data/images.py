@@ -21,11 +21,11 @@ def encode(content: bytes | np.ndarray, short_side: int, quality: int, exif: boo
 
     Args:
         content: an image file of any format that OpenCV or PIL reads, or RGB pixels uint8 [height, width, 3].
-        short_side: longer short sides are scaled down to it, antialiased. 0 keeps every size, and keeps JPEGs
-            unchanged.
-        quality: of the JPEG, with 4:2:0 chroma.
+        short_side: an image with a longer short side is scaled down to this many pixels, antialiased. 0 keeps
+            every size, and keeps JPEGs unchanged.
+        quality: JPEG quality, 1 to 100. Chroma is 4:2:0.
         exif: whether to apply the rotation in EXIF. timm's loader does not, and published checkpoints were
-            trained without.
+            trained without it.
 
     Raises:
         Unreadable: the content is no image, or only a part of one.
@@ -60,9 +60,9 @@ def encode(content: bytes | np.ndarray, short_side: int, quality: int, exif: boo
 
 
 def _decode_cv2(content: bytes, exif: bool) -> np.ndarray | None:
-    """BGR pixels, uint8 [height, width, 3], or None where OpenCV refuses, and for CMYK.
+    """BGR pixels, uint8 [height, width, 3]; None for CMYK, and for bytes that OpenCV cannot decode.
 
-    OpenCV's colours of CMYK differ from PIL's.
+    OpenCV converts CMYK to other colours than PIL does.
     """
     if not content or (content.startswith(JPEG) and jpeg_channels(content) not in (1, 3)):
         return None
@@ -74,10 +74,10 @@ def _decode_cv2(content: bytes, exif: bool) -> np.ndarray | None:
 
 
 def _decode_pil(content: bytes, exif: bool) -> np.ndarray:
-    """BGR pixels by PIL, which decides what is no image.
+    """BGR pixels, uint8 [height, width, 3], decoded by PIL.
 
     Raises:
-        Unreadable: with PIL's reason.
+        Unreadable: PIL cannot decode the bytes; the message has PIL's reason.
     """
     if not content:
         raise Unreadable("an empty file")
@@ -111,9 +111,10 @@ def jpeg_channels(content: bytes) -> int | None:
 
 
 def _as_it_is(content: bytes, exif: bool) -> bytes | None:
-    """The file itself where every decoder makes the same RGB pixels of it, otherwise None.
+    """The JPEG's own bytes, if every decoder makes the same RGB pixels of them; otherwise None.
 
-    A rotation in EXIF is cut out, since not every decoder applies it; with `exif` the result is None then.
+    Not every decoder applies EXIF's rotation. So an EXIF segment that rotates is cut out; with `exif` the
+    result is None instead.
     """
     if not content.startswith(JPEG) or jpeg_channels(content) not in (1, 3):
         return None

@@ -1,7 +1,7 @@
 """Lists the images of a source before any is decoded: names, labels, and where each image's bytes are.
 
 A listing is a table: a million images take some tens of megabytes. A reader travels to the tasks with a part
-of that table and fetches the bytes. Both are small and know nothing of Ray.
+of that table, and fetches the bytes there. Neither needs Ray.
 """
 
 import hashlib
@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from deit_ray import rng, storage
 
-# file: index into the reader's files. offset, size: the bytes in that file, or what the reader takes them for
+# file: index into the reader's files. offset, size: place of the image's bytes in that file; some readers
+# give offset another meaning, such as a row
 SCHEMA = pa.schema(
     [
         ("name", pa.string()),
@@ -28,7 +29,7 @@ SCHEMA = pa.schema(
 )
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 SPLIT_WORDS = ("train", *TEST_FOLDERS)
-TEST_FRACTION = 0.2  # part of the images that become test images, where a source has none
+TEST_FRACTION = 0.2  # part of the images that become test images, if a source has none
 SPLIT_SEED = 0  # fixed, since the split belongs to the data set, not to an experiment
 REMOTE_THREADS = 16  # requests at a time to an object store; each waits tens of milliseconds
 
@@ -42,7 +43,7 @@ class Reader(Protocol):
 
     def read(self, images: pa.Table) -> Iterator[bytes | np.ndarray | Unreadable]:
         """Yields for each row, in order, an encoded file, RGB pixels uint8 [height, width, 3], or the reason
-        why it cannot be read."""
+        why the image cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Source:
     def fingerprint(self) -> str:
         """A hash of the classes and of the names, labels, sizes and order of the images.
 
-        The place does not matter.
+        It does not depend on where the source is stored.
         """
         digest = hashlib.sha256("\n".join([self.format, *self.classes]).encode())
         for split, found in self.splits.items():
@@ -118,7 +119,7 @@ def split_by_class(images: pa.Table, reader: Reader) -> dict[str, Split]:
 
 
 def find_split(names: Iterable[str]) -> tuple[str | None, list[str]]:
-    """(the name that stands for the test images, or None; the other names that could stand for them)."""
+    """Returns (the name to use as the test split, or None; the other names that could be the test split)."""
     found = [name for name in TEST_FOLDERS if name in names]
     return (found[0] if found else None), found[1:]
 
@@ -131,7 +132,7 @@ def split_word(path: str) -> str:
 
 @dataclass(frozen=True)
 class Files:
-    """Reads whole files: `file` is the folder's index, `name` the path below it."""
+    """Reads whole files: `file` is the index of a folder, `name` the path inside it."""
 
     folders: tuple[str, ...]
 
@@ -179,7 +180,7 @@ class Ranges:
 def fetch_ahead(fetch: Callable, rows: list, local: bool) -> Iterator:
     """Yields fetch(row) for every row, in order.
 
-    From an object store it fetches several rows at a time, ahead.
+    If the rows are not local, several are fetched in parallel, before they are asked for.
     """
     if local:
         yield from map(fetch, rows)

@@ -1,6 +1,6 @@
-"""Memory for blocks, used again once nobody holds it.
+"""Memory for blocks, reused as soon as nobody holds the block any more.
 
-The system clears fresh memory of this size first, which takes a tenth of the time of a sample.
+The operating system clears fresh memory of this size first. That takes a tenth of a sample's time.
 """
 
 import math
@@ -10,11 +10,11 @@ import numpy as np
 
 
 class Memory:
-    """Lends uint8 arrays, and takes their memory back when they are gone.
+    """Lends uint8 arrays, and gets their memory back when they are gone.
 
     An array is gone when the array itself and everything made from it without a copy are gone: slices, Arrow
     tables, tensors. All of these keep the array's `_Loan` alive, and the end of the loan returns the memory.
-    So memory that anybody can still read is never lent again, and an array that is kept costs fresh memory,
+    So memory that anybody can still read is never lent again. An array may be kept: that costs fresh memory,
     nothing else.
     """
 
@@ -22,7 +22,7 @@ class Memory:
         self._free: list[np.ndarray] = []
 
     def take(self, shape: tuple[int, ...]) -> np.ndarray:
-        """An array of this shape; its bytes are those of an earlier user."""
+        """Lends an array of this shape, uint8. It is not cleared: it may hold an earlier user's bytes."""
         memory = self._free_of(math.prod(shape))
         loan = _Loan(memory, shape)
         weakref.finalize(loan, self._free.append, memory).atexit = False

@@ -1,8 +1,8 @@
 """Prepares a source as shards: RGB JPEGs of a bounded size, in random order over the whole data set.
 
-A preparation runs the tasks of shuffle.py. Its folder shows how far it has come: whole shards are not made
-again, after an interruption or after damage. The manifest is written last, so a folder without a manifest is
-unfinished.
+A preparation runs the tasks of shuffle.py. Its folder is its progress: a preparation that is run again, after
+an interruption or after damage, keeps the whole shards. The manifest is written last, so a folder without a
+manifest is unfinished.
 """
 
 import contextlib
@@ -41,9 +41,9 @@ class Prepared:
     """The result of a preparation.
 
     Attributes:
-        manifest: of the data set.
+        manifest: the data set's manifest.
         unreadable: names of the images that could not be read, by split.
-        written: number of shards that this call wrote; the others were there and whole.
+        written: number of shards that this call wrote; the others were there already.
         notes: assumptions about the source that a person should know.
     """
 
@@ -55,7 +55,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Preparation:
-    """A source and the settings. Everything here follows from these alone."""
+    """A source and the settings. They determine every byte that is written."""
 
     source: Source
     settings: shuffle.Settings
@@ -102,21 +102,21 @@ def prepare(
     verbose: bool = False,
     shard_images: int = shards.SHARD,
 ) -> Prepared:
-    """Writes the shards and the manifest of a source. Called again, it makes what is missing or damaged.
+    """Writes the shards and the manifest of a source. A repeated call only makes what is missing or damaged.
 
     Args:
-        source: `digits`, or a folder, file or URI that `sources.open_source` knows.
+        source: `digits`, or a folder, file or URI; see `sources.open_source`.
         out: URI of the folder to write. A data set of another source or other settings is replaced.
         short_side: images with a longer short side are scaled down to it. 0 keeps sizes, and keeps JPEGs
             unchanged.
-        quality: of the JPEGs.
-        command: recorded in the manifest.
-        format: of the source, where it is not recognised.
+        quality: JPEG quality, 1 to 100.
+        command: the command line, recorded in the manifest.
+        format: the source's format; by default it is recognised.
         labels: a file with the labels of ILSVRC2012's validation images, instead of the devkit's.
         exif: whether to apply the rotation in EXIF; timm's loader does not.
-        max_bad: the part of the images that may be unreadable; with more the preparation stops.
-        address: of a Ray cluster. Without one, a few thousand images are prepared in this process, and more
-            on a Ray that the call starts.
+        max_bad: fraction of the images that may be unreadable; with more the preparation stops.
+        address: address of a Ray cluster. Without one, a few thousand images are prepared in this process,
+            and more on a local Ray that this call starts.
         progress: shows how far the preparation is.
         warn, verbose: see `tasks.workers`.
         shard_images: images in a shard.
@@ -167,9 +167,9 @@ class _Folder:
         manifest = _make_manifest(self.preparation, self.out, in_order, bad, command)
         if before and before.fingerprint != manifest.fingerprint:
             raise UserError(
-                f"{self.out}: what was redone differs from what the manifest says: it was made with OpenCV "
-                f"{before.made_by['opencv']}, this is {cv2.__version__}, or images of the source have "
-                f"changed since; remove {shards.MANIFEST} there and prepare it anew"
+                f"{self.out}: the repaired shards differ from the manifest: it was made with OpenCV "
+                f"{before.made_by['opencv']} (this is {cv2.__version__}), or images of the source have "
+                f"changed since; remove {shards.MANIFEST} there and prepare the data again"
             )
         self._write_unreadable(bad)
         storage.write_bytes(storage.join(self.out, shards.MANIFEST), (before or manifest).to_json().encode())
@@ -195,7 +195,7 @@ class _Folder:
         return None
 
     def _finished(self, before: shards.Manifest | None) -> dict[str, dict[int, shuffle.Report]]:
-        """The reports of the shards that are there and whole, by split and number."""
+        """The reports of the shards that exist and are whole, by split and number."""
         existing = set(storage.list_names(self.out))
         listed = [shard for found in before.splits.values() for shard in found] if before else []
         expected = {shard.file: shard for shard in listed}
@@ -215,7 +215,7 @@ class _Folder:
         return reports
 
     def _begin(self, wanted: dict[str, list[int]]) -> dict[str, list[int]]:
-        """The shards to make parts for: an earlier call's where its parts serve, else the wanted ones."""
+        """The shards to write parts for: the wanted ones, or those of an earlier call with usable parts."""
         where = storage.join(self.parts, PLAN)
         try:
             earlier = json.loads(storage.read_bytes(where))
@@ -288,12 +288,12 @@ class _Folder:
         raise UserError(
             f"{len(bad)} of {images} images cannot be read, such as {bad[0][1]} ({bad[0][2]}); "
             f"allowed are --max-bad {100 * self.max_bad:g}%. They are listed in "
-            f"{storage.join(self.out, UNREADABLE)}; mend or remove them, or allow more, and run the command "
-            "again"
+            f"{storage.join(self.out, UNREADABLE)}; repair or remove them, or allow more, and run the "
+            "command again"
         )
 
     def _write_unreadable(self, bad: list[tuple[str, str, str]]) -> None:
-        """Lists the unreadable images in a file, or removes the file where there are none."""
+        """Lists the unreadable images in a file, or removes that file if there are none."""
         where = storage.join(self.out, UNREADABLE)
         if not bad:
             storage.remove(where)

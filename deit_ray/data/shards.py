@@ -58,8 +58,8 @@ class Manifest:
         classes: names, by label.
         splits: the shards of each split.
         class_counts: number of images of each class, by split.
-        fingerprint: changes when any image or label or the order changes.
-        made_by: command, version and settings of the preparation.
+        fingerprint: a hash of the class names and of all shards; it changes with any image, label or order.
+        made_by: command, versions and settings of the preparation.
         source: format and fingerprint of the source.
         unreadable: number of images of each split that were left out.
         duplicates: number, and some names, of test images that are also training images, byte for byte.
@@ -108,7 +108,7 @@ class RowGroups:
         return int(self.rows.sum())
 
     def between(self, low: int, high: int) -> "RowGroups":
-        """The part with the image ids from `low` to `high` - 1."""
+        """The part with the image ids `low` to `high` - 1."""
         skip = np.clip(low - self.first_id, 0, self.rows)
         rows = np.clip(high - self.first_id, 0, self.rows) - skip
         keep = rows > 0
@@ -125,11 +125,11 @@ class RowGroups:
 def write_shard(
     uri: str, file: str, rows: Iterable[tuple], metadata: dict | None = None
 ) -> tuple[Shard, dict[int, int]]:
-    """Writes rows as one shard, in the order given: the whole file or none.
+    """Writes rows as one shard, in the given order. The file is written whole or not at all.
 
     Args:
         rows: (JPEG bytes, label, name, hash of the source).
-        metadata: for the Parquet schema.
+        metadata: keys and values for the metadata of the Parquet schema.
 
     Returns:
         (the shard, number of images by label, without labels that have none).
@@ -172,7 +172,7 @@ def shard_file(split: str, number: int) -> str:
 def write_split(
     uri: str, split: str, rows: Iterable[tuple[bytes, int, str]]
 ) -> tuple[list[Shard], list[int]]:
-    """Writes (JPEG bytes, label, name) rows, in the order given, as a split's shards.
+    """Writes (JPEG bytes, label, name) rows, in the given order, as a split's shards.
 
     Returns:
         (the shards, the number of images of each label).
@@ -211,7 +211,7 @@ def read_manifest(uri: str) -> Manifest:
     """Reads the manifest of a prepared folder.
 
     Raises:
-        UserError: there is none, or it has another format.
+        UserError: there is no manifest, or it has another format.
     """
     where = storage.join(storage.absolute(uri), MANIFEST)
     try:
@@ -274,7 +274,7 @@ def read_row_groups(path: str, groups: list[int]) -> list[pa.Table]:
         names = f"row group{'s' * (len(groups) > 1)} {', '.join(map(str, sorted(groups)))}"
         raise UnavailableError(
             f"data.uri: shard {path}, {names}, is missing or damaged ({error}); "
-            f"`deit-ray data check {folder}` says what is wrong and which command makes it again"
+            f"`deit-ray data check {folder}` says what is wrong and which command repairs the data set"
         ) from None
     return [table.slice(begin, end - begin) for begin, end in pairwise([0, *ends])]
 

@@ -1,10 +1,10 @@
 """Shuffles a whole data set with bounded memory: tasks that turn images into parts, and parts into shards.
 
-An image's place in its split is a hash permutation of its place in the source. So the content of shard k is
-known before anything is read, and does not depend on the workers: the images with places k x SHARD to (k + 1)
-x SHARD. The first phase reads the source in its own order, encodes the images, and writes parts (Arrow IPC)
-of about a thousand images, grouped by shard. The second phase gathers each shard from all parts. A file is
-whole or absent, and a shard's metadata says which preparation it belongs to.
+An image's place in its split is a hash permutation of its place in the source. So the images of shard k are
+known before anything is read: those with the places k x SHARD to (k + 1) x SHARD - 1. They do not depend on
+the number of workers. The first phase reads the source in its own order, encodes the images, and writes parts
+(Arrow IPC) of about a thousand images, grouped by shard. The second phase gathers each shard from all parts.
+A file is whole or absent, and a shard's metadata says which preparation it belongs to.
 """
 
 import hashlib
@@ -94,7 +94,7 @@ def write_part(part: Part) -> tuple[int, list[tuple[str, str]]]:
 
 
 def _part_batch(images: pa.Table, places: np.ndarray, encoded: list[tuple]) -> pa.RecordBatch:
-    """One shard's images in a part, a batch of PART_SCHEMA; `encoded` has what `_encode` gave for each."""
+    """One shard's images in a part, a batch of PART_SCHEMA; `encoded` has `_encode`'s results."""
     jpegs, reasons, digests = zip(*encoded, strict=True) if encoded else ((), (), ())
     columns = {
         "place": places,
@@ -108,7 +108,7 @@ def _part_batch(images: pa.Table, places: np.ndarray, encoded: list[tuple]) -> p
 
 
 def _encode(content, settings: Settings) -> tuple[bytes | None, str | None, bytes | None]:
-    """(JPEG, None, hash of the source), or (None, the reason why it cannot be read, None)."""
+    """Returns (JPEG, None, hash of the source), or (None, the reason why it cannot be read, None)."""
     try:
         if isinstance(content, Unreadable):
             raise content
@@ -124,10 +124,10 @@ class Report:
     """Facts about a finished shard.
 
     Attributes:
-        shard: for the manifest.
+        shard: the shard's entry in the manifest.
         counts: number of images by label, without labels that have none.
         digests: hashes of the images' sources, joined.
-        bad: (name, reason) of the images that are missing, since they cannot be read.
+        bad: (name, reason) of the images that are left out because they cannot be read.
     """
 
     shard: shards.Shard
@@ -145,10 +145,10 @@ def write_shard(out: str, file: str, index: int, parts: list[str], key: str) -> 
 
     Args:
         out: the data set's folder.
-        file: of the shard.
+        file: the shard's file name.
         index: number of the shard's batch within every part.
         parts: URIs of the parts.
-        key: of the preparation.
+        key: the preparation's key.
     """
     fetched = fetch_ahead(lambda uri: _read_batch(uri, index), parts, storage.is_local(out))
     batches = [batch for batch in fetched if len(batch)]
@@ -174,10 +174,10 @@ def _read_batch(uri: str, index: int) -> pa.RecordBatch:
 
 
 def describe_shard(out: str, file: str, key: str, expected: shards.Shard | None) -> Report | None:
-    """The report of a shard, or None where it is missing, damaged, or belongs to another preparation.
+    """The report of a shard, or None if the shard is missing, damaged, or of another preparation.
 
     Args:
-        expected: the manifest's entry, where there is a manifest.
+        expected: the shard's entry in the manifest; None without a manifest.
     """
     try:
         content = storage.read_bytes(storage.join(out, file))

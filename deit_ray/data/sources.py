@@ -24,7 +24,7 @@ def open_source(source: str, format: str | None = None, labels: str | None = Non
 
     Args:
         source: `digits`, or the path or URI of a folder or file.
-        format: one of FORMATS; recognised by default.
+        format: one of FORMATS; by default it is recognised.
         labels: a file with the labels of ILSVRC2012's validation images, instead of the devkit's.
 
     Raises:
@@ -101,7 +101,7 @@ def _type(uri: str) -> fs.FileType:
 
 
 def _files(uri: str) -> tuple[str, list[str]]:
-    """(folder, sorted URIs of the files in it and below); for a file, its folder and that file alone."""
+    """Returns (folder, sorted URIs of all files below it); for a file, its folder and that file alone."""
     if _type(uri) == fs.FileType.File:
         return uri.rpartition("/")[0], [uri]
     return uri, [storage.join(uri, path) for path, _ in _walk(uri)]
@@ -135,7 +135,7 @@ def digits() -> Source:
 
 @dataclass(frozen=True)
 class Digits:
-    """Reads scikit-learn's digits; `offset` is the number."""
+    """Reads scikit-learn's digits; `offset` is the number of the scan."""
 
     def read(self, images: pa.Table) -> Iterator[np.ndarray]:
         import cv2
@@ -165,7 +165,7 @@ def class_folders(folder: str) -> Source:
     classes, images = _read_classes(names["train"])
     test_classes, test_images = _read_classes(names[test], least=1)
     if strange := sorted(set(test_classes) - set(classes)):
-        raise UserError(f"{names[test]}: has the class {strange[0]!r}, which {names['train']} has not")
+        raise UserError(f"{names[test]}: has the class {strange[0]!r}, which {names['train']} does not have")
     train_labels = np.array([classes.index(name) for name in test_classes], np.int32)
     renumbered = train_labels[test_images["label"].to_numpy()]
     test_images = test_images.set_column(1, "label", pa.array(renumbered))
@@ -186,7 +186,7 @@ def _folders(uri: str) -> list[str]:
 
 
 def _read_classes(folder: str, least: int = 2) -> tuple[list[str], pa.Table]:
-    """(classes, listing) of a folder of class folders, of which there must be at least `least`."""
+    """Returns (classes, listing) of a folder that holds at least `least` class folders."""
     classes, parts = _folders(folder), []
     for label, name in enumerate(classes):
         files = _walk(storage.join(folder, name))

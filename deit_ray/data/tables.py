@@ -26,8 +26,8 @@ ARRAY_NAMES = (("x_{}", "y_{}"), ("{}_images", "{}_labels"), ("{}_x", "{}_y"), (
 def parquet(uris: list[str], folder: str) -> Source:
     """Parquet with a column of image files (`image.bytes`, or binary) and a column of labels.
 
-    A file's split is a word in its name or folder. Class names come from the metadata that Hugging Face's
-    `datasets` writes. Without it they are the numbers, or the sorted words, of the labels.
+    A word in a file's name or folder names its split. Class names come from the metadata that Hugging Face's
+    `datasets` writes. Without metadata, the labels are the class names: numbers, or sorted words.
     """
     by_split: dict[str, list[str]] = {}
     for uri in uris:
@@ -71,7 +71,7 @@ class _ParquetSplit:
         self.labels = [column.combine_chunks() for column in columns]
 
     def _image_column(self) -> tuple[str, str]:
-        """(name of the column of images, path of its bytes)."""
+        """Returns (name of the column of images, path of its bytes)."""
         for name in self.schema.names:
             type_ = self.schema.field(name).type
             if pa.types.is_struct(type_) and type_.get_field_index("bytes") >= 0:
@@ -128,7 +128,7 @@ def open_parquet(uri: str) -> pq.ParquetFile:
     """Opens a Parquet file.
 
     Raises:
-        UserError: it cannot be read as Parquet.
+        UserError: the file cannot be read as Parquet.
     """
     filesystem, path = storage.open_uri(uri)
     try:
@@ -204,10 +204,10 @@ def _numbered_classes(splits: dict[str, Split]) -> list[str]:
 
 @dataclass(frozen=True)
 class Array:
-    """An array in a .npy or .npz file, of which single rows can be read.
+    """An array in a .npy or .npz file. Single rows of it can be read.
 
     Attributes:
-        uri: of the file.
+        uri: the file's URI.
         member: name in the .npz; None for a .npy file.
     """
 
@@ -215,7 +215,7 @@ class Array:
     member: str | None
 
     def rows(self, wanted: np.ndarray | None = None) -> Iterator[np.ndarray]:
-        """Yields the rows with these numbers, in rising order; by default all rows."""
+        """Yields the rows of these numbers, which must be in rising order; by default all rows."""
         with self._open() as stream:
             shape, dtype, begin = self._header(stream)
             size = int(np.prod(shape[1:])) * dtype.itemsize
@@ -245,7 +245,7 @@ class Array:
         read = header.read_array_header_1_0 if version == (1, 0) else header.read_array_header_2_0
         shape, fortran, dtype = read(stream)
         if fortran or dtype.hasobject:
-            raise UserError(f"{self.uri}: {self.member or 'the array'}: must be of numbers in C order")
+            raise UserError(f"{self.uri}: {self.member or 'the array'}: must hold numbers, in C order")
         return shape, dtype, stream.tell()
 
 
@@ -288,7 +288,7 @@ def _array_split(images: Array, labels: Array, split: str) -> Split:
     if len(shape) not in (3, 4) or shape[0] != len(values) or len(values) == 0:
         raise UserError(
             f"{images.uri}: {split}: images of shape {list(shape)} and {len(values)} labels; "
-            "must be [images, height, width] or [images, height, width, channels], a label each"
+            "must be [images, height, width] or [images, height, width, channels], and one label an image"
         )
     names = [f"{split}-{i:06d}" for i in range(shape[0])]
     return Split(listing(names, values, 0, np.arange(shape[0])), Pixels(images))
@@ -351,7 +351,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str):
         if (module, name) not in PLAIN:
-            raise pickle.UnpicklingError(f"holds {module}.{name}, which is no array")
+            raise pickle.UnpicklingError(f"holds {module}.{name}, which is not an array")
         return super().find_class(module, name)
 
 

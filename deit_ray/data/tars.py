@@ -1,6 +1,6 @@
 """Sources that are tars: ILSVRC2012's own archives, and WebDataset.
 
-Headers are indexed, nothing is unpacked.
+Only headers are read to list the images; nothing is unpacked.
 """
 
 import io
@@ -21,17 +21,17 @@ GROUND_TRUTH, META = "data/ILSVRC2012_validation_ground_truth.txt", "data/meta.m
 IMAGES = ("jpg", "jpeg", "png", "webp", "ppm")  # WebDataset's extensions for an image
 CLASS_FILES = ("classnames.txt", "classes.txt")
 LOCAL_BUFFER = 4096  # bytes read at once from a disk: a few headers
-REMOTE_BUFFER = 1 << 20  # bytes of a request to an object store, whose wait is long
+REMOTE_BUFFER = 1 << 20  # bytes read at once from an object store, where every request waits long
 
 
 def ilsvrc2012(folder: str, labels: str | None) -> Source:
     """ILSVRC2012: ILSVRC2012_img_train.tar, a tar of class tars, and ILSVRC2012_img_val.tar with its labels.
 
     Args:
-        folder: of the two tars.
+        folder: the folder that holds the two tars.
         labels: a text file with the labels of the validation images: lines of `name synset`, or synsets in
-            the order of the names. By default the devkit beside the tars, ILSVRC2012_devkit_t12.tar.gz or
-            unpacked.
+            the order of the names. By default the labels come from the devkit beside the tars
+            (ILSVRC2012_devkit_t12.tar.gz, or unpacked).
 
     Raises:
         UserError: a tar or a label is missing or broken.
@@ -112,7 +112,7 @@ def _given_synsets(uri: str, images: tuple[str, ...]) -> list[str]:
 
 
 def _to_labels(where: str, synsets: list[str], images: tuple[str, ...], classes: list[str]) -> list[int]:
-    """The labels of synsets, one for each image. Errors name where the synsets came from."""
+    """The labels of synsets, one for each image. Errors name `where`, the file of the synsets."""
     if len(synsets) != len(images):
         raise UserError(f"{where}: has {len(synsets)} labels, but {VAL_TAR} holds {len(images)} images")
     index = {name: label for label, name in enumerate(classes)}
@@ -127,11 +127,11 @@ def _to_labels(where: str, synsets: list[str], images: tuple[str, ...], classes:
 def webdataset(uris: list[str], folder: str) -> Source:
     """WebDataset: tars of samples KEY.jpg and KEY.cls, the label as a number.
 
-    A tar's split is a word in its name or folder. Class names come from classnames.txt (or classes.txt) in
-    the folder; without such a file they are the labels.
+    A word in a tar's name or folder names its split. Class names come from classnames.txt (or classes.txt) in
+    the folder; without such a file, the labels are the class names.
 
     Raises:
-        UserError: a tar or a sample is broken, or no tar is of the training split.
+        UserError: a tar or a sample is broken, or no tar belongs to the training split.
     """
     by_split: dict[str, list[str]] = {}
     for uri in uris:
@@ -195,11 +195,11 @@ def members(uri: str, start: int = 0, size: int | None = None) -> Iterator[tuple
     """Yields (name, offset in the file, size) of each regular file in a tar.
 
     Args:
-        uri: of a file.
-        start, size: where the tar is in that file; by default all of it.
+        uri: the file's URI.
+        start, size: place of the tar in that file; by default the whole file.
 
     Raises:
-        UserError: the file is compressed, no tar, or ends too early.
+        UserError: the file is compressed, is not a tar, or ends too early.
     """
     filesystem, path = storage.open_uri(uri)
     buffer = LOCAL_BUFFER if storage.is_local(uri) else REMOTE_BUFFER

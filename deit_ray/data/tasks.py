@@ -1,4 +1,4 @@
-"""Runs the tasks of the `data` commands: over a cluster with Ray, or in this process where they are few."""
+"""Runs the tasks of the `data` commands: with Ray, or in this process if there are few images."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
@@ -7,19 +7,19 @@ import ray
 
 from deit_ray.cluster import connect
 
-HERE = 5000  # images; up to so many are worked on in this process, since Ray would take longer to start
-AHEAD = 2  # tasks submitted for each CPU; the arguments of all of them are in memory
+HERE = 5000  # up to this many images are processed in this process, since Ray would take longer to start
+AHEAD = 2  # tasks submitted for each CPU; the arguments of all submitted tasks are in memory
 
 
 @contextlib.contextmanager
 def workers(
     images: int, places: dict[str, str], address: str | None, warn: Callable[[str], None], verbose: bool
 ) -> Iterator[bool]:
-    """Connects to Ray where a cluster is named or there are many images; yields whether tasks run over Ray.
+    """Connects to Ray if `address` names a cluster or there are many images; yields whether tasks use Ray.
 
     Args:
-        images: number of images to work on.
-        places: URIs that tasks read or write, by the name that the user knows.
+        images: number of images to process.
+        places: URIs that tasks read or write, by their name on the command line.
         address, warn, verbose: see `connect.connected`.
 
     Raises:
@@ -37,7 +37,8 @@ def workers(
 def run_tasks(function: Callable, arguments: Iterable[tuple], parallel: bool) -> Iterator[tuple[int, object]]:
     """Calls a function with each of the arguments; yields (number of the call, result) as calls end.
 
-    An exception of a task is raised here and ends the other tasks. A task whose machine is lost runs again.
+    An exception of a task is raised here and cancels the other tasks. If a machine is lost, its tasks are
+    repeated.
     """
     if not parallel:
         yield from ((number, function(*given)) for number, given in enumerate(arguments))

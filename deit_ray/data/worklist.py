@@ -11,8 +11,8 @@ many batches. Then every image comes `views` times in a row (repeated augmentati
 RASampler, where the views are on different ranks). The first floor(images / batch) x batch samples are the
 epoch.
 
-A task makes about as many samples as a pool has images. With several views, several tasks therefore share a
-pool: finished samples wait in memory for their turn, so a task must not make too many.
+Finished samples wait in memory for their turn. So a task makes only about as many samples as a pool has
+images, and with several views, several tasks share a pool.
 
 An evaluation follows its epoch in the same list. Its images are in the order of their ids, padded with masked
 rows.
@@ -27,9 +27,8 @@ import numpy as np
 from deit_ray import rng
 from deit_ray.data.shards import RowGroups
 
-POOL = (
-    5120  # images shuffled together: 80 row groups; a batch of 342 images has images of more than 64 of these
-)
+# Images shuffled together: 80 row groups. A batch of 342 images has images of more than 64 row groups.
+POOL = 5120
 WINDOW = 256  # tasks in one Ray Data execution; each task delays the first one by a millisecond
 EVALUATIONS = ("val", "test")
 MASKED = -1  # row of a sample that is padding
@@ -37,17 +36,17 @@ MASKED = -1  # row of a sample that is padding
 
 @dataclass(frozen=True)
 class Task:
-    """The work of one Ray Data task. Every task travels through Ray, so its samples are drawn where it runs.
+    """The work of one Ray Data task. It travels through Ray, so it is small: `samples` runs in the task.
 
     Attributes:
         split: train, val or test.
         epoch: the epoch of the crops; an evaluation has the epoch that it follows.
-        first_step: the run's step of the first batch; for evaluations a count from 0.
+        first_step: the step of the first batch in the run; in an evaluation the number of the batch, from 0.
         steps: number of batches to make.
-        batch_size: global.
+        batch_size: samples of all ranks together.
         sources: (file, row group, first row, rows, first image id) of each row group to read.
         images: rows of all sources together.
-        pool: number of the pool in the epoch; None for evaluations, which are not shuffled.
+        pool: number of the pool in its epoch; None for evaluations, which are not shuffled.
         skip: samples of the pool before the first one of this task.
         repeats: samples of each image.
         seed: the experiment's.
@@ -66,7 +65,12 @@ class Task:
     seed: int
 
     def samples(self) -> tuple[np.ndarray, np.ndarray]:
-        """(row among all sources' rows, or MASKED; the view) of each sample, int64 [steps x batch] each."""
+        """Draws the task's samples.
+
+        Returns:
+            (row of each sample's image among the rows of all sources, or MASKED; view of each sample): int64
+            [steps x batch] each.
+        """
         places = np.arange(self.skip, self.skip + self.steps * self.batch_size)
         if self.pool is None:
             return np.where(places < self.images, places, MASKED), np.zeros(len(places), np.int64)
@@ -80,11 +84,11 @@ class WorkList:
     Args:
         train: row groups of the training images.
         evaluations: row groups of `val` and `test`. A split that is missing is not evaluated.
-        batch_size: global.
+        batch_size: samples of all ranks together.
         world_size: number of ranks; divides batch_size.
         views: crops of an image in one epoch.
-        epochs: of the run. After the last, `val` and `test` are evaluated.
-        eval_every: `val` is also evaluated after every eval_every-th epoch.
+        epochs: number of epochs. After the last one, `val` and `test` are evaluated.
+        eval_every: number of epochs from one evaluation of `val` to the next.
         seed: the experiment's.
 
     Attributes:
@@ -118,13 +122,13 @@ class WorkList:
         unit = batch_size // math.gcd(batch_size, views)  # fewest images whose views fill whole steps
         self.pool = max(1, POOL // unit) * unit
         self.pool_steps = self.pool * views // batch_size
-        self.pools = max(1, train.images // self.pool)  # the last one also has the rest
+        self.pools = max(1, train.images // self.pool)  # the last pool also has the remaining images
         self.task_steps = math.ceil(self.pool_steps / views)
 
     def evaluations_after(self, epoch: int) -> list[str]:
         """The splits evaluated after this epoch, counted from 0.
 
-        Epoch -1 is the end of a run without epochs.
+        A run without epochs evaluates after epoch -1.
         """
         last = epoch == self.epochs - 1
         due = {"val": last or (epoch + 1) % self.eval_every == 0, "test": last}
@@ -143,8 +147,8 @@ class WorkList:
         """The window that begins at this step: about `self.window` tasks, ending where a training task ends.
 
         Returns:
-            (step at which the next window begins, number of batches that a rank gets from this window, those
-            of evaluations included).
+            (step at which the next window begins, number of batches that a rank gets from this window,
+            including those of evaluations).
         """
         tasks, batches = 0, 0
         while step < self.steps and tasks < self.window:
@@ -178,7 +182,7 @@ class WorkList:
                 yield from self._evaluation_tasks(epoch)
 
     def _task_end(self, inside: int) -> int:
-        """The step of an epoch at which the task that makes this step ends."""
+        """The step at which the task ends that makes the step `inside`. Both count from the epoch's start."""
         pool = self._pool_of(inside)
         begin = pool * self.pool_steps
         end = begin + ((inside - begin) // self.task_steps + 1) * self.task_steps
@@ -238,7 +242,7 @@ class WorkList:
 
     @staticmethod
     def _sources(groups: RowGroups, order: np.ndarray, ends: np.ndarray, low: int, high: int) -> list:
-        """The row groups, or parts of them, that hold the places from `low` to `high` - 1 of the sequence."""
+        """The row groups, or parts of them, that hold the places `low` to `high` - 1 of the sequence."""
         places = slice(np.searchsorted(ends, low, "right"), np.searchsorted(ends, high, "left") + 1)
         g, ends = order[places], ends[places]
         begins = ends - groups.rows[g]

@@ -26,12 +26,12 @@ def lr_at(step: int, steps_per_epoch: int, optim, epochs: int, peak: float) -> f
     """The learning rate of an optimizer step: linear warm-up, then a cosine down to min_lr, then constant.
 
     The same as timm's CosineLRScheduler with the reference's settings, where the warm-up counts as part of
-    the cosine. But this schedule moves with every optimizer step, timm's once an epoch. min_lr and warmup_lr
-    are at most the peak.
+    the cosine. But this schedule changes with every optimizer step, timm's once an epoch. If min_lr or
+    warmup_lr is above the peak, the peak replaces it.
 
     Args:
-        step: optimizer steps taken before.
-        epochs: of the run, and of the cosine unless `optim.schedule_epochs` says otherwise.
+        step: number of optimizer steps before this one.
+        epochs: the run's epochs. The cosine has the same length, unless `optim.schedule_epochs` is set.
         peak: see `effective_lr`.
     """
     epoch = step / steps_per_epoch

@@ -1,4 +1,4 @@
-"""The student: any timm classifier, with the logits of both heads where it is a distilled one."""
+"""The student: any timm classifier. A distilled one has two heads, and gives the logits of both."""
 
 import difflib
 import json
@@ -54,7 +54,7 @@ def create_student(student, image_size: int, num_classes: int) -> nn.Module:
 
 
 def takes_image_size(name: str) -> bool:
-    """Whether a timm model is built for one image size. Transformers are; convolutional models are not.
+    """Whether a timm model is built for one image size, as transformers are. Convolutional models are not.
 
     Raises:
         UserError: timm has no such model.
@@ -71,7 +71,7 @@ def has_two_heads(model: nn.Module) -> bool:
 
 
 def head_logits(model: nn.Module, images_BCHW: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Logits [batch, classes] for evaluation: `fused`, and `cls` and `dist` where there are two heads.
+    """Logits [batch, classes] for evaluation: `fused`, and with two heads also `cls` and `dist`.
 
     `fused` is the mean of both heads' logits, as in the reference and timm.
     """
@@ -93,7 +93,7 @@ def save_model(path: Path, state: dict[str, torch.Tensor], description: dict) ->
 
 
 def read_description(path: str | Path) -> dict | None:
-    """The description that `save_model` wrote beside the weights, or None for a file of another origin."""
+    """The description that `save_model` wrote into the file; None if another program wrote the file."""
     if not str(path).endswith(".safetensors"):
         return None
     with safe_open(path, framework="pt") as file:
@@ -104,10 +104,11 @@ def read_description(path: str | Path) -> dict | None:
 def load_weights(model: nn.Module, path: str | Path, key: str) -> None:
     """Loads a checkpoint as timm does.
 
-    Position embeddings are resized. A head for another number of classes keeps its new weights.
+    Position embeddings are resized. If the file's head is for another number of classes, the model keeps its
+    own initial head.
 
     Args:
-        key: the experiment's key that errors name.
+        key: the experiment's key, named in errors.
 
     Raises:
         UserError: there is no such file, or it holds weights of another architecture.

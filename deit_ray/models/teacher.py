@@ -1,4 +1,4 @@
-"""The frozen teacher: the driver reads it once, the workers get plain tensors."""
+"""The frozen teacher. The driver reads its weights once; the workers get plain tensors."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from deit_ray.models import student
 
 @dataclass(frozen=True)
 class TeacherWeights:
-    """All that a worker needs to rebuild the teacher.
+    """Everything that a worker needs to rebuild the teacher.
 
     Attributes:
         model, arguments: for timm.create_model.
@@ -34,7 +34,8 @@ def read_teacher(teacher, path: str | None, image_size: int, num_classes: int) -
     Args:
         teacher: the `distillation.teacher` section.
         path: the local file of `teacher.weights`; None for timm's pretrained weights.
-        image_size, num_classes: of the student's data.
+        image_size: side of the student's images in pixels.
+        num_classes: number of classes of the student's data.
 
     Raises:
         UserError: the file, the model or the number of classes is wrong.
@@ -74,9 +75,9 @@ def build_teacher(weights: TeacherWeights, device: torch.device) -> nn.Module:
 
 
 def _load(model: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
-    """Loads weights by name, or in order where no name fits.
+    """Loads weights by name. If no name fits, tensors are loaded in order.
 
-    Then the file holds the same network with another library's names.
+    No name fits if the file holds the same network under another library's names.
 
     Raises:
         UserError: the weights do not fit the model.

@@ -1,6 +1,6 @@
-"""Saves and restores all that the training loop needs to continue.
+"""Saves and restores everything that the training loop needs to resume.
 
-The student and its moving average are safetensors, the rest is state.pt.
+The student and its moving average are safetensors files, the rest is in state.pt.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Progress:
     """How far a run has come.
 
     Attributes:
-        step: optimizer steps taken.
+        step: number of optimizer steps taken.
     """
 
     step: int

@@ -12,21 +12,22 @@ PARTS = ("data_wait", "step", "evaluation", "checkpoint", "other")
 class Clock:
     """Divides a worker's time into `data_wait`, `step`, `evaluation`, `checkpoint`, and `other`, the rest.
 
-    A GPU computes while the host continues. So the host's time inside a step says little there, and a wait of
-    the host for its next batch costs nothing while the GPU is busy. On a GPU a step therefore lasts from its
-    begin to its end on the device. Two events in the device's queue measure that, and they are read where the
-    loop waits for the loss anyway. A wait of the host counts only as far as the device was idle.
+    A GPU computes while the host continues. So the host's time inside a step says little about a GPU, and the
+    host's wait for its next batch costs nothing while the GPU is busy. On a GPU, the time of a step is the
+    time between its first and its last operation on the device. Two events in the device's queue measure this
+    time. They are read when the loop waits for the loss anyway. A wait of the host counts only while the
+    device is idle.
 
-    The part of an evaluation includes its waits. A checkpoint is made after its report, so it counts in the
-    next one.
+    `evaluation` includes the waits for the evaluation's batches. A checkpoint is written after the shares of
+    its report were read, so its time counts in the next report.
 
     Args:
-        stream: an object whose `wait_s` is the seconds spent waiting so far.
+        stream: an object whose `wait_s` is the number of seconds spent waiting so far.
         device: the device of the steps.
 
     Attributes:
-        images: images of the steps since the last `read`.
-        bad: those among them that could not be decoded.
+        images: number of images in the steps since the last `read`.
+        bad: number of these images that could not be decoded.
     """
 
     def __init__(self, stream, device: torch.device):
@@ -42,7 +43,7 @@ class Clock:
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
-        """Surrounds an optimizer step, including the transfer of its batch to the device."""
+        """A context for one optimizer step, including the transfer of its batch to the device."""
         if self.on_gpu:
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
@@ -55,19 +56,19 @@ class Clock:
             self._step_s += time.perf_counter() - begin
 
     def count(self, images: int, bad: int) -> None:
-        """Counts the images of a step, and those among them that could not be decoded."""
+        """Counts the images of a step, and how many of them could not be decoded."""
         self.images += images
         self.bad += bad
 
     def settle(self) -> None:
-        """Reads the events of the steps so far. Call it where the loop has just waited for the device."""
+        """Reads the events of the steps so far. To be called when the loop has just waited for the device."""
         if self._events:
             self._events[-1][1].synchronize()
             self._step_s += sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
             self._events.clear()
 
     def enter(self, part: str) -> None:
-        """Begins a part: `training` (the steps and the time between them), `evaluation` or `checkpoint`."""
+        """Starts a part: `training` (the steps and the time between them), `evaluation` or `checkpoint`."""
         self.settle()
         now = time.perf_counter()
         elapsed = now - self._since
@@ -91,9 +92,9 @@ class Clock:
 
 
 def split_training(elapsed_s: float, step_s: float, waited_s: float) -> dict[str, float]:
-    """Splits a stretch of training into parts.
+    """Splits the time of the training part into `data_wait`, `step` and `other`.
 
-    Steps on the device come first; waits count only where no step ran.
+    Steps on the device come first; waits count only while no step ran.
     """
     step_s = min(step_s, elapsed_s)
     data_wait = min(waited_s, elapsed_s - step_s)

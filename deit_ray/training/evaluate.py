@@ -10,7 +10,7 @@ from torch import nn
 from deit_ray.models.student import head_logits
 from deit_ray.training.step import Batch, Normalise
 
-TOP5_FROM = 6  # classes; with five or fewer every answer is among the top five
+TOP5_FROM = 6  # classes; with five or fewer, top5 would always be 1
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def evaluate(
         batches: this rank's `Samples`. Padding is marked invalid.
         steps: number of batches that belong to this evaluation.
         normalise: the student's normalisation.
-        autocast: the context of the forward passes.
+        autocast: a context manager for the forward passes.
 
     Returns:
         Metrics by name, with the split as prefix: top1 (a fraction), top5 where there are more than five

@@ -23,9 +23,9 @@ class Batch:
     """One rank's share of a batch.
 
     Attributes:
-        tensors: the arrays of `Samples` by name, on the device; but ids and views stay on the host, and
-            `valid` is float32 [batch], 1 where the sample counts.
-        ids, views: int64 NumPy arrays [batch], coordinates of the samples.
+        tensors: the arrays of `Samples` by name, on the device, without ids and views. `valid` is float32
+            [batch], 1 if the sample counts and otherwise 0.
+        ids, views: int64 NumPy arrays [batch], coordinates of the samples, on the host.
         epoch: the samples' epoch.
     """
 
@@ -36,9 +36,9 @@ class Batch:
 
     @classmethod
     def of(cls, samples, device: torch.device) -> "Batch":
-        """Makes a batch of the stream's `Samples`.
+        """Makes a batch from the stream's `Samples`.
 
-        The copy to a GPU does not block. On a CPU nothing is copied, and the tensors are only read.
+        The copy to a GPU does not block. On a CPU nothing is copied: the tensors must not be written to.
         """
         arrays = samples.arrays | {"valid": samples.valid.astype(np.float32)}
         tensors = {
@@ -63,9 +63,8 @@ class Batch:
 
 
 def _to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    with warnings.catch_warnings(
-        action="ignore"
-    ):  # torch warns of read-only arrays; these lie in Ray's object store
+    # the arrays are in Ray's object store and read-only, of which torch warns
+    with warnings.catch_warnings(action="ignore"):
         tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
@@ -75,13 +74,13 @@ class Inputs:
 
     Args:
         experiment: the trial's.
-        num_classes: of the data.
-        rank: of this worker, for the mixing draws.
-        device: where batches are.
+        num_classes: number of classes of the data.
+        rank: this worker's rank, for the mixing draws.
+        device: the device of the batches.
 
     Attributes:
         photometric: the work on colours and shapes.
-        augments_here: whether that work is done here; otherwise the stream has done it.
+        augments_here: whether that work is done here; if not, the stream has done it.
         normalise: the student's normalisation.
     """
 
@@ -144,11 +143,11 @@ class TrainStep:
         model: the student, on its device.
         wrapped: the module that is called in training: the model, or with several workers its data-parallel
             wrapper.
-        teacher: None without distillation.
-        num_classes: of the data.
+        teacher: the teacher's weights; None without distillation.
+        num_classes: number of classes of the data.
         steps_per_epoch: for the schedule.
-        rank: of this worker, for the mixing draws.
-        device: of the model.
+        rank: this worker's rank, for the mixing draws.
+        device: the device of the model.
     """
 
     def __init__(
@@ -179,10 +178,10 @@ class TrainStep:
 
         Args:
             batch: this rank's share.
-            step: optimizer steps taken before.
+            step: number of optimizer steps before this one.
 
         Returns:
-            Scalars: loss and its parts, lr, grad_norm where gradients are clipped. They stay on the device.
+            Scalars: loss and its parts, lr, and grad_norm if gradients are clipped. They stay on the device.
         """
         experiment = self.experiment
         lr = optim.lr_at(step, self.steps_per_epoch, experiment.optim, experiment.train.epochs, self.peak_lr)
@@ -215,7 +214,7 @@ class TrainStep:
             return self.teacher(self.teacher_normalise(images_BCHW)).float()
 
     def state_dict(self) -> dict:
-        """Everything that the next step depends on, except the step's number."""
+        """Everything that the next step depends on, except its number."""
         ema = {"ema": self.ema.module.state_dict()} if self.ema else {}
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), **ema}
 

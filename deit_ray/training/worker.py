@@ -1,4 +1,4 @@
-"""What each Ray Train worker runs: the training loop, readable in one sitting."""
+"""What each Ray Train worker runs: the training loop, and the loop of a run that only evaluates."""
 
 import dataclasses
 import math
@@ -33,13 +33,13 @@ from deit_ray.training.step import Batch, Normalise, TrainStep, uses_bfloat16
 
 @dataclasses.dataclass(frozen=True)
 class TrainJob:
-    """All that a worker is told.
+    """Everything that a worker needs to train.
 
     Attributes:
         experiment: the trial's.
         classes: names, by label.
-        worklist: what the run reads.
-        stream: this rank's batches, already flowing.
+        worklist: the run's work list.
+        stream: this rank's batches; the stream has been started.
         teacher: Ray object reference of `TeacherWeights`, or None.
         initial: Ray object reference of the student's initial weights, or None to start from scratch.
         folder: URI of the trial's results.
@@ -54,13 +54,13 @@ class TrainJob:
     folder: str
 
 
-def train_worker(**told) -> None:
-    """Trains, evaluates, reports and saves, from the latest checkpoint on where there is one.
+def train_worker(**fields) -> None:
+    """Trains, evaluates, reports and saves; starts from the latest checkpoint if there is one.
 
     Args:
-        told: the fields of `TrainJob`.
+        fields: the fields of `TrainJob`.
     """
-    job = TrainJob(**told)
+    job = TrainJob(**fields)
     experiment, worklist, stream = job.experiment, job.worklist, job.stream
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
@@ -153,7 +153,7 @@ def make_train_step(job: TrainJob, rank: int, world_size: int, device: torch.dev
 
 
 def describe(experiment: Experiment, classes: list[str]) -> dict:
-    """What stands beside the weights in a model.safetensors; see `save_model`."""
+    """The description that a model.safetensors holds beside the weights; see `save_model`."""
     data, student = experiment.data, experiment.student
     return {
         "model": student.model,
@@ -168,7 +168,7 @@ def describe(experiment: Experiment, classes: list[str]) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateJob:
-    """All that a worker is told that only evaluates.
+    """Everything that a worker needs to evaluate a model.
 
     Attributes:
         experiment, worklist, stream: as in `TrainJob`.
@@ -181,13 +181,13 @@ class EvaluateJob:
     model: object
 
 
-def evaluate_worker(**told) -> None:
+def evaluate_worker(**fields) -> None:
     """Evaluates a model on the work list's evaluations and reports the metrics.
 
     Args:
-        told: the fields of `EvaluateJob`.
+        fields: the fields of `EvaluateJob`.
     """
-    job = EvaluateJob(**told)
+    job = EvaluateJob(**fields)
     device = ray.train.torch.get_device()
     torch.set_num_threads(job.experiment.train.threads)
     description, state = ray.get(job.model)
@@ -203,15 +203,15 @@ def evaluate_worker(**told) -> None:
 
 
 class TooManyBadImages(HopelessError):
-    """More images than `data.max_bad` allows could not be decoded."""
+    """The part of the images that could not be decoded is above `data.max_bad`."""
 
 
 class NonFiniteLoss(HopelessError):
-    """The loss became NaN or infinite: the trial fails, since no scheduler would stop it."""
+    """The loss is NaN or infinite. The trial must fail, since no scheduler would stop it."""
 
 
 class Cost:
-    """Time that a run's workers have taken, over all its resumes: the journal remembers what came before."""
+    """The hours that a run's workers have used. The journal has those from before a resume."""
 
     def __init__(self, journal: JournalWriter | None, device: torch.device, world_size: int, cpus: float):
         on_gpu = device.type == "cuda"
@@ -226,26 +226,27 @@ class Cost:
 
 
 def account_for_bad(job: TrainJob, rank: int, bad: Bad, samples: float, images: int) -> dict[str, float]:
-    """Names, by rank 0, the images of the run that could not be decoded; returns how many.
+    """Lists the run's images that could not be decoded in a file, by rank 0, which returns their number.
 
     Args:
-        samples: that were masked for it, of so many `images` since the last evaluation.
+        bad: the images that could not be decoded, of all workers.
+        samples: number of samples masked since the last evaluation, out of `images`.
 
     Raises:
-        TooManyBadImages: more than `data.max_bad` allows.
+        TooManyBadImages: the masked part of the samples is above `data.max_bad`.
     """
     data, named = job.experiment.data, note_bad(job.folder, job.worklist, bad) if rank == 0 else []
     if samples > data.max_bad * images:
         which = f", such as {describe_bad(named)}, listed in {BAD_IMAGES}" if named else ""
         raise TooManyBadImages(
-            f"{samples:.0f} of {images} images could not be decoded{which}; more than data.max_bad ({data.max_bad:g}) allows; "
-            f"see what is wrong with: deit-ray data check {data.uri}"
+            f"{samples:.0f} of {images} images could not be decoded{which}; more than data.max_bad "
+            f"({data.max_bad:g}) allows; see what is wrong with: deit-ray data check {data.uri}"
         )
     return {"data/bad_images_total": len(named)}
 
 
 def gather_bad(bad: Bad) -> Bad:
-    """Every worker's bad images; every worker must call it."""
+    """The bad images of all workers together. Every worker must call this function."""
     if not torch.distributed.is_initialized():
         return bad
     gathered = [None] * torch.distributed.get_world_size()
@@ -254,7 +255,7 @@ def gather_bad(bad: Bad) -> Bad:
 
 
 def sum_over_workers(value: float) -> float:
-    """The sum of a number over all workers; every worker must call it."""
+    """The sum of a number over all workers. Every worker must call this function."""
     total = torch.tensor(float(value), dtype=torch.float64, device=ray.train.torch.get_device())
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(total)

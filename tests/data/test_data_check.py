@@ -43,7 +43,7 @@ def test_damage_is_named_with_the_command_that_repairs_it(prepared):
     assert "train-00000.parquet: is missing" in result.output
     sizes = f"({len(whole) // 2} bytes, the manifest says {len(whole)})"
     assert f"train-00001.parquet: its checksum is not the manifest's {sizes}" in result.output
-    assert "train-00001.parquet: is no whole Parquet file" in result.output
+    assert "train-00001.parquet: is not a whole Parquet file" in result.output
     assert "3 problems in 2 shards" in result.output
     assert "deit-ray data prepare x --out y" in result.output
 
@@ -85,7 +85,7 @@ def test_counts_that_differ_from_the_manifest_are_named(tmp_path):
     where.write_text(json.dumps(content))
     checked = check(str(tmp_path))
     assert checked.problems == ["train: has 20 images of b, the manifest says 21"]
-    assert "no shard is to blame" in checked.verdict()
+    assert "no shard is damaged" in checked.verdict()
 
 
 def test_it_checks_over_a_cluster(prepared, ray_cluster):

@@ -239,7 +239,7 @@ def test_a_source_that_changed_since_is_noticed(tmp_path):
     write_image(image, (16, 16), seed=3)
     image.write_bytes(image.read_bytes()[:size].ljust(size, b"\0"))  # other pixels, the same size
     (out / "train-00000.parquet").unlink()
-    with pytest.raises(UserError, match="what was redone differs from what the manifest says"):
+    with pytest.raises(UserError, match="the repaired shards differ from the manifest"):
         prepare(source, str(out), max_bad=0.1)
 
 

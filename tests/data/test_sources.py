@@ -307,7 +307,7 @@ def test_cifars_own_batches(tmp_path):
 def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     write_cifar(tmp_path)
     (tmp_path / "data_batch_1").write_bytes(pickle.dumps({b"data": os.system}))
-    with pytest.raises(UserError, match=r"holds \w+.system, which is no array"):
+    with pytest.raises(UserError, match=r"holds \w+.system, which is not an array"):
         open_source(str(tmp_path))
 
 
