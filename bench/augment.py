@@ -1,4 +1,4 @@
-"""Compares the speed of DeiT's augmentation with timm's PIL transforms, and measures its share of a step on a GPU.
+"""Compares DeiT's augmentation with timm's PIL transforms, and measures its share of a training step.
 
 - cpu_vs_timm, torch_cpu_vs_timm: DeiT's policy on 256 crops of 224 pixels, uint8 to uint8, as the stream
   applies it; compared with the transform of timm's prefetching loader (RandAugment on PIL images, then
@@ -84,7 +84,7 @@ def measure_cpu(rounds: int) -> dict[str, float]:
 
 
 def take_turns(rank: int, cores: int, rounds: int, barrier, results) -> None:
-    """Runs every contender in turn; all processes start a contender together, and rank 0 reports the times."""
+    """Runs every contender in turn; all processes start each one together, and rank 0 reports the times."""
     torch.set_num_threads(1)
     torch.manual_seed(rank)
     np.random.seed(rank)

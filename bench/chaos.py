@@ -43,9 +43,10 @@ STUDY_S = 900
 LEFT_AFTER_S = 120
 TRAIN = ("train/loss", "train/loss_label", "train/loss_teacher", "train/lr")
 EVALUATION = (
-    "val/loss", "val/top1", "val/top1_cls", "val/top1_dist", "val/top1_ema", "val/top5", "val/images", "epoch",
-    "perf/images_per_s", "perf/data_wait_frac", "perf/step_frac", "perf/evaluation_frac", "perf/checkpoint_frac",
-    "perf/other_frac", "perf/spilled_bytes", "data/bad_images", "data/bad_images_total", "cost/cpu_hours",
+    "val/loss", "val/top1", "val/top1_cls", "val/top1_dist", "val/top1_ema", "val/top5", "val/images",
+    "perf/images_per_s", "perf/data_wait_frac", "perf/step_frac", "perf/evaluation_frac",
+    "perf/checkpoint_frac", "perf/other_frac", "perf/spilled_bytes", "data/bad_images",
+    "data/bad_images_total", "cost/cpu_hours", "epoch",
 )  # fmt: skip
 STATES = {"finished": ("COMPLETE", "FINISHED", "TERMINATED")}  # outcome: Optuna, MLflow, Tune
 
@@ -208,7 +209,7 @@ class Chaos:
         return False
 
     def recover(self, study: str, driver: subprocess.Popen, victim: str) -> subprocess.Popen:
-        """Does what a person would do after a kill, and waits until the study runs again; returns its driver."""
+        """Does what a person would do after a kill, waits until the study runs again, returns its driver."""
         if victim == "server":
             time.sleep(self.random.uniform(1, 6))
             self.server.start()
@@ -235,7 +236,11 @@ class Chaos:
         )
 
     def threads(self, pid: int | None):
-        """The `comm` files of threads that show a phase: in a driver those that track, else those of all workers."""
+        """The `comm` files of threads that show a phase: a driver's that track, or those of all workers.
+
+        Args:
+            pid: the driver's; None for all workers.
+        """
         wanted = ("tracking", "delivery") if pid else PHASES
         for process in [pid] if pid else self.processes("ray::"):
             with contextlib.suppress(OSError):

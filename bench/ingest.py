@@ -1,4 +1,4 @@
-"""Compares the throughput of our stream, from JPEG bytes through Ray Data to torch batches, with other loaders.
+"""Compares our stream, from JPEG bytes through Ray Data to torch batches, with other loaders.
 
 All contenders read the same JPEG bytes, either of short side 256 (`prepared`) or as they came (`original`).
 Each may use as many processes as this machine has CPU cores, plus the one that takes the batches. Contenders
@@ -18,27 +18,29 @@ Figures, with the least value that each must reach, or the largest that it may h
     prepared_3views_vs_timm        4.5   ours_3views / timm_full in samples per second
     prepared_3views_vs_timm_crop   2.5   ours_3views / timm_crop
     original_1view_vs_timm_crop    1.4   ours_1view / timm_crop, both from original JPEGs
-    vs_best_peer                   1.2   ours_3views / the fastest peer that crops and flips only, timm_crop excepted
-    ray_cpu_ratio                  1.3   at most: CPU time per sample through Ray (tasks, raylet, store, consumer) /
-                                         CPU time per sample of the bare function, on the same tasks in as many
-                                         processes
-    share_of_decode                0.75  CPU time of cv2.imdecode at full size / CPU time of the bare function with
-                                         1 view, on prepared images, measured in turns
-    startup_s                      2.5   at most: seconds from a worker's first request to its first batch, in the
-                                         first run of a fresh Ray; startup_warm_s is that of later runs
-    startup_growth                 1.1   at most: startup of a run of 300 epochs of ImageNet / startup of a run of
-                                         1 epoch; medians of later runs
-    window_share                   0.99  throughput over many windows of the default length / throughput inside one
-                                         window that is a run of its own (median of runs before and after), with
-                                         tasks of 64 tiny images; gap_max is the longest wait at a border between
-                                         windows / the median wait
-    two_trials_share               0.90  throughput of two trials at the same time, each with half of the CPUs /
-                                         throughput of one trial with all CPUs
+    vs_best_peer                   1.2   ours_3views / the fastest peer that crops and flips only, timm_crop
+                                         excepted
+    ray_cpu_ratio                  1.3   at most: CPU time per sample through Ray (tasks, raylet, store,
+                                         consumer) / CPU time per sample of the bare function, on the same
+                                         tasks in as many processes
+    share_of_decode                0.75  CPU time of cv2.imdecode at full size / CPU time of the bare
+                                         function with 1 view, on prepared images, measured in turns
+    startup_s                      2.5   at most: seconds from a worker's first request to its first batch,
+                                         in the first run of a fresh Ray; startup_warm_s is that of later
+                                         runs
+    startup_growth                 1.1   at most: startup of a run of 300 epochs of ImageNet / startup of a
+                                         run of 1 epoch; medians of later runs
+    window_share                   0.99  throughput over many windows of the default length / throughput
+                                         inside one window that is a run of its own (median of runs before
+                                         and after), with tasks of 64 tiny images; gap_max is the longest
+                                         wait at a border between windows / the median wait
+    two_trials_share               0.90  throughput of two trials at the same time, each with half of the
+                                         CPUs / throughput of one trial with all CPUs
 
     python bench/ingest.py [--images FOLDER] [--only FIGURE] [--rounds N] [--windows N]
 
-Without --images it makes images from scikit-image's photographs. It takes about 15 minutes on 2 CPU cores, most
-of them for the contenders.
+Without --images it makes images from scikit-image's photographs. It takes about 15 minutes on 2 CPU cores,
+most of them for the contenders.
 """
 
 import argparse
@@ -92,11 +94,11 @@ TARGETS = {  # negative: at most
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=Path, help="folder of JPEGs, or of class folders of them")
-    parser.add_argument("--only", action="append", choices=sorted([*TARGETS, "table"]), help="measure only these")
+    parser.add_argument("--only", action="append", choices=sorted([*TARGETS, "table"]), help="only these")
     parser.add_argument(
         "--rounds", type=int, default=1, help="how often each contender runs; its fastest run counts"
     )
-    parser.add_argument("--samples", type=int, default=60_000, help="samples of our stream to measure, at least")
+    parser.add_argument("--samples", type=int, default=60_000, help="least number of samples of ours")
     parser.add_argument("--windows", type=int, default=30, help="number of windows for window_share")
     parser.add_argument("--cache", type=Path, help="folder in which to keep the prepared images")
     parser.add_argument("--contender", nargs=2, metavar=("NAME", "FORM"), help=argparse.SUPPRESS)
@@ -196,8 +198,11 @@ def cpu(found: dict, name: str) -> float:
 
 
 def best_peer(found: dict) -> str:
-    return max((name for name, form in found if form == "prepared" and name in peers.CROP_ONLY and name != "timm_crop"),
-               key=lambda name: speed(found, name))  # fmt: skip
+    others = peers.CROP_ONLY.keys() - {"timm_crop"}
+    return max(
+        (name for name, form in found if form == "prepared" and name in others),
+        key=lambda name: speed(found, name),
+    )
 
 
 def show(found: dict) -> None:
@@ -248,7 +253,7 @@ def start(name: str, form: str, cache: Path, samples: int) -> dict:
 
 
 def contend(name: str, form: str, cache: Path, samples: int) -> dict:
-    """Runs a contender in this process; returns its samples per second, CPU seconds per sample, and seconds."""
+    """Runs a contender in this process; returns its samples/s, CPU seconds per sample, and seconds."""
     views = 3 if name.endswith("_3views") else 1
     if name.startswith("ours_"):
         with local_ray(CORES):
@@ -262,7 +267,7 @@ def contend(name: str, form: str, cache: Path, samples: int) -> dict:
 
 
 def take(batches: Iterator) -> dict:
-    """Takes batches as fast as they come, for MEASURE_S seconds after WARM_S seconds that are not measured."""
+    """Takes batches as fast as they come: WARM_S seconds unmeasured, then MEASURE_S seconds."""
     begin = time.perf_counter()
     while time.perf_counter() - begin < WARM_S:  # the first batch may compile or start processes
         next(batches)
@@ -280,7 +285,7 @@ def take(batches: Iterator) -> dict:
 
 
 def bare(way: Way) -> dict:
-    """Runs the function of the stream's tasks without Ray: the same tasks as the stream, in as many processes."""
+    """Runs the stream's tasks without Ray, in as many processes as the stream has."""
     with multiprocessing.get_context("spawn").Pool(CORES) as pool:
         found = np.array(pool.starmap(bare_tasks, [(way, number) for number in range(CORES)], chunksize=1))
     samples, cpu_s, seconds, images, decode_s = found.sum(axis=0).tolist()
@@ -316,7 +321,7 @@ def bare_tasks(way: Way, number: int) -> list[float]:
 
 
 def decode(jpegs: list[np.ndarray]) -> None:
-    """Decodes at full size, and keeps no image: if images were kept, each would need fresh memory, which takes time."""
+    """Decodes at full size, and keeps no image: kept images would need fresh memory, which takes time."""
     for jpeg in jpegs:
         cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB)
 
@@ -355,7 +360,7 @@ def decode_for_a_while(folder: str) -> tuple[int, float, float]:
 
 
 def startups(cache: Path) -> dict:
-    """Measures the time to the first batch: on a fresh Ray, and for work lists of 1 and of 300 epochs of ImageNet."""
+    """Measures the time to the first batch: on a fresh Ray, then for 1 and for 300 epochs of ImageNet."""
     short = Way(str(shards_of(cache, "prepared")), CORES, first_only=True)
     long = Way(str(shards_of(cache, "prepared")), CORES, epochs=IMAGENET_EPOCHS, first_only=True)
 
@@ -378,7 +383,7 @@ def startups(cache: Path) -> dict:
 
 
 def windows(cache: Path, count: int) -> dict:
-    """Compares many windows with one. A task is an epoch of 64 tiny images, so small that borders show most."""
+    """Compares many windows with one. A task is an epoch of 64 tiny images, so that borders show most."""
     tiny = cache / "tiny"
     if not tiny.exists():
         folder = cache / "tiny-source"
@@ -417,7 +422,7 @@ def windows(cache: Path, count: int) -> dict:
 
 
 def two_trials(cache: Path, samples: int) -> dict:
-    """Compares the samples/s of two trials at the same time with those of one; the stream CPUs are the same in sum."""
+    """Compares the samples/s of two trials at the same time with one trial that has the CPUs of both."""
     shards, half = str(shards_of(cache, "prepared")), max(1, CORES // 2)
     with local_ray(2 * half, consumers=2):
         (alone,) = measure([Way(shards, 2 * half, samples=samples)])

@@ -74,7 +74,7 @@ def shards_of(cache: Path, form: str) -> Path:
 
 
 def make_images() -> Iterator[bytes]:
-    """Makes JPEGs of 500x375 pixels with 4:2:0 chroma: parts of photographs, with noise up to 80 to 120 KB."""
+    """Makes JPEGs of 500x375 pixels with 4:2:0 chroma, and with noise until they have 80 to 120 KB."""
     from skimage import data
 
     pictures, rng = [data.astronaut(), data.chelsea(), data.coffee(), data.rocket()], np.random.default_rng(0)

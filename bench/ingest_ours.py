@@ -1,8 +1,8 @@
 """Our side of bench/ingest.py: the stream of a training run, with a worker that only takes batches.
 
 A run is started by `launch.run_trial`, as every trial: an actor with Ray Train's controller, a worker, the
-stream's tasks and Ray's daemons. Only the worker's loop is replaced. Batches become tensors in the same way as
-before an optimizer step.
+stream's tasks and Ray's daemons. Only the worker's loop is replaced. Batches become tensors in the same way
+as before an optimizer step.
 """
 
 import dataclasses
@@ -36,12 +36,12 @@ class Way:
     """One run to measure.
 
     Attributes:
-        data: a prepared folder. Its shards are read many times, as if they were the shards of a large data set.
+        data: a prepared folder. Its shards are read many times, as if they were shards of a large data set.
         cpus: number of the stream's CPUs.
         views, size, batch, epochs: as in an experiment.
         images: number of images of an epoch, about.
-        samples: number of samples to measure, at least. Whole rounds of tasks are measured, with one task on each
-            CPU, after a first round that is not measured. 0 measures all samples of the run.
+        samples: least number of samples to measure. Whole rounds of tasks are measured, with one task on
+            each CPU, after a first round that is not measured. 0 measures all samples of the run.
         first_only: whether the run ends with the first batch.
     """
 
@@ -65,9 +65,15 @@ class Way:
         }
         train = {"batch_size": self.batch, "epochs": self.epochs, "device": "cpu"}
         return Experiment.model_validate(
-            {"name": "ingest", "data": data, "train": train, "distillation": {"kind": "none"},
-             "augment": {"place": "device"}, "optim": {"warmup_epochs": 0}}  # photometric work is the device's
-        )  # fmt: skip
+            {
+                "name": "ingest",
+                "data": data,
+                "train": train,
+                "distillation": {"kind": "none"},
+                "augment": {"place": "device"},  # so the stream does no photometric work
+                "optim": {"warmup_epochs": 0},
+            }
+        )
 
     def worklist(self) -> WorkList:
         experiment, manifest = self.experiment(), read_manifest(self.data)
@@ -83,7 +89,7 @@ class Way:
 
 
 def repeated(manifest: Manifest, times: int) -> Manifest:
-    """A manifest that lists the training shards so many times; the images of each repetition have their own ids."""
+    """A manifest that lists the training shards so many times; each repetition has its own image ids."""
     return dataclasses.replace(manifest, splits={"train": manifest.splits["train"] * times})
 
 

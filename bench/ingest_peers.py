@@ -1,10 +1,11 @@
-"""The loaders that bench/ingest.py compares with ours, each set up as its documentation says, on the same JPEG bytes.
+"""The loaders that bench/ingest.py compares with ours, each set up as its documentation says.
 
-Each is a function of a `Place` that yields uint8 batches of crops [batch, 3, 224, 224] without end. It does the
-random resized crop of DeiT (scale 0.08 to 1, bicubic, antialiased; FFCV has only area averaging) and the flip;
-timm_full also does RandAugment. No loader normalises: like ours, they leave that to the device. No loader takes
-several views of a decoded image, since no documentation does. Loaders with a format of their own (tar, beton,
-chunks) write it before the clock starts. Workers stay from one epoch to the next.
+Each is a function of a `Place` that yields uint8 batches of crops [batch, 3, 224, 224] without end, from the
+same JPEG bytes. It does the random resized crop of DeiT (scale 0.08 to 1, bicubic, antialiased; FFCV has only
+area averaging) and the flip; timm_full also does RandAugment. No loader normalises: like ours, they leave
+that to the device. No loader takes several views of a decoded image, since no documentation does. Loaders
+with a format of their own (tar, beton, chunks) write it before the clock starts. Workers stay from one epoch
+to the next.
 """
 
 import importlib.util
@@ -42,7 +43,8 @@ class Place:
 def timm_full(place: Place) -> Iterator[torch.Tensor]:
     """DeiT's training transform [main.py of the reference], without erasing and normalisation.
 
-    timm's prefetching loader does these two on the device; only its inner loader, which works on the host, is used.
+    timm's prefetching loader does these two on the device. Only its inner loader is used, which works on the
+    host.
     """
     return timm_loader(place, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25, re_mode="pixel")
 
@@ -96,8 +98,10 @@ def transform_pil():
 
 
 def torch_loader(dataset: Dataset, workers: int) -> DataLoader:
-    return DataLoader(dataset, BATCH, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True,
-                      prefetch_factor=READ_AHEAD)  # fmt: skip
+    return DataLoader(
+        dataset, BATCH, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True,
+        prefetch_factor=READ_AHEAD,
+    )  # fmt: skip
 
 
 def webdataset(place: Place) -> Iterator[torch.Tensor]:
@@ -185,7 +189,7 @@ class Files(Dataset):
 
 
 def spdl(place: Place) -> Iterator[torch.Tensor]:
-    """SPDL's DataLoader with threads. PIL decodes, since SPDL's decoders need FFmpeg, which PyPI does not have."""
+    """SPDL's DataLoader with threads. PIL decodes, since SPDL's decoders need FFmpeg, not found on PyPI."""
     from spdl.dataloader import DataLoader as SpdlLoader
 
     transform, paths = transform_pil(), [path for path, _ in place.files()]
@@ -218,7 +222,7 @@ class Shuffled:
 
 
 def litdata(place: Place) -> Iterator[torch.Tensor]:
-    """LitData's ImageNet example: `optimize` keeps the JPEG bytes, the dataset decodes, transforms.v2 crops."""
+    """LitData's ImageNet example: `optimize` keeps JPEG bytes, the dataset decodes, transforms.v2 crops."""
     import litdata as ld
 
     chunks, files = place.folder / "litdata", place.files()
@@ -285,9 +289,14 @@ def endless(loader) -> Iterator[torch.Tensor]:
 
 
 CROP_ONLY: dict[str, Callable[[Place], Iterator[torch.Tensor]]] = {
-    "timm_crop": timm_crop, "torchvision_v2": torchvision_v2, "webdataset": webdataset, "ffcv": ffcv, "spdl": spdl,
-    "litdata": litdata, "grain": grain,
-}  # fmt: skip
+    "timm_crop": timm_crop,
+    "torchvision_v2": torchvision_v2,
+    "webdataset": webdataset,
+    "ffcv": ffcv,
+    "spdl": spdl,
+    "litdata": litdata,
+    "grain": grain,
+}
 LOADERS = {"timm_full": timm_full} | CROP_ONLY
 PACKAGES = ("webdataset", "ffcv", "spdl", "litdata", "grain")  # may be missing
 

@@ -7,8 +7,8 @@ trains nothing. CPU time is that of the driver's process with all threads: Tune,
 to MLflow.
 
 late_over_early compares two windows of 100 trials. In both, 64 trials run all the time: the early window
-begins when 64 trials have ended (before that, 64 start at once), and the late one ends when 64 trials are left
-(after that, none start).
+begins when 64 trials have ended (before that, 64 start at once), and the late one ends when 64 trials are
+left (after that, none start).
 
 1,000 trials take about 25 minutes on 2 CPU cores, since Ray starts a process for each. With fewer trials the
 windows are smaller (`window`), so that no trial is in both.
@@ -40,9 +40,10 @@ WINDOW = 100  # trials at most
 EPOCHS, STEPS_PER_EPOCH, LOG_EVERY = 3, 20, 10
 TRAIN = ("train/loss", "train/loss_label", "train/loss_teacher", "train/lr")
 EVALUATION = (
-    "val/loss", "val/top1", "val/top1_cls", "val/top1_dist", "val/top1_ema", "val/top5", "val/images", "epoch",
-    "perf/images_per_s", "perf/data_wait_frac", "perf/step_frac", "perf/evaluation_frac", "perf/checkpoint_frac",
-    "perf/other_frac", "perf/spilled_bytes", "data/bad_images", "data/bad_images_total", "cost/cpu_hours",
+    "val/loss", "val/top1", "val/top1_cls", "val/top1_dist", "val/top1_ema", "val/top5", "val/images",
+    "perf/images_per_s", "perf/data_wait_frac", "perf/step_frac", "perf/evaluation_frac",
+    "perf/checkpoint_frac", "perf/other_frac", "perf/spilled_bytes", "data/bad_images",
+    "data/bad_images_total", "cost/cpu_hours", "epoch",
 )  # fmt: skip
 MODEL_BYTES = 1 << 10
 

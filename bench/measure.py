@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class PeakMemory:
-    """The peak memory of a process and all its descendants, Ray's daemons included, while the context is entered.
+    """Measures the peak memory of a process and all its descendants, Ray's daemons included, while entered.
 
     Args:
         root: pid of the process; by default this one.
@@ -55,7 +55,7 @@ def cpu_seconds(root: int | None = None) -> float:
     ticks = 0
     for pid in family(root):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            ticks += sum(map(int, _stat(pid)[11:15]))  # utime, stime, and the same of children that have ended
+            ticks += sum(map(int, _stat(pid)[11:15]))  # utime, stime, and those of ended children
     return ticks / os.sysconf("SC_CLK_TCK")
 
 

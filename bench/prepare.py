@@ -1,11 +1,11 @@
-"""Compares `data prepare` with the bare work on the pixels, and checks that memory does not grow with the data set.
+"""Compares `data prepare` with the bare work on the pixels, and measures whether its memory grows.
 
     python bench/prepare.py IMAGES
 
 IMAGES is a folder of JPEGs, or of class folders of JPEGs. The source that is prepared repeats them, since the
 data set must be larger than the shuffle's buffer. Prints
 
-- images_per_s: a whole preparation on all cores of this machine, timed from after Ray's start to the manifest;
+- images_per_s: a whole preparation on all cores of this machine, on a Ray that runs already;
 - bare_images_per_s: the same images only decoded, resized and encoded, by the same functions in as many
   processes;
 - share_of_bare: images_per_s / bare_images_per_s, at least 0.8;
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("images", type=Path)
     parser.add_argument(
-        "--shards", type=int, nargs=2, default=(10, 100), help="number of shards of the smaller and the larger data set"
+        "--shards", type=int, nargs=2, default=(10, 100), help="shards of the smaller and the larger data set"
     )
     arguments = parser.parse_args()
     paths = sorted(p for p in arguments.images.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))

@@ -1,4 +1,4 @@
-"""Records measurements: each benchmark appends its figures, machine and commit to a file in bench/results/."""
+"""Records measurements: each benchmark appends its figures and machine to a file in bench/results/."""
 
 import datetime
 import json

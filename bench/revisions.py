@@ -1,4 +1,4 @@
-"""Runs the command line of any revision of this code, to the end or until it is killed at a run's first checkpoint.
+"""Runs commands of any revision of this code, to the end or to a kill at a run's first checkpoint.
 
 Only the command line and the results folder are used, so the modules of a revision may be anywhere.
 """

@@ -1,4 +1,4 @@
-"""Measures how much time tracking takes in a study, and how many points a server takes from many writers at once.
+"""Measures the time that tracking takes in a study, and the points that a server takes from many writers.
 
 - overhead: runs digits_search.yaml on a Ray that runs already. overhead_share = (seconds inside logging calls
   of the training loop + CPU seconds of the delivery thread) / wall seconds of the study. The logging calls
@@ -128,9 +128,9 @@ def measure_overhead(folder: Path, trials: int, epochs: int) -> dict[str, float]
 
 
 class NotedLoop:
-    """The loop of each worker: trains, and writes the time inside its logging calls to a file after each call.
+    """The loop of each worker: trains, and writes the time inside its logging calls to a file.
 
-    A trial may be stopped after any of them.
+    It writes after each call, since a trial may be stopped after any of them.
 
     Args:
         notes: folder of the files.
