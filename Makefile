@@ -1,4 +1,4 @@
-# Every task, with what it needs; `make help` lists them.
+# All tasks; `make help` lists them.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,10 +12,12 @@ help:  ## list the tasks
 setup: $(READY)  ## make .venv with the versions of constraints.txt
 
 $(READY): constraints.txt pyproject.toml
-	@command -v $(PYTHON) > /dev/null || { echo "error: $(PYTHON) is not installed (set PYTHON to a Python 3.11, 3.12 or 3.13)"; exit 1; }
+	@command -v $(PYTHON) > /dev/null || { \
+		echo "error: $(PYTHON) is not installed (set PYTHON to a Python 3.11, 3.12 or 3.13)"; exit 1; }
 	@echo "setting up $(VENV): a download of about 3 GB, 7 GB on the disk"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' 2>&1 | { grep -v '^WARNING: Location' || true; }
+	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' 2>&1 \
+		| { grep -v '^WARNING: Location' || true; }
 	@$(BIN)/python -c "import deit_ray, mlflow, optuna, ray, timm, torch"
 	@touch $(READY)
 
@@ -24,7 +26,7 @@ demo: $(READY)  ## digits: prepare, train a teacher, search for the best distill
 	@$(BIN)/deit-ray train experiments/digits_teacher.yaml
 	@$(BIN)/deit-ray tune experiments/digits_search.yaml
 
-# tests/conftest.py says which test has which mark
+# tests/conftest.py describes the marks
 check: lint  ## lint, and the tests that need neither Ray nor a server (2 minutes)
 	@$(BIN)/python -m pytest -m "not cluster and not server"
 
@@ -37,7 +39,7 @@ test-slow: $(READY)  ## the slow tests
 test-all: $(READY)  ## every test (20 minutes)
 	@$(BIN)/python -m pytest --every-command --durations=15
 
-lint: $(READY)  ## ruff's rules and format, and the layers: imports point down only
+lint: $(READY)  ## ruff's rules and format, and the layers (imports point down only)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports --no-logo --no-cache
@@ -46,7 +48,7 @@ format: $(READY)  ## fix what ruff can fix
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(READY)  ## overhead of a trial, beside Ray's documented pattern
+bench: $(READY)  ## overhead of a trial, compared with Ray's documented pattern
 	@$(BIN)/python bench/trial_overhead.py
 
 clean:  ## remove .venv, prepared data and results

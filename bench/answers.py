@@ -1,16 +1,15 @@
-"""How soon a command answers: --help, a mistake in a key, type or bound, and the wrong name of a model.
+"""How soon a command answers --help, a mistake in a key, type or bound, and a wrong model name.
 
     python bench/answers.py
 
-Every command is started as a process of its own, --repeats times; a command's time is the median. Prints the
-slowest command of each kind, and
+Every command is started --repeats times, each time as a process of its own; a command's time is the median.
+Prints the slowest command of each kind, and its time:
 
-- help_s: of the slowest `--help`, at most 1.5;
-- mistake_s: of the slowest mistake, at most 1.5;
-- model_name_s: of the slowest command that is given a model that timm does not know, or a run that does not
-  exist, at most 6.
+- help_s: `--help`, at most 1.5;
+- mistake_s: a mistake in a key, type or bound, at most 1.5;
+- model_name_s: a model that timm does not know, or a run that does not exist, at most 6.
 
-It takes about three minutes on two cores, which nothing else may use meanwhile.
+It takes about three minutes on two CPU cores. Nothing else may use them meanwhile.
 """
 
 import argparse
@@ -34,7 +33,7 @@ STUDENT, SEARCH = (str(ROOT / "experiments" / f"digits_{name}.yaml") for name in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--repeats", type=int, default=3, help="times that each command is started")
+    parser.add_argument("--repeats", type=int, default=3, help="how often each command is started")
     arguments = parser.parse_args()
     commands = all_commands()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
@@ -51,7 +50,7 @@ def main() -> None:
 
 
 def wrong_models(folder: str) -> list[list[str]]:
-    """Command lines with a wrong name of a model: one that timm does not know, or no run's."""
+    """Command lines with a model name that neither timm nor the results folder has."""
     keys = {"data.uri": f"{folder}/digits", "student.model": "deit_tny", "distillation.kind": "none"}
     space = "search.space={optim.lr: {log: [0.001, 0.01]}}"
     settings = [word for key, value in keys.items() for word in ("--set", f"{key}={value}")]
@@ -71,7 +70,7 @@ def slowest_of(lines: list[list[str]], repeats: int, folder: str) -> tuple[float
 
 
 def seconds_of(line: list[str], folder: str) -> float:
-    """Wall time of a command, which must answer with its help or with one error."""
+    """Wall time of a command in seconds. The command must answer with its help or with one error."""
     begin = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "deit_ray", *line], capture_output=True, text=True, cwd=folder, check=False

@@ -1,14 +1,17 @@
-"""What DeiT's augmentation costs, beside timm's PIL transforms, on all cores; and what part of a training step on a GPU.
+"""Compares DeiT's augmentation with timm's PIL transforms, and measures its share of a training step.
 
-- cpu_vs_timm, torch_cpu_vs_timm: DeiT's policy on 256 crops of 224 pixels, uint8 to uint8, as the stream applies it, beside the
-  transform that timm's prefetching loader applies (RandAugment on PIL images, then tensors; collation left out).
-- whole_vs_timm: from the same crops to a float batch that is erased, mixed and normalised. timm goes both of its ways and its
-  faster one counts: `pil` (ToTensor, Normalize, RandomErasing for each image) and `prefetcher` (these on the batch).
-- gpu_share_of_step, on a GPU: augmentation, erasing and mixing in the step that distils DeiT-S from a RegNetY-16GF, hard.
+- cpu_vs_timm, torch_cpu_vs_timm: DeiT's policy on 256 crops of 224 pixels, uint8 to uint8, as the stream
+  applies it; compared with the transform of timm's prefetching loader (RandAugment on PIL images, then
+  tensors; without collation).
+- whole_vs_timm: from the same crops to a float batch that is erased, mixed and normalised. timm has two ways
+  to do this, and its faster one counts: `pil` (ToTensor, Normalize, RandomErasing for each image) and
+  `prefetcher` (the same operations on the batch).
+- gpu_share_of_step: on a GPU, the share of augmentation, erasing and mixing in a training step. The step
+  distils DeiT-S from a RegNetY-16GF by hard distillation.
 
-Crop and flip are left out on both sides, and timm's PIL images are made from the crops beforehand, untimed. One process for
-each core works on its share of the batch. The contenders take turns in every round, and of each the
-quickest round counts, the one that other load disturbed least.
+Both sides leave out crop and flip. timm's PIL images are made from the crops before the clock starts. Each
+CPU core has one process, which works on its share of the batch. All contenders run once in every round. The
+fastest round of each contender counts, since other load disturbed it least.
 
     python bench/augment.py [--rounds N]
 
@@ -47,7 +50,7 @@ EXPERIMENT = Experiment.model_validate(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=10, help="how often each contender runs")
     rounds = parser.parse_args().rounds
     figures = measure_cpu(rounds)
     if torch.cuda.is_available():
@@ -56,7 +59,7 @@ def main() -> None:
 
 
 def measure_cpu(rounds: int) -> dict[str, float]:
-    """Seconds for a batch of each, and timm's over ours."""
+    """Seconds that each contender takes for a batch, and the ratios of timm's seconds to ours."""
     cores = len(os.sched_getaffinity(0))
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(cores), context.Queue()
@@ -81,7 +84,7 @@ def measure_cpu(rounds: int) -> dict[str, float]:
 
 
 def take_turns(rank: int, cores: int, rounds: int, barrier, results) -> None:
-    """What each process runs: every contender in turn, all processes starting each together; rank 0 reports."""
+    """Runs every contender in turn; all processes start each one together, and rank 0 reports the times."""
     torch.set_num_threads(1)
     torch.manual_seed(rank)
     np.random.seed(rank)
@@ -106,7 +109,7 @@ def take_turns(rank: int, cores: int, rounds: int, barrier, results) -> None:
 
 
 def crops(ids: np.ndarray) -> np.ndarray:
-    """A different place of one of two photographs for each id."""
+    """A different part of one of two photographs for each id: uint8 [ids, SIZE, SIZE, 3]."""
     pictures, rng = load_sample_images().images, np.random.default_rng(SEED)
     corners = rng.integers(0, (427 - SIZE, 640 - SIZE), (BATCH, 2))
     return np.stack(
@@ -121,7 +124,7 @@ def photometric() -> Photometric:
 def augment_and_mix(
     images: np.ndarray, labels: torch.Tensor, ids: np.ndarray, epoch: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As the stream and `Inputs` do it, normalisation included."""
+    """Augments, erases, mixes and normalises as the stream and `Inputs` do."""
     chain, normalise = photometric(), Normalise(EXPERIMENT.data.mean, EXPERIMENT.data.std, CPU)
     pixels = (
         augment_by_cv2(images, chain.stages(epoch, ids, ids, SIZE, SIZE))
@@ -147,7 +150,7 @@ def augment_by_torch(images: np.ndarray, stages) -> torch.Tensor:
 
 
 def timms(images: np.ndarray, labels: torch.Tensor) -> dict:
-    """timm's transforms of DeiT, behind crop and flip."""
+    """timm's transforms for DeiT, without crop and flip, by contender."""
     from PIL import Image
     from timm.data import Mixup
     from timm.data.loader import fast_collate
@@ -186,7 +189,10 @@ def timms(images: np.ndarray, labels: torch.Tensor) -> dict:
 def measure_share(
     device: torch.device, experiment: Experiment, teacher: str, batch: int, steps: int
 ) -> dict[str, float]:
-    """Seconds of a step and of its augmentation alone, erasing, mixing and conversion included, with random weights."""
+    """Seconds of a whole step and of its `Inputs` alone (augmentation, conversion, erasing, mixing).
+
+    The weights are random.
+    """
     import timm
 
     size = experiment.data.image_size

@@ -1,9 +1,10 @@
-"""Kills everything that can be killed, at any moment, and counts what is lost, doubled or left: all must be zero.
+"""Kills processes of studies at random moments, and counts what is lost, doubled or left: all must be zero.
 
-Studies of eight short trials on the digits, random sampler, no scheduler, tracked by a real MLflow server. Victims (the driver, a
-worker, the raylet, the tracking server) die by SIGKILL in every phase of a trial (start, step, evaluation, checkpoint, delivery); what
-a person would do is done (`deit-ray tune --resume`, a new start of the server); and what Optuna, MLflow and the journals hold at the
-end is compared with what the experiment says must be there, and with a study that nobody disturbed.
+The studies have eight short trials on the digits, a random sampler, no scheduler, and a real MLflow server.
+The victims (the driver, a worker, the raylet, the tracking server) are killed by SIGKILL in every phase of a
+trial (start, step, evaluation, checkpoint, delivery). Then the bench does what a person would do: it runs
+`deit-ray tune --resume`, or starts the server again. At the end, the contents of Optuna, MLflow and the
+journals are compared with those that the experiment requires, and with those of an undisturbed study.
 
     python bench/chaos.py --kills 20 --seed 0
 """
@@ -37,19 +38,22 @@ from tests.support.servers import MlflowServer  # noqa: E402
 VICTIMS = ("driver", "worker", "raylet", "server")
 PHASES = ("start", "step", "evaluation", "checkpoint", "delivery")
 KILLS_PER_STUDY = 5
-ENDS_S = 120  # a driver whose Ray was killed ends by itself within this
+ENDS_S = 120  # a driver whose Ray was killed must end by itself within this time
 STUDY_S = 900
 LEFT_AFTER_S = 120
 TRAIN = ("train/loss", "train/loss_label", "train/loss_teacher", "train/lr")
-EVALUATION = ("val/loss", "val/top1", "val/top1_cls", "val/top1_dist", "val/top1_ema", "val/top5", "val/images", "epoch",
-              "perf/images_per_s", "perf/data_wait_frac", "perf/step_frac", "perf/evaluation_frac", "perf/checkpoint_frac",
-              "perf/other_frac", "perf/spilled_bytes", "data/bad_images", "data/bad_images_total", "cost/cpu_hours")  # fmt: skip
+EVALUATION = (
+    "val/loss", "val/top1", "val/top1_cls", "val/top1_dist", "val/top1_ema", "val/top5", "val/images",
+    "perf/images_per_s", "perf/data_wait_frac", "perf/step_frac", "perf/evaluation_frac",
+    "perf/checkpoint_frac", "perf/other_frac", "perf/spilled_bytes", "data/bad_images",
+    "data/bad_images_total", "cost/cpu_hours", "epoch",
+)  # fmt: skip
 STATES = {"finished": ("COMPLETE", "FINISHED", "TERMINATED")}  # outcome: Optuna, MLflow, Tune
 
 
 @dataclass
 class Counters:
-    """What must all be zero at the end."""
+    """Counts that must all be zero at the end, with a note for each increase."""
 
     trials_lost: int = 0
     trials_doubled: int = 0
@@ -61,6 +65,9 @@ class Counters:
     notes: list[str] = field(default_factory=list)
 
     def note(self, name: str, text: str, count: int = 1) -> None:
+        """Adds to a counter, and notes why; a count of 0 changes nothing."""
+        if count == 0:
+            return
         setattr(self, name, getattr(self, name) + count)
         self.notes.append(f"{name} +{count}: {text}")
 
@@ -69,11 +76,11 @@ class Chaos:
     """A folder with prepared data, a teacher, a tracking server, and the studies that are disturbed in it.
 
     Args:
-        folder: of everything.
-        seed: of the moments and the order of the kills.
-        trials, epochs: of each study.
-        data: the prepared digits; by default they are prepared.
-        teacher: weights of a model that knows them; by default a teacher is trained.
+        folder: folder for everything.
+        seed: determines the moments and the order of the kills.
+        trials, epochs: numbers of trials of each study, and of epochs of each trial.
+        data: folder of the prepared digits; by default they are prepared here.
+        teacher: weights of a model trained on the digits; by default a teacher is trained here.
     """
 
     def __init__(
@@ -95,7 +102,7 @@ class Chaos:
         self.say = lambda text: print(text, flush=True)
 
     def prepare(self) -> None:
-        """Data, a teacher, and the undisturbed study."""
+        """Starts the server, makes data and a teacher, and runs the undisturbed study."""
         self.server.start()
         if self.data is None:
             self.data = str(self.folder / "data/digits")
@@ -125,6 +132,11 @@ class Chaos:
         self.check("undisturbed-1")
 
     def run(self, *arguments) -> None:
+        """Runs a command of deit-ray to its end.
+
+        Raises:
+            RuntimeError: the command failed.
+        """
         with self.start(*arguments) as process:
             if process.wait(timeout=STUDY_S):
                 raise RuntimeError(
@@ -132,6 +144,7 @@ class Chaos:
                 )
 
     def start(self, *arguments) -> subprocess.Popen:
+        """Starts a command of deit-ray in a session of its own."""
         self.log = self.folder / "driver.log"
         environment = os.environ | dict([self.mark.split("=")]) | {"PYTHONPATH": str(ROOT)}
         with open(self.log, "ab") as log:
@@ -141,7 +154,7 @@ class Chaos:
             )
 
     def disturb(self, name: str, cards: list[tuple[str, str]]) -> None:
-        """Runs a study to its end, however often it is killed; takes the cards it has played off the list."""
+        """Runs a study to its end with at most KILLS_PER_STUDY kills; removes their cards from the list."""
         driver = self.start("tune", "chaos.yaml", "--set", f"name={name}")
         study, kills = f"{name}-1", 0
         self.await_driver(study, driver)
@@ -159,13 +172,13 @@ class Chaos:
             kills += 1
             self.kills.append(card)
             self.say(f"  {study}: killed the {card[0]} in {card[1]} ({len(self.kills)})")
-            driver = self.mend(study, driver, card[0])
+            driver = self.recover(study, driver, card[0])
         else:
             raise RuntimeError(f"{study} has not ended after {STUDY_S} s:\n{self.log.read_text()[-3000:]}")
         self.check(study)
 
     def kill(self, study: str, driver: subprocess.Popen, victim: str, phase: str) -> bool:
-        """Waits a random while, then for the phase, and kills; False where the study ended before."""
+        """Waits a random time, then for the phase, and kills. False if the study ended before."""
         until = time.monotonic() + self.random.uniform(0, 6)
         watched, looked, pid = [], 0.0, None
         while driver.poll() is None:
@@ -195,8 +208,8 @@ class Chaos:
             return True
         return False
 
-    def mend(self, study: str, driver: subprocess.Popen, victim: str) -> subprocess.Popen:
-        """Does what a person would do, and waits until it has begun to help."""
+    def recover(self, study: str, driver: subprocess.Popen, victim: str) -> subprocess.Popen:
+        """Does what a person would do after a kill, waits until the study runs again, returns its driver."""
         if victim == "server":
             time.sleep(self.random.uniform(1, 6))
             self.server.start()
@@ -213,7 +226,7 @@ class Chaos:
         return driver
 
     def await_driver(self, study: str, driver: subprocess.Popen) -> None:
-        """Until a driver holds its study, which is when its resume has begun."""
+        """Waits until a driver has ended, or holds the lock of its study."""
         lock = self.folder / "results" / study / "driver.lock"
         wait_for(
             lambda: (
@@ -223,7 +236,11 @@ class Chaos:
         )
 
     def threads(self, pid: int | None):
-        """The files that name the threads worth watching: of a driver's tracking, or of every worker's training."""
+        """The `comm` files of threads that show a phase: a driver's that track, or those of all workers.
+
+        Args:
+            pid: the driver's; None for all workers.
+        """
         wanted = ("tracking", "delivery") if pid else PHASES
         for process in [pid] if pid else self.processes("ray::"):
             with contextlib.suppress(OSError):
@@ -232,7 +249,7 @@ class Chaos:
                         yield task / "comm"
 
     def processes(self, part: str = ""):
-        """Processes of this bench's studies whose command line has a part."""
+        """The pids of this bench's processes whose command line contains `part`."""
         mark = self.mark.encode() + b"\0"
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
@@ -254,14 +271,14 @@ class Chaos:
         )
 
     def table(self, study: str) -> dict:
-        """What the results table says, to the last digit."""
+        """Parameters, intermediate values and value of each trial, to the last digit."""
         return {
             trial.number: (trial.params, trial.intermediate_values, trial.value)
             for trial in self.optuna(study).trials
         }
 
     def check(self, study: str) -> None:
-        """Compares what Optuna, MLflow and the journals hold with what must be there."""
+        """Compares the contents of Optuna, MLflow and the journals with the required ones."""
         note, trials = self.counters.note, self.optuna(study).trials
         client = mlflow.MlflowClient(self.server.uri)
         experiment_id = client.get_experiment_by_name("chaos").experiment_id
@@ -270,9 +287,9 @@ class Chaos:
         for run in runs:
             by_number[run.data.tags.get("deit_ray.trial", run.data.tags["deit_ray.kind"])].append(run)
         lost = set(range(self.trials)) - {trial.number for trial in trials}
-        note("trials_lost", f"{study}: {lost}", len(lost)) if lost else None
+        note("trials_lost", f"{study}: {lost}", len(lost))
         doubled = max(0, len(trials) - self.trials)
-        note("trials_doubled", f"{study}: {len(trials)} trials", doubled) if doubled else None
+        note("trials_doubled", f"{study}: {len(trials)} trials", doubled)
         for number in [*map(str, range(self.trials)), "study"]:
             count = len(by_number[number])
             if count != 1:
@@ -323,11 +340,9 @@ class Chaos:
         for place, found in (("the journal", journal), ("MLflow", stored)):
             missing, more = expected - found.keys(), found.keys() - expected
             twice = sum(count - 1 for count in found.values())
-            note("points_lost", f"{where}: {place}: {sorted(missing)[:3]}", len(missing)) if missing else None
-            note(
-                "points_doubled", f"{where}: {place}: unexpected {sorted(more)[:3]}", len(more)
-            ) if more else None
-            note("points_doubled", f"{where}: {place}", twice) if twice else None
+            note("points_lost", f"{where}: {place}: {sorted(missing)[:3]}", len(missing))
+            note("points_doubled", f"{where}: {place}: unexpected {sorted(more)[:3]}", len(more))
+            note("points_doubled", f"{where}: {place}", twice)
         values = {(name, step): value for name, value, step, _ in points}
         if {(name, point.step): point.value for name, point in history} != values:
             note("states_disagreeing", f"{where}: a value in MLflow is not the journal's")
@@ -339,7 +354,7 @@ class Chaos:
                 "states_disagreeing", f"{where}: Optuna has {trial.intermediate_values}, the journal {curve}"
             )
         outcome = trial.user_attrs.get("outcome")
-        in_tune = self.optuna(study).user_attrs.get("tune", {})  # of the trials that the last driver ran
+        in_tune = self.optuna(study).user_attrs.get("tune", {})  # only trials that the last driver ran
         states = (trial.state.name, run.info.status, in_tune.get(str(trial.number), STATES["finished"][2]))
         if run.data.tags.get("outcome") != outcome or states != STATES.get(outcome):
             note(
@@ -348,16 +363,16 @@ class Chaos:
             )
 
     def finish(self) -> None:
-        """Counts what is left of all the processes, two minutes after the end."""
+        """Kills the server, and counts the processes that are left two minutes later."""
         self.server.kill()
         with contextlib.suppress(AssertionError):
             wait_for(lambda: not list(self.processes()), LEFT_AFTER_S)
         left = list(self.processes())
-        self.counters.note("processes_left", str(left), len(left)) if left else None
+        self.counters.note("processes_left", str(left), len(left))
 
 
 def shows(comm: Path, phase: str) -> bool:
-    """Whether a thread is in a phase now."""
+    """Whether the thread of a `comm` file is in a phase now."""
     try:
         return comm.read_text().strip() == phase
     except OSError:
@@ -365,7 +380,7 @@ def shows(comm: Path, phase: str) -> bool:
 
 
 def deal(generator: random.Random, kills: int) -> list[tuple[str, str]]:
-    """So many pairs of victim and phase, every pair as often as any other, in random order."""
+    """`kills` pairs (victim, phase) in random order, each pair about equally often."""
     cards: list[tuple[str, str]] = []
     while len(cards) < kills:
         deck = list(itertools.product(VICTIMS, PHASES))
@@ -378,8 +393,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=20, help="number of kills")
+    parser.add_argument("--seed", type=int, default=0, help="determines their moments and order")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         chaos = Chaos(Path(folder), arguments.seed)

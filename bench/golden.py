@@ -35,7 +35,7 @@ sys.path.insert(0, str(ROOT))
 from bench.record import record  # noqa: E402
 from bench.revisions import CommandLine, checked_out, clean_up_when_terminated  # noqa: E402
 
-# What is not compared: patterns of a value's whole name. A name begins with the value's kind.
+# Values that are not compared: patterns of a value's whole name. A name begins with the value's kind.
 LEFT_OUT = {
     "times": r"(journal|mlflow) .* time_ms|mlflow .* (start|end)_time"
     r"|optuna .* (datetime_(start|complete)|attr times \d+|attr spent (wall|gpu)_s)",
@@ -128,7 +128,7 @@ EXPERIMENTS = {
     "soft": (DIGITS, STUDENT, SOFT),
     "study": (DIGITS, STUDENT, HARD, SEARCH),
 }
-KILLED_TRIAL = 3  # ASHA lets it go on at epoch 2, and so cannot end it before the kill
+KILLED_TRIAL = 3  # ASHA does not stop it at epoch 2, so it still runs when it is killed
 IMAGES = 20
 
 
@@ -182,7 +182,7 @@ def is_left_out(name: str) -> bool:
 
 
 def run_set(command_line: CommandLine, work: Path) -> Values:
-    """Runs the fixed set, and returns what it prints of evaluations and predictions."""
+    """Runs the fixed set, and returns the numbers that its evaluation and prediction print."""
     run = command_line.run
     for name, parts in EXPERIMENTS.items():
         (work / f"{name}.yaml").write_text(json.dumps({"name": name} | merged(*parts)))
@@ -278,7 +278,7 @@ def optuna_values(results: Path) -> Iterator[tuple[str, object]]:
 def mlflow_values(results: Path) -> Iterator[tuple[str, object]]:
     """Every run of MLflow: name, status, params, tags, and each metric at each step.
 
-    A run is known by its name, since its id is another one each time; so is its parent.
+    Runs and their parents are named by run name, since each execution creates new ids.
     """
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     import mlflow
@@ -303,7 +303,7 @@ def mlflow_values(results: Path) -> Iterator[tuple[str, object]]:
 
 
 def flattened(prefix: str, value: object) -> Iterator[tuple[str, object]]:
-    """The leaves of nested mappings and lists, with their way there as the name."""
+    """The leaves of nested mappings and lists; a leaf's name is its path."""
     if isinstance(value, dict | list):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, inner in items:
@@ -313,7 +313,7 @@ def flattened(prefix: str, value: object) -> Iterator[tuple[str, object]]:
 
 
 def named(pairs: Iterable[tuple[str, object]]) -> Values:
-    """Values by name, as the shortest text that gives the same value again. A repeated name gets a number."""
+    """The `repr` of each value by name: equal texts are equal values. A repeated name gets a number."""
     found: Values = {}
     seen: collections.Counter = collections.Counter()
     for name, value in pairs:

@@ -1,35 +1,46 @@
-"""Samples at the speed of the decoder: our stream, through Ray Data to torch batches, beside the loaders that people use.
+"""Compares our stream, from JPEG bytes through Ray Data to torch batches, with other loaders.
 
-All from the very same JPEG bytes, of short side 256 (`prepared`) or as they came (`original`), by as many processes as this machine has
-cores, besides the one that takes the batches. Each contender runs in processes of its own, one after the other, all of them
-once in every round; its quickest round counts, and the CPU time and memory of that one.
+All contenders read the same JPEG bytes, either of short side 256 (`prepared`) or as they came (`original`).
+Each may use as many processes as this machine has CPU cores, plus the one that takes the batches. Contenders
+run one after the other, each once in every round, in processes of its own. The fastest round of a contender
+counts, with the CPU time and memory of that round.
 
-- ours_3views, ours_1view: crop and flip in the stream; photometric work is left to the device, so the same column stands beside
-  timm's full transform (where that is work we leave to the device) and beside crop and flip only (where it is equal work).
-- timm_full: timm's loader with DeiT's transform, of which erasing and normalisation are left to the device; timm_crop: without
-  RandAugment. The others crop and flip only. bench/ingest_peers.py has them, bench/peers.txt installs them; those missing are left out.
-- raw_decode: cv2.imdecode at full size and nothing else.
+- ours_3views, ours_1view: crop and flip in the stream. Photometric work is left to the device, so compared
+  with timm_full the stream does less work, and compared with timm_crop it does equal work.
+- timm_full: timm's loader with DeiT's transform; erasing and normalisation are left to the device.
+- timm_crop: the same without RandAugment. The other peers also crop and flip only. The peers are in
+  bench/ingest_peers.py; bench/peers.txt installs their packages; missing ones are left out.
+- bare_3views, bare_1view: the function of the stream's tasks, without Ray.
+- raw_decode: cv2.imdecode at full size, and nothing else.
 
-Figures, and what each shall reach:
+Figures, with the least value that each must reach, or the largest that it may have ("at most"):
 
-    prepared_3views_vs_timm        4.5   ours_3views over timm_full, photometric work left to the device on our side alone
-    prepared_3views_vs_timm_crop   2.5   over timm_crop: equal work
-    original_1view_vs_timm_crop    1.4   the same from original JPEGs, one view
-    vs_best_peer                   1.2   ours_3views over the fastest of the other peers that crop and flip only
-    ray_cpu_ratio                  1.3   at most: CPU time a sample through Ray (tasks, raylet, store, consumer) over that of the bare
-                                         function, on the same tasks in as many processes
-    share_of_decode                0.75  the bare function, prepared, 1 view, of cv2.imdecode at full size; by CPU time, in turns
-    startup_s                      2.5   at most: from a worker's first request to its first batch, as the first run of a fresh Ray;
-                                         startup_warm_s is that of later runs
-    startup_growth                 1.1   at most: a later run with 300 epochs of ImageNet's manifest over one with 1 epoch; medians
-    window_share                   0.99  throughput over many windows over that inside one that is a run of its own (median of runs
-                                         before and after), at the default length, with tasks of 64 tiny images; gap_max is
-                                         the longest wait at a border over the median wait
-    two_trials_share               0.90  two trials at once, each with half of the CPUs, together, over one alone with all
+    prepared_3views_vs_timm        4.5   ours_3views / timm_full in samples per second
+    prepared_3views_vs_timm_crop   2.5   ours_3views / timm_crop
+    original_1view_vs_timm_crop    1.4   ours_1view / timm_crop, both from original JPEGs
+    vs_best_peer                   1.2   ours_3views / the fastest peer that crops and flips only, timm_crop
+                                         excepted
+    ray_cpu_ratio                  1.3   at most: CPU time per sample through Ray (tasks, raylet, store,
+                                         consumer) / CPU time per sample of the bare function, on the same
+                                         tasks in as many processes
+    share_of_decode                0.75  CPU time of cv2.imdecode at full size / CPU time of the bare
+                                         function with 1 view, on prepared images, measured in turns
+    startup_s                      2.5   at most: seconds from a worker's first request to its first batch,
+                                         in the first run of a fresh Ray; startup_warm_s is that of later
+                                         runs
+    startup_growth                 1.1   at most: startup of a run of 300 epochs of ImageNet / startup of a
+                                         run of 1 epoch; medians of later runs
+    window_share                   0.99  throughput over many windows of the default length / throughput
+                                         inside one window that is a run of its own (median of runs before
+                                         and after), with tasks of 64 tiny images; gap_max is the longest
+                                         wait at a border between windows / the median wait
+    two_trials_share               0.90  throughput of two trials at the same time, each with half of the
+                                         CPUs / throughput of one trial with all CPUs
 
     python bench/ingest.py [--images FOLDER] [--only FIGURE] [--rounds N] [--windows N]
 
-Without --images it makes its own, from scikit-image's photographs. About 15 minutes on 2 CPU cores, most of it the contenders'.
+Without --images it makes images from scikit-image's photographs. It takes about 15 minutes on 2 CPU cores,
+most of them for the contenders.
 """
 
 import argparse
@@ -61,28 +72,35 @@ from deit_ray.data.prepare import prepare
 from deit_ray.data.shards import ROW_GROUP
 
 CORES = len(os.sched_getaffinity(0))
-WARM_S, MEASURE_S = 3.0, 8.0  # of peers
-PAIRS = 3  # of runs for startup_growth and around window_share's, and fresh Rays for startup_s
+WARM_S, MEASURE_S = 3.0, 8.0  # for peers
+PAIRS = 3  # pairs of runs for startup_growth and window_share, and number of fresh Rays for startup_s
 IMAGENET_EPOCHS = 300
 TINY = 32  # pixels
 
-TARGETS = {
-    "prepared_3views_vs_timm": 4.5, "prepared_3views_vs_timm_crop": 2.5, "original_1view_vs_timm_crop": 1.4, "vs_best_peer": 1.2,
-    "ray_cpu_ratio": -1.3, "share_of_decode": 0.75, "startup_s": -2.5, "startup_growth": -1.1, "window_share": 0.99,
+TARGETS = {  # negative: at most
+    "prepared_3views_vs_timm": 4.5,
+    "prepared_3views_vs_timm_crop": 2.5,
+    "original_1view_vs_timm_crop": 1.4,
+    "vs_best_peer": 1.2,
+    "ray_cpu_ratio": -1.3,
+    "share_of_decode": 0.75,
+    "startup_s": -2.5,
+    "startup_growth": -1.1,
+    "window_share": 0.99,
     "two_trials_share": 0.9,
-}  # fmt: skip # negative: at most
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=Path, help="folder of JPEGs, or of class folders of them")
-    parser.add_argument("--only", action="append", choices=sorted([*TARGETS, "table"]), help="these alone")
+    parser.add_argument("--only", action="append", choices=sorted([*TARGETS, "table"]), help="only these")
     parser.add_argument(
-        "--rounds", type=int, default=1, help="of all contenders; the quickest of each counts"
+        "--rounds", type=int, default=1, help="how often each contender runs; its fastest run counts"
     )
-    parser.add_argument("--samples", type=int, default=60_000, help="of ours, to be measured at least")
-    parser.add_argument("--windows", type=int, default=30, help="for window_share")
-    parser.add_argument("--cache", type=Path, help="keeps what is made of the images there")
+    parser.add_argument("--samples", type=int, default=60_000, help="least number of samples of ours")
+    parser.add_argument("--windows", type=int, default=30, help="number of windows for window_share")
+    parser.add_argument("--cache", type=Path, help="folder in which to keep the prepared images")
     parser.add_argument("--contender", nargs=2, metavar=("NAME", "FORM"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contender:
@@ -108,9 +126,8 @@ def main() -> None:
     for name, target in TARGETS.items():
         if name in figures:
             holds = figures[name] <= -target if target < 0 else figures[name] >= target
-            print(
-                f"{name:30} {figures[name]:8.3f}  {'at most' if target < 0 else 'at least'} {abs(target)}{'' if holds else '  MISSED'}"
-            )
+            bound = f"{'at most' if target < 0 else 'at least'} {abs(target)}"
+            print(f"{name:30} {figures[name]:8.3f}  {bound}{'' if holds else '  MISSED'}")
     record(
         "ingest",
         {name: round(value, 5) if isinstance(value, float) else value for name, value in figures.items()},
@@ -121,7 +138,7 @@ def main() -> None:
 
 
 def compare(cache: Path, wanted: set[str], rounds: int, samples: int) -> dict:
-    """Runs the contenders that the wanted figures need, prints the table, and works the figures out."""
+    """Runs the contenders that the wanted figures need, prints the table, and computes the figures."""
     needs = {
         "prepared_3views_vs_timm": [("ours_3views", "prepared"), ("timm_full", "prepared")],
         "prepared_3views_vs_timm_crop": [("ours_3views", "prepared"), ("timm_crop", "prepared")],
@@ -157,7 +174,9 @@ def compare(cache: Path, wanted: set[str], rounds: int, samples: int) -> dict:
     ratios = {
         "prepared_3views_vs_timm": lambda: speed(found, "ours_3views") / speed(found, "timm_full"),
         "prepared_3views_vs_timm_crop": lambda: speed(found, "ours_3views") / speed(found, "timm_crop"),
-        "original_1view_vs_timm_crop": lambda: speed(found, "ours_1view", "original") / speed(found, "timm_crop", "original"),
+        "original_1view_vs_timm_crop": lambda: (
+            speed(found, "ours_1view", "original") / speed(found, "timm_crop", "original")
+        ),
         "vs_best_peer": lambda: speed(found, "ours_3views") / speed(found, best_peer(found)),
         "ray_cpu_ratio": lambda: cpu(found, "ours_3views") / cpu(found, "bare_3views"),
         "share_of_decode": lambda: found["bare_1view", "prepared"]["share_of_decode"],
@@ -179,12 +198,15 @@ def cpu(found: dict, name: str) -> float:
 
 
 def best_peer(found: dict) -> str:
-    return max((name for name, form in found if form == "prepared" and name in peers.CROP_ONLY and name != "timm_crop"),
-               key=lambda name: speed(found, name))  # fmt: skip
+    others = peers.CROP_ONLY.keys() - {"timm_crop"}
+    return max(
+        (name for name, form in found if form == "prepared" and name in others),
+        key=lambda name: speed(found, name),
+    )
 
 
 def show(found: dict) -> None:
-    """The table."""
+    """Prints a table of all contenders."""
     if not found:
         return
 
@@ -195,8 +217,8 @@ def show(found: dict) -> None:
             else f"{'':11}"
         )
 
-    print(f"\n{'':16} {'form':9} {'samples/s':>10} {'x timm full':>11} {'x timm crop':>11} {'of decode':>11} {'peak MB':>8} "
-          f"{'CPU ms/sample':>13} {'seconds':>8}")  # fmt: skip
+    print(f"\n{'':16} {'form':9} {'samples/s':>10} {'x timm full':>11} {'x timm crop':>11} {'of decode':>11} "
+          f"{'peak MB':>8} {'CPU ms/sample':>13} {'seconds':>8}")  # fmt: skip
     for (name, form), result in sorted(
         found.items(), key=lambda item: (item[0][1], -item[1]["samples_per_s"])
     ):
@@ -207,7 +229,7 @@ def show(found: dict) -> None:
 
 
 def start(name: str, form: str, cache: Path, samples: int) -> dict:
-    """Runs a contender in a process of its own."""
+    """Runs a contender in a process of its own; returns its figures and peak memory."""
     command = [
         sys.executable,
         __file__,
@@ -221,9 +243,8 @@ def start(name: str, form: str, cache: Path, samples: int) -> dict:
     ]
     with (
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
-        PeakMemory(
-            process.pid, every_s=1.0
-        ) as memory,  # from here, that it may not count as the contender's CPU time
+        # measured in this process, so that it does not count as the contender's CPU time
+        PeakMemory(process.pid, every_s=1.0) as memory,
     ):
         output, errors = process.communicate()
     if process.returncode:
@@ -232,7 +253,7 @@ def start(name: str, form: str, cache: Path, samples: int) -> dict:
 
 
 def contend(name: str, form: str, cache: Path, samples: int) -> dict:
-    """What a contender takes."""
+    """Runs a contender in this process; returns its samples/s, CPU seconds per sample, and seconds."""
     views = 3 if name.endswith("_3views") else 1
     if name.startswith("ours_"):
         with local_ray(CORES):
@@ -246,13 +267,11 @@ def contend(name: str, form: str, cache: Path, samples: int) -> dict:
 
 
 def take(batches: Iterator) -> dict:
-    """Takes batches as fast as they come, for some seconds, after some others."""
+    """Takes batches as fast as they come: WARM_S seconds unmeasured, then MEASURE_S seconds."""
     begin = time.perf_counter()
-    while (
-        time.perf_counter() - begin < WARM_S
-    ):  # the first batch, which may compile or start processes, and more
+    while time.perf_counter() - begin < WARM_S:  # the first batch may compile or start processes
         next(batches)
-    for _ in range(CORES * peers.READ_AHEAD):  # what has been made while nobody asked
+    for _ in range(CORES * peers.READ_AHEAD):  # batches that were made ahead
         next(batches)
     begin, cpu_before, samples = time.perf_counter(), cpu_seconds(), 0
     while (seconds := time.perf_counter() - begin) < MEASURE_S:
@@ -266,7 +285,7 @@ def take(batches: Iterator) -> dict:
 
 
 def bare(way: Way) -> dict:
-    """The stream's function without Ray: the tasks that the stream is measured by, in as many processes at once."""
+    """Runs the stream's tasks without Ray, in as many processes as the stream has."""
     with multiprocessing.get_context("spawn").Pool(CORES) as pool:
         found = np.array(pool.starmap(bare_tasks, [(way, number) for number in range(CORES)], chunksize=1))
     samples, cpu_s, seconds, images, decode_s = found.sum(axis=0).tolist()
@@ -279,10 +298,10 @@ def bare(way: Way) -> dict:
 
 
 def bare_tasks(way: Way, number: int) -> list[float]:
-    """Every CORES-th task from this one on, each in turns with what decodes its images and no more.
+    """Runs every CORES-th task from number `number` on; after each task, decodes its images only.
 
     Returns:
-        [samples, CPU seconds, seconds, images, CPU seconds of decoding them], without the first task's.
+        [samples, CPU seconds, seconds, images, CPU seconds of decoding the images], without the first task.
     """
     worklist, recipe = way.worklist(), way.recipe()
     stored = pq.read_table(f"{way.data}/train-00000.parquet", columns=["image"])["image"]
@@ -302,20 +321,20 @@ def bare_tasks(way: Way, number: int) -> list[float]:
 
 
 def decode(jpegs: list[np.ndarray]) -> None:
-    """At full size, and keeps nothing: memory that is held makes fresh memory necessary, which costs time."""
+    """Decodes at full size, and keeps no image: kept images would need fresh memory, which takes time."""
     for jpeg in jpegs:
         cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB)
 
 
 def spent(run: Callable) -> tuple[float, float]:
-    """(CPU seconds, seconds) of this process."""
+    """Runs a function; returns the CPU seconds of this process, and the seconds, that it took."""
     begin, cpu_before = time.perf_counter(), time.process_time()
     run()
     return time.process_time() - cpu_before, time.perf_counter() - begin
 
 
 def raw_decode(folder: Path) -> dict:
-    """Full decodes by as many processes at once."""
+    """Decodes at full size in CORES processes at the same time."""
     with multiprocessing.get_context("spawn").Pool(CORES) as pool:
         found = pool.map(decode_for_a_while, [str(folder)] * CORES, chunksize=1)
     images, cpu_s, seconds = (sum(values) for values in zip(*found, strict=True))
@@ -327,7 +346,7 @@ def raw_decode(folder: Path) -> dict:
 
 
 def decode_for_a_while(folder: str) -> tuple[int, float, float]:
-    """(images, CPU seconds, seconds) of cv2.imdecode alone."""
+    """Runs cv2.imdecode for MEASURE_S seconds; returns (images, CPU seconds, seconds)."""
     cv2.setNumThreads(1)
     jpegs = [np.frombuffer(path.read_bytes(), np.uint8) for path in sorted(Path(folder).iterdir())]
     images, begin, cpu_before = 0, time.perf_counter(), time.process_time()
@@ -341,7 +360,7 @@ def decode_for_a_while(folder: str) -> tuple[int, float, float]:
 
 
 def startups(cache: Path) -> dict:
-    """How long the first batch takes: on a Ray that has no warm processes, and with ImageNet's list for 1 and for 300 epochs."""
+    """Measures the time to the first batch: on a fresh Ray, then for 1 and for 300 epochs of ImageNet."""
     short = Way(str(shards_of(cache, "prepared")), CORES, first_only=True)
     long = Way(str(shards_of(cache, "prepared")), CORES, epochs=IMAGENET_EPOCHS, first_only=True)
 
@@ -352,8 +371,9 @@ def startups(cache: Path) -> dict:
     cold, *warm_s = first_batches(short, *(short, long) * PAIRS)
     cold_s = [cold, *(first_batches(short)[0] for _ in range(PAIRS - 1))]
     cold, one, many = (statistics.median(times_s) for times_s in (cold_s, warm_s[::2], warm_s[1::2]))
-    print(f"first batch: cold {' '.join(f'{s:.2f}' for s in cold_s)} s, warm, with 1 and {IMAGENET_EPOCHS} epochs in turns, "
-          f"{' '.join(f'{s:.2f}' for s in warm_s)} s", flush=True)  # fmt: skip
+    print(f"first batch: cold {' '.join(f'{s:.2f}' for s in cold_s)} s; "
+          f"warm, with 1 and {IMAGENET_EPOCHS} epochs in turns, {' '.join(f'{s:.2f}' for s in warm_s)} s",
+          flush=True)  # fmt: skip
     return {
         "startup_s": cold,
         "startup_warm_s": one,
@@ -363,7 +383,7 @@ def startups(cache: Path) -> dict:
 
 
 def windows(cache: Path, count: int) -> dict:
-    """Windows of the default length, of tasks so small that their borders show most: an epoch of 64 tiny images is one."""
+    """Compares many windows with one. A task is an epoch of 64 tiny images, so that borders show most."""
     tiny = cache / "tiny"
     if not tiny.exists():
         folder = cache / "tiny-source"
@@ -376,20 +396,20 @@ def windows(cache: Path, count: int) -> dict:
         prepare(str(folder), str(tiny))
         shutil.rmtree(folder)
     way = Way(str(tiny), CORES, views=1, size=TINY, batch=ROW_GROUP, images=ROW_GROUP, epochs=1, samples=0)
-    length = way.worklist().window  # tasks; each an epoch, and a step
+    length = way.worklist().window  # tasks; each is an epoch of one step
     one, many = (Way(**{**vars(way), "epochs": n * length}) for n in (1, count))
     with local_ray(CORES):
-        alone = [
-            np.diff(measure([one])[0]["times"])[length // 10 :].mean() for _ in range(PAIRS)
-        ]  # without its start
+        # without the start of the run
+        alone = [np.diff(measure([one])[0]["times"])[length // 10 :].mean() for _ in range(PAIRS)]
         (found,) = measure([many])
         alone += [np.diff(measure([one])[0]["times"])[length // 10 :].mean() for _ in range(PAIRS)]
     times = np.array(found["times"])
-    waits, step = np.diff(times), np.arange(2, len(times) + 1)  # of the steps from the third on
+    waits, step = np.diff(times), np.arange(2, len(times) + 1)  # before the third step and later ones
     border = step % length == 0
-    share = np.median(alone) / waits[step >= length].mean()  # nor is the start of the first of many in it
+    share = np.median(alone) / waits[step >= length].mean()  # without the first window
     memory = np.array(found["memory_bytes"])
-    print(f"{count} windows of {length} tasks in {found['seconds']:.0f} s; waits at borders: {np.sort(waits[border])[-5:].round(3)} s, "
+    print(f"{count} windows of {length} tasks in {found['seconds']:.0f} s; "
+          f"longest waits at borders: {np.sort(waits[border])[-5:].round(3)} s, "
           f"median wait {np.median(waits) * 1000:.1f} ms", flush=True)  # fmt: skip
     return {
         "windows": count,
@@ -402,12 +422,12 @@ def windows(cache: Path, count: int) -> dict:
 
 
 def two_trials(cache: Path, samples: int) -> dict:
-    """Samples/s of two trials at once, over one alone, with the same CPUs for their streams."""
+    """Compares the samples/s of two trials at the same time with one trial that has the CPUs of both."""
     shards, half = str(shards_of(cache, "prepared")), max(1, CORES // 2)
     with local_ray(2 * half, consumers=2):
         (alone,) = measure([Way(shards, 2 * half, samples=samples)])
         pair = measure([Way(shards, half, samples=samples)] * 2)
-    # while both take batches
+    # counts only the time in which both take batches
     begin, end = max(found["begin"] for found in pair), min(found["times"][-1] for found in pair)
     batches = sum(sum(begin < t <= end for t in found["times"]) for found in pair)
     together = batches * Way(shards, half).batch / (end - begin)

@@ -1,4 +1,7 @@
-"""The images of bench/ingest.py: given or made, prepared in both forms, and laid out as files of the same bytes for the peers."""
+"""The images of bench/ingest.py: given or made, prepared in both forms, and written as files for the peers.
+
+The files have the same JPEG bytes as the prepared shards.
+"""
 
 import json
 from collections.abc import Iterator
@@ -12,11 +15,19 @@ from deit_ray.data.prepare import SHORT_SIDE, prepare
 
 SHORT_SIDES = {"prepared": SHORT_SIDE, "original": 0}
 MADE, MADE_BYTES = 1000, (80_000, 120_000)
-COPIES = 8  # that a peer's listing holds of each image, so that an epoch lasts longer than its start
+COPIES = 8  # of each image in a peer's folder, so that an epoch takes longer than the start of an epoch
 
 
 def lay_out(images: Path | None, cache: Path) -> dict:
-    """Prepares the images in both forms, and lays the bytes of the shards out as files for the peers."""
+    """Prepares the images in both forms, and writes the JPEG bytes of the shards to files for the peers.
+
+    Args:
+        images: a folder with JPEGs at any depth; None to make images.
+        cache: folder for the results; images that it holds already are used.
+
+    Returns:
+        The number of images, their mean size in bytes, and whether they were made.
+    """
     where = cache / "images.json"
     if where.exists():
         return json.loads(where.read_text())
@@ -63,7 +74,7 @@ def shards_of(cache: Path, form: str) -> Path:
 
 
 def make_images() -> Iterator[bytes]:
-    """JPEGs of 500x375 with 4:2:0 chroma and 80 to 120 KB: parts of photographs, with as much noise as that takes."""
+    """Makes JPEGs of 500x375 pixels with 4:2:0 chroma, and with noise until they have 80 to 120 KB."""
     from skimage import data
 
     pictures, rng = [data.astronaut(), data.chelsea(), data.coffee(), data.rocket()], np.random.default_rng(0)

@@ -1,7 +1,8 @@
-"""Our side of bench/ingest.py: the stream as a training run has it, through Ray Train's controller to a worker that only takes batches.
+"""Our side of bench/ingest.py: the stream of a training run, with a worker that only takes batches.
 
-A run is what `launch.run_trial` starts for any trial: an actor with Train's controller, a worker, the stream's tasks and
-Ray's daemons; only the worker's loop is replaced. Its batches become tensors as they do before an optimizer step.
+A run is started by `launch.run_trial`, as every trial: an actor with Ray Train's controller, a worker, the
+stream's tasks and Ray's daemons. Only the worker's loop is replaced. Batches become tensors in the same way
+as before an optimizer step.
 """
 
 import dataclasses
@@ -35,12 +36,13 @@ class Way:
     """One run to measure.
 
     Attributes:
-        data: a prepared folder. Its shards are read again and again, as if they were the many of a large data set.
-        cpus: of the stream.
+        data: a prepared folder. Its shards are read many times, as if they were shards of a large data set.
+        cpus: number of the stream's CPUs.
         views, size, batch, epochs: as in an experiment.
-        images: in an epoch, about.
-        samples: to be measured at least, in whole rounds of tasks, one on each CPU, after one round that is not; 0 takes all there are.
-        first_only: ends with the first batch.
+        images: number of images of an epoch, about.
+        samples: least number of samples to measure. Whole rounds of tasks are measured, with one task on
+            each CPU, after a first round that is not measured. 0 measures all samples of the run.
+        first_only: whether the run ends with the first batch.
     """
 
     data: str
@@ -63,9 +65,15 @@ class Way:
         }
         train = {"batch_size": self.batch, "epochs": self.epochs, "device": "cpu"}
         return Experiment.model_validate(
-            {"name": "ingest", "data": data, "train": train, "distillation": {"kind": "none"},
-             "augment": {"place": "device"}, "optim": {"warmup_epochs": 0}}  # photometric work is the device's
-        )  # fmt: skip
+            {
+                "name": "ingest",
+                "data": data,
+                "train": train,
+                "distillation": {"kind": "none"},
+                "augment": {"place": "device"},  # so the stream does no photometric work
+                "optim": {"warmup_epochs": 0},
+            }
+        )
 
     def worklist(self) -> WorkList:
         experiment, manifest = self.experiment(), read_manifest(self.data)
@@ -73,7 +81,7 @@ class Way:
         return assemble.make_worklist(experiment, repeated(manifest, times), self.data, ())
 
     def rounds(self, worklist: WorkList) -> int:
-        """Of tasks, one on each CPU, that make the samples."""
+        """Number of rounds of tasks, one task on each CPU, that make `samples`."""
         return math.ceil(self.samples / (self.cpus * worklist.task_steps * self.batch))
 
     def recipe(self):
@@ -81,13 +89,13 @@ class Way:
 
 
 def repeated(manifest: Manifest, times: int) -> Manifest:
-    """A manifest that lists the training shards so many times; each time they are other images, with other ids."""
+    """A manifest that lists the training shards so many times; each repetition has its own image ids."""
     return dataclasses.replace(manifest, splits={"train": manifest.splits["train"] * times})
 
 
 @contextmanager
 def local_ray(cpus: int, consumers: int = 1) -> Iterator[None]:
-    """A Ray with so many CPUs for streams, and one for each consumer besides."""
+    """Runs a Ray with `cpus` CPUs for streams, and one more for each consumer."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         ray.init(
             num_cpus=cpus + consumers,
@@ -104,7 +112,7 @@ def local_ray(cpus: int, consumers: int = 1) -> Iterator[None]:
 
 
 def measure(ways: list[Way]) -> list[dict]:
-    """Runs these at the same time, on the Ray that is there. For each, what `consume` found."""
+    """Runs these at the same time on the connected Ray; returns the figures of each, see `Consume`."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         notes = [Path(folder) / f"{number}.json" for number in range(len(ways))]
         failures = []
@@ -128,7 +136,7 @@ def measure(ways: list[Way]) -> list[dict]:
 
 @dataclasses.dataclass(frozen=True)
 class MakeTrainer:
-    """What a trial's actor makes its trainer with: that of any run, but for the worker's loop."""
+    """Makes the trainer of a run whose workers run `Consume`; called in the trial's actor."""
 
     way: Way
     notes: str
@@ -143,7 +151,13 @@ class MakeTrainer:
 
 @dataclasses.dataclass(frozen=True)
 class Consume:
-    """A worker's loop that takes batches as fast as they come."""
+    """A worker's loop that takes batches as fast as they come, and writes its figures to a file.
+
+    Attributes:
+        way: the run.
+        notes: path of the file.
+        root: pid of the process whose descendants' CPU time and memory are measured.
+    """
 
     way: Way
     notes: str
@@ -165,7 +179,10 @@ class Consume:
         Path(self.notes).write_text(json.dumps(found))
 
     def take(self, way: Way, worklist: WorkList, batches: Iterator) -> dict:
-        """Samples per second and CPU seconds per sample, of whole rounds of tasks: within one, batches come unevenly."""
+        """Measures samples per second and CPU seconds per sample over whole rounds of tasks.
+
+        Within a round, batches do not come evenly.
+        """
         turn, rounds = way.cpus * worklist.task_steps, way.rounds(worklist)
         warm, wanted = (turn, rounds * turn) if rounds else (0, worklist.steps - 1)
         for _ in itertools.islice(batches, warm):
@@ -173,7 +190,7 @@ class Consume:
         begin, cpu, times, memory = time.time(), cpu_seconds(self.root), [], []
         for number, _ in zip(range(wanted), batches, strict=False):
             times.append(time.time())
-            if not rounds and number % 500 == 250:  # at no window's border
+            if not rounds and number % 500 == 250:  # not at a window's border
                 memory.append(memory_bytes(self.root))
         seconds, samples = times[-1] - begin, len(times) * way.batch
         return {

@@ -1,9 +1,11 @@
-"""The loaders that bench/ingest.py sets beside ours, each as its documentation sets it up, all from the very same JPEG bytes.
+"""The loaders that bench/ingest.py compares with ours, each set up as its documentation says.
 
-Each is a function of a `Place` that yields uint8 batches of crops [batch, 3, 224, 224] without end: random resized crop as in
-DeiT (scale 0.08 to 1, bicubic, antialiased; FFCV has area averaging only), flip, and no more but where its name says it. None
-is made to normalise: like ours they leave it to the device. None takes several views of a decoded image: no documentation does.
-A loader's own format (tar, beton, chunks) is written before the clock. Workers stay from one epoch to the next.
+Each is a function of a `Place` that yields uint8 batches of crops [batch, 3, 224, 224] without end, from the
+same JPEG bytes. It does the random resized crop of DeiT (scale 0.08 to 1, bicubic, antialiased; FFCV has only
+area averaging) and the flip; timm_full also does RandAugment. No loader normalises: like ours, they leave
+that to the device. No loader takes several views of a decoded image, since no documentation does. Loaders
+with a format of their own (tar, beton, chunks) write it before the clock starts. Workers stay from one epoch
+to the next.
 """
 
 import importlib.util
@@ -22,7 +24,12 @@ READ_AHEAD = 2  # batches of each worker, torch's default
 
 @dataclass(frozen=True)
 class Place:
-    """Where the images are: `folder`/images/CLASS/NAME.jpg; and how many processes (FFCV, SPDL: threads) a loader may have."""
+    """Where the images are, and how many workers a loader may have.
+
+    Attributes:
+        folder: has images/CLASS/NAME.jpg.
+        workers: number of processes, or of threads for FFCV and SPDL.
+    """
 
     folder: Path
     workers: int
@@ -34,8 +41,11 @@ class Place:
 
 
 def timm_full(place: Place) -> Iterator[torch.Tensor]:
-    """DeiT's training transform [main.py of the reference]. Of timm's prefetching loader only the inner one, which is the host's:
-    erasing and normalisation are left to the device."""
+    """DeiT's training transform [main.py of the reference], without erasing and normalisation.
+
+    timm's prefetching loader does these two on the device. Only its inner loader is used, which works on the
+    host.
+    """
     return timm_loader(place, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25, re_mode="pixel")
 
 
@@ -55,7 +65,7 @@ def timm_loader(place: Place, **augmentation) -> Iterator[torch.Tensor]:
 
 
 def torchvision_v2(place: Place) -> Iterator[torch.Tensor]:
-    """The transforms' guide: uint8 tensors, transforms.v2, a DataLoader."""
+    """The guide to torchvision's transforms: uint8 tensors, transforms.v2, a DataLoader."""
     from torchvision.datasets import ImageFolder
 
     dataset = ImageFolder(str(place.folder / "images"), transform_tensor(), loader=read_tensor)
@@ -88,12 +98,14 @@ def transform_pil():
 
 
 def torch_loader(dataset: Dataset, workers: int) -> DataLoader:
-    return DataLoader(dataset, BATCH, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True,
-                      prefetch_factor=READ_AHEAD)  # fmt: skip
+    return DataLoader(
+        dataset, BATCH, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True,
+        prefetch_factor=READ_AHEAD,
+    )  # fmt: skip
 
 
 def webdataset(place: Place) -> Iterator[torch.Tensor]:
-    """Its ImageNet example: resampled tars, a shuffle buffer, PIL, batches made in the workers."""
+    """WebDataset's ImageNet example: resampled tars, a shuffle buffer, PIL, batches made in the workers."""
     import webdataset as wds
 
     tars, files, transform = place.folder / "tars", place.files(), transform_pil()
@@ -118,7 +130,10 @@ def webdataset(place: Place) -> Iterator[torch.Tensor]:
 
 
 def ffcv(place: Place) -> Iterator[torch.Tensor]:
-    """Its ImageNet example, with jpg alone. The beton holds the bytes of the files, where FFCV would encode the pixels anew."""
+    """FFCV's ImageNet example, with JPEG images only.
+
+    The beton holds the bytes of the files; FFCV itself would encode the pixels again.
+    """
     from ffcv.fields import IntField, RGBImageField
     from ffcv.fields.basics import IntDecoder
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
@@ -139,13 +154,15 @@ def ffcv(place: Place) -> Iterator[torch.Tensor]:
         ToTensor(),
         ToTorchImage(),
     ]
-    loader = Loader(str(beton), batch_size=BATCH, num_workers=place.workers, order=OrderOption.RANDOM, os_cache=True, drop_last=True,
-                    pipelines={"image": image, "label": [IntDecoder(), ToTensor(), Squeeze()]})  # fmt: skip
+    loader = Loader(
+        str(beton), batch_size=BATCH, num_workers=place.workers, order=OrderOption.RANDOM, os_cache=True,
+        drop_last=True, pipelines={"image": image, "label": [IntDecoder(), ToTensor(), Squeeze()]},
+    )  # fmt: skip
     return endless(loader)
 
 
 def encode_as_it_is(destination, image: tuple, malloc) -> None:
-    """What FFCV's field writes for a JPEG."""
+    """Writes a JPEG as FFCV's image field does, without encoding it again."""
     import numpy as np
 
     jpeg, height, width = image
@@ -155,7 +172,7 @@ def encode_as_it_is(destination, image: tuple, malloc) -> None:
 
 
 class Files(Dataset):
-    """((JPEG bytes, height, width), label) of files."""
+    """A dataset of ((JPEG bytes, height, width), label), one for each file."""
 
     def __init__(self, files: list[tuple[str, int]]):
         self.files = files
@@ -172,7 +189,7 @@ class Files(Dataset):
 
 
 def spdl(place: Place) -> Iterator[torch.Tensor]:
-    """Its DataLoader with threads. Its own decoders need FFmpeg's libraries, which PyPI does not bring, so PIL decodes."""
+    """SPDL's DataLoader with threads. PIL decodes, since SPDL's decoders need FFmpeg, not found on PyPI."""
     from spdl.dataloader import DataLoader as SpdlLoader
 
     transform, paths = transform_pil(), [path for path, _ in place.files()]
@@ -195,7 +212,7 @@ def spdl(place: Place) -> Iterator[torch.Tensor]:
 
 
 class Shuffled:
-    """Items in another order each time."""
+    """Items, in another order at each iteration."""
 
     def __init__(self, items: list):
         self.items = items
@@ -205,7 +222,7 @@ class Shuffled:
 
 
 def litdata(place: Place) -> Iterator[torch.Tensor]:
-    """Its ImageNet example: `optimize` keeps the JPEG's bytes, the dataset gives a tensor, transforms.v2 crop it."""
+    """LitData's ImageNet example: `optimize` keeps JPEG bytes, the dataset decodes, transforms.v2 crops."""
     import litdata as ld
 
     chunks, files = place.folder / "litdata", place.files()
@@ -218,7 +235,7 @@ def litdata(place: Place) -> Iterator[torch.Tensor]:
 
 
 class CropImage:
-    """litdata's item -> uint8 [3, size, size]."""
+    """Turns an item of LitData into a crop, uint8 [3, SIZE, SIZE]."""
 
     def __init__(self):
         self.transform = transform_tensor()
@@ -234,7 +251,10 @@ def read_pil(item: tuple[str, int]) -> dict:
 
 
 def grain(place: Place) -> Iterator[torch.Tensor]:
-    """Its tutorial's MapDataset: shuffle, map, batch, then processes. It brings no decoder: PIL and torchvision."""
+    """The MapDataset of Grain's tutorial: shuffle, map, batch, then processes.
+
+    PIL and torchvision decode, since Grain has no decoder.
+    """
     import grain.python as pygrain
 
     dataset = (
@@ -249,7 +269,7 @@ def grain(place: Place) -> Iterator[torch.Tensor]:
 
 
 class LoadArray:
-    """(path, label) -> uint8 [3, size, size]."""
+    """Turns (path, label) into a crop, uint8 [3, SIZE, SIZE]."""
 
     def __init__(self):
         self.transform = transform_pil()
@@ -262,18 +282,23 @@ class LoadArray:
 
 
 def endless(loader) -> Iterator[torch.Tensor]:
-    """The images of a loader's batches, over its epochs."""
+    """The images of a loader's batches, epoch after epoch without end."""
     for _ in itertools.count():
         for batch in loader:
             yield batch[0] if isinstance(batch, list | tuple) else batch
 
 
 CROP_ONLY: dict[str, Callable[[Place], Iterator[torch.Tensor]]] = {
-    "timm_crop": timm_crop, "torchvision_v2": torchvision_v2, "webdataset": webdataset, "ffcv": ffcv, "spdl": spdl,
-    "litdata": litdata, "grain": grain,
-}  # fmt: skip
+    "timm_crop": timm_crop,
+    "torchvision_v2": torchvision_v2,
+    "webdataset": webdataset,
+    "ffcv": ffcv,
+    "spdl": spdl,
+    "litdata": litdata,
+    "grain": grain,
+}
 LOADERS = {"timm_full": timm_full} | CROP_ONLY
-PACKAGES = ("webdataset", "ffcv", "spdl", "litdata", "grain")  # those that need not be there
+PACKAGES = ("webdataset", "ffcv", "spdl", "litdata", "grain")  # may be missing
 
 
 def installed(name: str) -> bool:

@@ -1,11 +1,15 @@
-"""Makes an archive of the results that a revision leaves behind, for tests/test_old_results.py.
+"""Makes an archive of the results of a revision, for tests/test_old_results.py.
 
-The archive holds a results folder: a finished run (the teacher of the others); a finished study of three
-trials, two of them stopped early; a study of three trials whose driver was killed with the first trial
-finished and the second one running; a run of `train` that was killed half-way; and mlflow.db with mlruns, as
-the drivers left them, so that a test of `sync` finds runs of which MLflow has a part. The data set is not in
-the archive: `data prepare digits` makes it again. The experiments name data and results relative to the
-working folder: both can be moved.
+The archive holds a results folder with
+
+- a finished run, which is the teacher of the others;
+- a finished study of three trials, two of them stopped early;
+- a study of three trials whose driver was killed while the second trial ran, after the first had finished;
+- a run of `train` that was killed half-way;
+- mlflow.db and mlruns as the drivers left them: of some runs MLflow has only a part, which `sync` completes.
+
+The data set is not in the archive: `data prepare digits` makes it again. The experiments name data and
+results relative to the working folder, so both can be moved.
 
 The archive of version 0.1 was made, within 10 minutes on two slow and busy CPU cores, by:
 

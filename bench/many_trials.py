@@ -1,15 +1,17 @@
-"""What a trial costs the driver, and whether the thousandth costs more than the first.
+"""Measures the driver's CPU time for each trial, and whether the thousandth trial costs more than the first.
 
-A study of trials that do nothing, 64 at a time, under ASHA, run by the driver that runs every study (`driver.Driver`) on a real local
-Ray, with its database and a real MLflow on SQLite. Only what Tune runs for each trial is exchanged: it trains nothing, but journals,
-saves checkpoints and reports as a trial does. CPU time is that of the driver's process, all its threads together: Tune, Optuna,
-Ray's and the delivery to MLflow.
+The study has trials that do not train, 64 at a time, under ASHA. The same driver as for every study
+(`driver.Driver`) runs them on a real local Ray, with the study's database and a real MLflow on SQLite. Only
+the class that Tune runs for each trial is replaced: it writes a journal, saves checkpoints and reports, but
+trains nothing. CPU time is that of the driver's process with all threads: Tune, Optuna, Ray and the delivery
+to MLflow.
 
-The first hundred trials to end follow a start of 64 at once, and the last hundred are followed by no start. So both hundreds are taken
-where 64 run: the first hundred after the first 64 have ended, and the last one before the last 64 end.
+late_over_early compares two windows of 100 trials. In both, 64 trials run all the time: the early window
+begins when 64 trials have ended (before that, 64 start at once), and the late one ends when 64 trials are
+left (after that, none start).
 
-1,000 trials take about 25 minutes on 2 CPU cores, nearly all of it Ray starting a process for each. A shorter run compares fewer than
-a hundred (`window`), so that none is in both.
+1,000 trials take about 25 minutes on 2 CPU cores, since Ray starts a process for each. With fewer trials the
+windows are smaller (`window`), so that no trial is in both.
 
     python bench/many_trials.py [--trials N] [--concurrent N] [--sampler random|tpe]
 """
@@ -34,17 +36,20 @@ from deit_ray import storage  # noqa: E402
 from deit_ray.results.folders import JOURNAL, SNAPSHOT  # noqa: E402
 from deit_ray.results.journal import JournalWriter, checkpoint_name  # noqa: E402
 
-WINDOW = 100  # trials, at most
+WINDOW = 100  # trials at most
 EPOCHS, STEPS_PER_EPOCH, LOG_EVERY = 3, 20, 10
 TRAIN = ("train/loss", "train/loss_label", "train/loss_teacher", "train/lr")
-EVALUATION = ("val/loss", "val/top1", "val/top1_cls", "val/top1_dist", "val/top1_ema", "val/top5", "val/images", "epoch",
-              "perf/images_per_s", "perf/data_wait_frac", "perf/step_frac", "perf/evaluation_frac", "perf/checkpoint_frac",
-              "perf/other_frac", "perf/spilled_bytes", "data/bad_images", "data/bad_images_total", "cost/cpu_hours")  # fmt: skip
+EVALUATION = (
+    "val/loss", "val/top1", "val/top1_cls", "val/top1_dist", "val/top1_ema", "val/top5", "val/images",
+    "perf/images_per_s", "perf/data_wait_frac", "perf/step_frac", "perf/evaluation_frac",
+    "perf/checkpoint_frac", "perf/other_frac", "perf/spilled_bytes", "data/bad_images",
+    "data/bad_images_total", "cost/cpu_hours", "epoch",
+)  # fmt: skip
 MODEL_BYTES = 1 << 10
 
 
 class Idle(ray.tune.Trainable):
-    """Leaves behind and reports what a trial does, without training."""
+    """Writes and reports everything that a trial writes and reports, without training."""
 
     def setup(self, config: dict):
         self.folder, self.epoch, self.last, self.saved = config["folder"], 0, {}, []
@@ -68,7 +73,7 @@ class Idle(ray.tune.Trainable):
         return self.last
 
     def keep_checkpoint(self, step: int, top1: float) -> None:
-        """Saves a checkpoint, and Ray Train's list of those that are kept: the best and the latest."""
+        """Saves a checkpoint, and Ray Train's list of kept checkpoints: the best and the latest one."""
         name = checkpoint_name(step)
         for file in ("model.safetensors", "ema.safetensors"):
             storage.write_bytes(storage.join(self.folder, name, file), bytes(MODEL_BYTES))
@@ -86,7 +91,7 @@ class Idle(ray.tune.Trainable):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--trials", type=int, default=1000, help="number of trials")
     parser.add_argument("--concurrent", type=int, default=64, help="trials at a time")
     parser.add_argument("--sampler", choices=["random", "tpe"], default="random")
     arguments = parser.parse_args()
@@ -100,7 +105,7 @@ def main() -> None:
 
 
 def measure(folder: Path, trials: int, concurrent: int, sampler: str) -> dict[str, float]:
-    """Runs the study, checks that nothing of it is missing, and says what it cost."""
+    """Runs the study, checks that nothing is missing, and returns the figures."""
     from deit_ray.cluster import connect
     from deit_ray.data.shards import Manifest
     from deit_ray.study.driver import Driver
@@ -172,7 +177,11 @@ def make_experiment(folder: Path, trials: int, concurrent: int, sampler: str):
 
 
 def check(study, trials: int) -> None:
-    """Makes sure that every trial ended well, and that MLflow knows each of them as ended."""
+    """Checks that every trial has finished or was stopped early, and that MLflow shows it as ended.
+
+    Raises:
+        RuntimeError: a trial failed or is missing.
+    """
     from mlflow.tracking import MlflowClient
 
     from deit_ray.tracking.tracker import tracking_uri
@@ -190,13 +199,13 @@ def check(study, trials: int) -> None:
     }
     print(seen)
     if set(states) - {"COMPLETE", "PRUNED"} or len(states) != trials:
-        raise RuntimeError(f"not all of {trials} trials have ended well: {seen}")
+        raise RuntimeError(f"not all {trials} trials have finished or were stopped early: {seen}")
     if len(runs) != trials + 1 or "RUNNING" in statuses:
-        raise RuntimeError(f"MLflow does not know all of {trials} trials and their study: {seen}")
+        raise RuntimeError(f"MLflow does not show all {trials} trials and their study as ended: {seen}")
 
 
 def difference(begin: tuple[float, float], end: tuple[float, float]) -> tuple[float, float]:
-    """CPU and wall seconds between two moments."""
+    """CPU and wall seconds between two moments (CPU seconds, wall seconds)."""
     return end[0] - begin[0], end[1] - begin[1]
 
 

@@ -1,4 +1,4 @@
-"""What a process and all that it started take: memory and CPU time. From /proc, so Linux only."""
+"""Memory and CPU time of a process and all its descendants. Read from /proc, so Linux only."""
 
 import contextlib
 import os
@@ -7,11 +7,14 @@ from pathlib import Path
 
 
 class PeakMemory:
-    """The most memory that a process and all that it started, Ray's daemons too, held at once, while it is entered.
+    """Measures the peak memory of a process and all its descendants, Ray's daemons included, while entered.
 
     Args:
-        root: the process; by default this one.
-        every_s: between looks, each of which takes milliseconds a process.
+        root: pid of the process; by default this one.
+        every_s: seconds between measurements. A measurement takes milliseconds for each process.
+
+    Attributes:
+        peak: bytes; see `memory_bytes`.
     """
 
     def __init__(self, root: int | None = None, every_s: float = 0.1):
@@ -33,7 +36,7 @@ class PeakMemory:
 
 
 def memory_bytes(root: int | None = None) -> int:
-    """The proportional set size of a process, by default this one, and all its descendants."""
+    """The proportional set size of a process (by default this one) and all its descendants, in bytes."""
     total = 0
     for pid in family(root):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -45,20 +48,23 @@ def memory_bytes(root: int | None = None) -> int:
 
 
 def cpu_seconds(root: int | None = None) -> float:
-    """The CPU time, user and system, of a process, by default this one, and all its descendants, those that ended included."""
+    """The CPU seconds (user and system) of a process (by default this one) and all its descendants.
+
+    Descendants that have ended are included.
+    """
     ticks = 0
     for pid in family(root):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            ticks += sum(map(int, _stat(pid)[11:15]))  # utime, stime, and those of children that ended
+            ticks += sum(map(int, _stat(pid)[11:15]))  # utime, stime, and those of ended children
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def family(root: int | None = None) -> list[int]:
-    """A process, by default this one, and its descendants."""
+    """The pids of a process (by default this one) and its descendants."""
     root, parents = root or os.getpid(), {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
                 parents[int(folder.name)] = int(_stat(int(folder.name))[1])
     return [pid for pid in parents if root in _ancestors(pid, parents)]
 
@@ -72,5 +78,5 @@ def _ancestors(pid: int, parents: dict[int, int]) -> set[int]:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the state on, which is the third."""
+    """The fields of /proc/PID/stat, beginning with the third one, the state."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,15 +1,17 @@
-"""What `data prepare` costs beside the bare work on the pixels, and whether its memory grows with the data set.
+"""Compares `data prepare` with the bare work on the pixels, and measures whether its memory grows.
 
     python bench/prepare.py IMAGES
 
-IMAGES is a folder of JPEGs, or of class folders of them; they stand several times in the source, class folders, since the shuffle
-wants a data set that is larger than what it may hold. Prints
+IMAGES is a folder of JPEGs, or of class folders of JPEGs. The source that is prepared repeats them, since the
+data set must be larger than the shuffle's buffer. Prints
 
-- images_per_s: of a whole preparation over this machine's cores, from after Ray's start to the manifest;
-- bare_images_per_s: the same images decoded, resized and encoded with the same functions by as many processes, and nothing else;
-- share_of_bare: of the two, at least 0.8;
-- peak_growth: the peak memory (proportional set size of all processes, Ray's own included) for 100 shards over that for
-  10, at most 1.2; peak_growth_without_ray: the same without what Ray takes before anything is done.
+- images_per_s: a whole preparation on all cores of this machine, on a Ray that runs already;
+- bare_images_per_s: the same images only decoded, resized and encoded, by the same functions in as many
+  processes;
+- share_of_bare: images_per_s / bare_images_per_s, at least 0.8;
+- peak_growth: the peak memory (proportional set size of all processes, Ray's included) for 100 shards divided
+  by the peak memory for 10 shards, at most 1.2;
+- peak_growth_without_ray: the same after subtracting the memory of an idle Ray.
 """
 
 import argparse
@@ -30,17 +32,17 @@ from deit_ray.cluster import connect
 from deit_ray.data.crop import resize
 from deit_ray.data.prepare import QUALITY, SHORT_SIDE, prepare
 
-SHARD = 512  # images: small shards make 100 of them from some minutes' work
+SHARD = 512  # images: shards are small, so that 100 of them take only some minutes
 CLASSES = 10
-LOOK_S = 0.05  # for each shard, between looks at the memory, which take a core a tenth of a second
-WARM_UP = 64  # images: before the clock
+LOOK_S = 0.05  # seconds for each shard between measurements of memory, which take 0.1 s of a core each
+WARM_UP = 64  # images before the clock starts
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("images", type=Path)
     parser.add_argument(
-        "--shards", type=int, nargs=2, default=(10, 100), help="of the smaller and the larger data set"
+        "--shards", type=int, nargs=2, default=(10, 100), help="shards of the smaller and the larger data set"
     )
     arguments = parser.parse_args()
     paths = sorted(p for p in arguments.images.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
@@ -73,10 +75,10 @@ def main() -> None:
 
 
 def measure(paths: list[Path], shards: int, folder: Path) -> dict:
-    """Prepares that many shards over Ray."""
+    """Prepares so many shards over Ray; returns images, seconds, peak memory, and sizes in bytes."""
     place, out = folder / f"source-{shards}", folder / f"out-{shards}"
     count = link_images(place / "train", paths, shards * SHARD) + link_images(place / "test", paths, SHARD)
-    with PeakMemory(every_s=LOOK_S * shards) as memory:  # as often in both
+    with PeakMemory(every_s=LOOK_S * shards) as memory:  # equally often for both data sets
         begin = time.perf_counter()
         manifest = prepare(str(place), str(out), address="local", shard_images=SHARD).manifest
         seconds = time.perf_counter() - begin
@@ -92,7 +94,7 @@ def measure(paths: list[Path], shards: int, folder: Path) -> dict:
 
 
 def link_images(folder: Path, images: list[Path], count: int) -> int:
-    """Class folders of so many images, taken in turn."""
+    """Fills class folders with `count` links to the images, taken in turn; returns `count`."""
     for label in range(CLASSES):
         (folder / f"class-{label}").mkdir(parents=True)
     for i in range(count):
@@ -101,7 +103,7 @@ def link_images(folder: Path, images: list[Path], count: int) -> int:
 
 
 def bare(paths: list[Path], processes: int) -> float:
-    """Images/s of decode, resize and encode alone, summed over as many processes at once."""
+    """Images/s of decode, resize and encode alone, summed over processes that run at the same time."""
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         return sum(pool.map(_bare, [[str(path) for path in paths]] * processes, chunksize=1))
 

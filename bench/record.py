@@ -1,4 +1,4 @@
-"""Where measured claims are kept: each benchmark appends its figures to bench/results/, with what they were measured on."""
+"""Records measurements: each benchmark appends its figures and machine to a file in bench/results/."""
 
 import datetime
 import json
@@ -13,11 +13,13 @@ RESULTS = ROOT / "bench" / "results"
 
 
 def record(bench: str, figures: dict) -> None:
-    """Prints a benchmark's figures as one line of JSON, and appends them to bench/results/BENCH.jsonl with their circumstances.
+    """Prints a benchmark's figures as one line of JSON, and appends the line to bench/results/BENCH.jsonl.
+
+    The file also gets the command, machine, commit and date.
 
     Args:
         bench: the benchmark's name.
-        figures: numbers by name; a name ends in its unit.
+        figures: numbers by name; a name ends in the unit.
     """
     line = {"bench": bench, "figures": figures}
     print(json.dumps(line))
@@ -33,7 +35,7 @@ def record(bench: str, figures: dict) -> None:
 
 
 def _anywhere(argument: str) -> str:
-    """A path of this machine by its last part, which is all that says anything elsewhere."""
+    """The last part of an absolute path, since the rest means nothing on another machine."""
     return os.path.basename(argument.rstrip("/")) if os.path.isabs(argument) else argument
 
 

@@ -1,6 +1,6 @@
-"""Runs the command line of any revision of this code, and kills it when a run has its first checkpoint.
+"""Runs commands of any revision of this code, to the end or to a kill at a run's first checkpoint.
 
-Only the command line and the files of a results folder are used, so a revision may have its modules anywhere.
+Only the command line and the results folder are used, so the modules of a revision may be anywhere.
 """
 
 import contextlib
@@ -73,13 +73,13 @@ class CommandLine:
         return output
 
     def kill_at_checkpoint(self, run: str, *arguments: str) -> None:
-        """Starts a command, and kills it with all of its Ray as soon as a run has its first checkpoint.
+        """Starts a command, and kills it and its Ray as soon as a run has its first checkpoint.
 
         Args:
             run: the run's folder in the results, such as student-1 or study-1/trial-0001.
 
         Raises:
-            RuntimeError: the command ended before.
+            RuntimeError: the command ended before that, or took too long.
         """
         snapshot = self.folder / "results" / run / CHECKPOINTS
         with self._start(arguments) as process:
@@ -118,7 +118,7 @@ class CommandLine:
 
 
 def processes_of(session: int) -> list[int]:
-    """The processes of a session that still run, Ray's daemons included."""
+    """The pids of a session's running processes, Ray's daemons included."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

@@ -1,10 +1,12 @@
-"""What tracking costs a study, and what a server takes from many writers at once.
+"""Measures the time that tracking takes in a study, and the points that a server takes from many writers.
 
-- overhead: of digits_search.yaml, the time inside logging calls in the training loop (`JournalWriter.add` and `flushing`,
-  measured in the trials' own workers) plus the CPU time of the delivery thread, over the wall time. The CPU time
-  includes importing MLflow and opening its database, once, whatever the study's length: startup_cpu_s. Ray runs already.
-- writers: 100 runs whose journals grow at the same time, each delivered by a tracker of its own, to one MLflow server
-  with PostgreSQL behind it. Every run's history is read back from the server and compared with its journal.
+- overhead: runs digits_search.yaml on a Ray that runs already. overhead_share = (seconds inside logging calls
+  of the training loop + CPU seconds of the delivery thread) / wall seconds of the study. The logging calls
+  (`JournalWriter.add` and `flushing`) are measured in the trials' workers. The CPU seconds include
+  startup_cpu_s: importing MLflow and opening its database, once for each study of any length.
+- writers: the journals of 100 runs grow at the same time. Each has a tracker of its own, and all deliver to
+  one MLflow server with PostgreSQL behind it. Every run's history is read back from the server and compared
+  with the run's journal.
 
 The study takes about 4 minutes on 2 CPU cores, the writers 2.
 
@@ -33,7 +35,7 @@ from deit_ray.outcome import Outcome
 from deit_ray.results.journal import JournalWriter, Point, iterate_points
 from tests.support.servers import MlflowServer, Postgres
 
-PROCESSES, TRACKERS = 4, 25  # of each process
+PROCESSES, TRACKERS = 4, 25  # trackers of each process
 SEGMENTS, STEPS = 10, 20
 METRICS = ("train/loss", "train/loss_cls", "train/loss_dist", "train/lr", "val/top1")
 PAUSE_S = 0.5  # between the segments of a writer
@@ -43,9 +45,9 @@ QUIET = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", choices=["overhead", "writers"], help="only this one")
-    parser.add_argument("--trials", type=int, default=10, help="of the study")
-    parser.add_argument("--epochs", type=int, default=30, help="of each trial at most")
+    parser.add_argument("--part", choices=["overhead", "writers"], help="run this part only")
+    parser.add_argument("--trials", type=int, default=10, help="number of trials of the study")
+    parser.add_argument("--epochs", type=int, default=30, help="epochs of each trial at most")
     arguments = parser.parse_args()
     figures = {}
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
@@ -57,7 +59,7 @@ def main() -> None:
 
 
 def measure_overhead(folder: Path, trials: int, epochs: int) -> dict[str, float]:
-    """Runs the digits study as `deit-ray tune` does, and adds up what its tracking takes."""
+    """Runs the digits study as `deit-ray tune` does, and adds up the time that its tracking takes."""
     import ray
 
     import deit_ray
@@ -73,7 +75,7 @@ def measure_overhead(folder: Path, trials: int, epochs: int) -> dict[str, float]
 
     def timed_deliver(tracker):
         deliver(tracker)
-        delivery_cpu_s.append(time.thread_time())  # of this thread, which ends here
+        delivery_cpu_s.append(time.thread_time())  # of the delivery thread, which ends here
 
     def timed_connect(server):
         connect(server)
@@ -85,9 +87,8 @@ def measure_overhead(folder: Path, trials: int, epochs: int) -> dict[str, float]
     settings = [
         word for key, value in (where | {"train.epochs": 5}).items() for word in ("--set", f"{key}={value}")
     ]
-    subprocess.run(
-        train + settings, check=True, stdout=subprocess.DEVNULL
-    )  # in a process of its own, as by hand
+    # in a process of its own, as a person trains it
+    subprocess.run(train + settings, check=True, stdout=subprocess.DEVNULL)
     ray.init(
         num_cpus=2,
         include_dashboard=False,
@@ -114,7 +115,7 @@ def measure_overhead(folder: Path, trials: int, epochs: int) -> dict[str, float]
     workers = [json.loads(path.read_text()) for path in notes.iterdir()]
     logging_s, (delivery_s,) = sum(worker["inside_s"] for worker in workers), delivery_cpu_s
     if len(workers) < trials:
-        raise RuntimeError(f"{len(workers)} workers wrote down their logging, not {trials}")
+        raise RuntimeError(f"{len(workers)} workers noted the time of their logging, not {trials}")
     return {
         "overhead_share": (logging_s + delivery_s) / wall_s,
         "wall_s": wall_s,
@@ -127,7 +128,13 @@ def measure_overhead(folder: Path, trials: int, epochs: int) -> dict[str, float]
 
 
 class NotedLoop:
-    """Our worker's loop, which writes down the time inside its logging calls; a trial may be stopped after any flush."""
+    """The loop of each worker: trains, and writes the time inside its logging calls to a file.
+
+    It writes after each call, since a trial may be stopped after any of them.
+
+    Args:
+        notes: folder of the files.
+    """
 
     def __init__(self, notes: Path):
         self.notes = notes
@@ -151,7 +158,7 @@ class NotedLoop:
                 add(journal, *given)
 
         @contextlib.contextmanager
-        def timed_flushing(journal):  # what the checkpoint takes in between is not the journal's
+        def timed_flushing(journal):  # the checkpoint is saved in between; its time is not the journal's
             context = flushing(journal)
             with timed():
                 context.__enter__()
@@ -165,7 +172,7 @@ class NotedLoop:
 
 
 def measure_writers(folder: Path) -> dict[str, float]:
-    """100 journals grow at once and are delivered to one server."""
+    """Lets 100 journals grow and delivers them at the same time to one server."""
     with Postgres() as postgres, MlflowServer(folder / "mlflow", postgres.uri, workers=2) as server:
         context = multiprocessing.get_context("spawn")
         barrier, spans = context.Barrier(PROCESSES), context.Queue()
@@ -191,14 +198,14 @@ def measure_writers(folder: Path) -> dict[str, float]:
 
 
 def write_and_deliver(uri: str, folder: Path, process: int, barrier, spans) -> None:
-    """One driver's process: its journals grow, its trackers deliver."""
+    """A process with TRACKERS journals that grow, and a tracker for each that delivers it."""
     from mlflow.tracking import MlflowClient
 
     from deit_ray.tracking.delivery import quiet_mlflow
     from deit_ray.tracking.tracker import Tracker
 
     quiet_mlflow()
-    MlflowClient(uri).search_experiments()  # what it takes to import MLflow is not measured here
+    MlflowClient(uri).search_experiments()  # importing MLflow is not measured here
 
     folders = [str(folder / "writers" / f"{process}-{number}") for number in range(TRACKERS)]
     journals = [JournalWriter(f"{one}/journal") for one in folders]
@@ -217,7 +224,7 @@ def write_and_deliver(uri: str, folder: Path, process: int, barrier, spans) -> N
         time.sleep(PAUSE_S)
     for tracker, run, one in zip(trackers, runs, folders, strict=True):
         tracker.end_run(run, Outcome.finished(), one)
-        tracker.closing.set()  # all finish at once
+        tracker.closing.set()  # all trackers finish at the same time
     left = [run for tracker in trackers for run in tracker.finish(LIMIT_S, LIMIT_S)]
     spans.put((begin, time.time()))
     if left:
@@ -225,7 +232,7 @@ def write_and_deliver(uri: str, folder: Path, process: int, barrier, spans) -> N
 
 
 def compare(uri: str, folder: Path) -> tuple[int, int, int]:
-    """Points lost, doubled, and written: every journal beside the history that the server gives back."""
+    """Numbers of points lost, doubled and written, by comparing each journal with the server's history."""
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(uri)

@@ -1,15 +1,16 @@
-"""What tests share, and which tests run when.
+"""The fixtures that tests share, and the marks that decide when a test runs.
 
 Marks follow from the fixtures that a test uses; no test marks itself:
 
 - `server`: needs an MLflow, S3 or PostgreSQL server of the test session.
-- `cluster`: needs Ray, the one of the session (`ray_cluster`) or one of its own (`own_ray`).
-- `slow`: needs a Ray of its own, since it kills Ray, changes its environment, counts its processes or runs a command as
-  a person does; or sends a whole data set (`digits`) through Ray instead of the few hundred images of `tints`; or follows
-  the README from images of one's own to a study (`own_images`).
+- `cluster`: needs Ray, either the session's (`ray_cluster`) or one of its own (`own_ray`).
+- `slow`: needs a Ray of its own, since it kills Ray, changes its environment, counts its processes or runs a
+  command as a person does; or sends a whole data set (`digits`) through Ray instead of the few hundred images
+  of `tints`; or follows the README from a person's own images to a study (`own_images`).
 
-`make check` runs what has none of these marks, `make test` all but `slow`, `make test-all` everything. `make test` meets
-every promise of docs/reliability.md, and fails if a command of deit-ray was not called (`--every-command`).
+`make check` runs the tests without any of these marks, `make test` all tests but the slow ones, and
+`make test-all` every test. `make test` covers every promise of docs/reliability.md, and fails if no test has
+called some command of deit-ray (`--every-command`).
 """
 
 import shutil
@@ -31,7 +32,7 @@ EXPERIMENTS = ROOT / "experiments"
 SERVERS = {"server", "own_server", "s3_server"}
 RAYS = {"ray_cluster", "own_ray"}
 LONG = {"own_ray", "own_images"}
-# 400 training images, a tenth of them held out, are 5 steps of 72 an epoch
+# of 400 training images a tenth is held out: an epoch has 360 / 72 = 5 steps
 SMALL = {
     "train.batch_size": 72,
     "train.epochs": 2,
@@ -49,7 +50,7 @@ STUDY = {
     "search.trials": 3,
     "search.sampler": "random",
     "search.max_concurrent": 1,
-    # of two learning rates one learns nothing: by the seed, the second trial has it, and is stopped early
+    # nothing can be learnt at 1e-6; with this seed the second trial gets it, and is stopped early
     "search.space": SPACE | {"optim.lr": {"choice": [2e-3, 1e-6]}},
     "seed": 2,
 }
@@ -65,9 +66,9 @@ def pytest_addoption(parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items) -> None:
-    """Marks each test by the fixtures that it uses, before pytest looks at `-m`; puts first what needs the least.
+    """Marks each test by the fixtures that it uses, before pytest reads `-m`; sorts tests by their needs.
 
-    So tests without Ray run before the session's Ray is there, which every call in this process would use.
+    Tests without Ray come first: once the session's Ray has started, all calls in this process use it.
     """
     for item in items:
         used = set(item.fixturenames)
@@ -115,7 +116,7 @@ def tints(tmp_path_factory) -> str:
 
 @pytest.fixture
 def experiment(digits, tmp_path):
-    """Makes an experiment of the digits from a file in experiments/, with overrides, whose results go to a new folder."""
+    """Makes an experiment on the digits from a file in experiments/; results go to a new folder."""
 
     def make(name: str, overrides: dict | None = None):
         fixed = {"data.uri": digits, "results.uri": str(tmp_path / "results")}
@@ -126,13 +127,13 @@ def experiment(digits, tmp_path):
 
 @pytest.fixture(scope="session")
 def teacher_file(digits, tmp_path_factory) -> str:
-    """A model.safetensors of a convolutional teacher that knows the digits, trained by the training step without Ray."""
+    """A model.safetensors of a convolutional teacher for the digits, trained without Ray."""
     return _train_teacher({"data.uri": digits, "train.epochs": 8}, tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture(scope="session")
 def tints_teacher(tints, tmp_path_factory) -> str:
-    """The same for the tints."""
+    """A model.safetensors of a teacher for the tints."""
     keys = {
         "data.uri": tints,
         "train.batch_size": 40,
@@ -172,7 +173,7 @@ def search_file(experiment, teacher_file, tmp_path):
 
 @pytest.fixture(scope="session")
 def make_small(tints, tints_teacher, server):
-    """Makes an experiment of a few hundred images with results in a folder; the session's MLflow server tracks it."""
+    """Makes an experiment on the tints with results in a folder; the session's MLflow server tracks it."""
 
     def make(results: Path, keys: dict):
         fixed = {
@@ -188,13 +189,13 @@ def make_small(tints, tints_teacher, server):
 
 @pytest.fixture
 def small(make_small, tmp_path):
-    """Makes an experiment of a few hundred images, whose results go to a new folder."""
+    """Makes an experiment on the tints with a new results folder."""
     return lambda **keys: make_small(tmp_path / "results", keys)
 
 
 @pytest.fixture
 def small_file(small, tmp_path):
-    """Writes such an experiment's file; it is called short."""
+    """Writes the file of such an experiment; its name is short."""
 
     def write(**keys) -> Path:
         path = tmp_path / "short.yaml"
@@ -204,12 +205,12 @@ def small_file(small, tmp_path):
     return write
 
 
-# Ray, and what it has trained once for all tests that look at it
+# Ray, and the study and the run that are trained once for all tests
 
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """A Ray of four logical CPUs, started as deit-ray starts its own; whatever is called in this process uses it."""
+    """A Ray of four logical CPUs, started as deit-ray starts a Ray; all calls in this process use it."""
     from deit_ray.cluster import connect
 
     with pytest.MonkeyPatch.context() as patch:
@@ -222,7 +223,7 @@ def ray_cluster() -> Iterator[None]:
 
 @pytest.fixture
 def own_ray(monkeypatch) -> None:
-    """For a test whose commands or processes start a Ray of their own: they import this checkout, wherever they run."""
+    """For a test whose processes start a Ray of their own: makes them import this checkout, in any folder."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
@@ -240,14 +241,14 @@ class Finished:
         return self.results / self.name
 
     def copy(self, folder: Path) -> "Finished":
-        """The same in another results folder, where a test may change it."""
+        """A copy in another results folder, where a test may change it."""
         shutil.copytree(self.results, folder)
         return Finished(self.name, folder, self.ended)
 
 
 @pytest.fixture(scope="session")
 def finished_study(ray_cluster, make_small, tmp_path_factory) -> Finished:
-    """A study of three trials, one at a time: the first has finished, the second was stopped early. Tests only read it."""
+    """A study of three trials: the first finished, the second was stopped early. Tests only read it."""
     folder = tmp_path_factory.mktemp("study")
     (folder / "short.yaml").write_text(dump_experiment(make_small(folder / "results", STUDY)))
     return Finished("short-1", folder / "results", commands.call("tune", folder / "short.yaml"))
@@ -275,7 +276,7 @@ def server(tmp_path_factory) -> Iterator[MlflowServer]:
 
 @pytest.fixture
 def own_server() -> None:
-    """For a test that starts servers of its own."""
+    """Marks a test that starts servers of its own."""
 
 
 @pytest.fixture(scope="session")
@@ -294,7 +295,7 @@ def proxy(server) -> Iterator[Proxy]:
 
 @pytest.fixture
 def impatient(monkeypatch) -> None:
-    """The waits of tracking, shorter than in real life."""
+    """Shortens the waits of tracking."""
     from deit_ray.tracking import tracker
     from deit_ray.tracking.delivery import quiet_mlflow
 

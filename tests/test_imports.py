@@ -1,4 +1,4 @@
-"""What a process loads: it is most of what a command, a task or a trial takes to start."""
+"""Modules that a process loads: imports take most of the start of a command, a task or a trial."""
 
 import subprocess
 import sys

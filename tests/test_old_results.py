@@ -1,4 +1,4 @@
-"""Results of an earlier version: a later version shows them, goes on with them, and delivers them to MLflow.
+"""Results of an earlier version: a later version shows, resumes, continues and delivers them.
 
 bench/make_old_results.py says what is in the archive, and how it was made.
 """
@@ -24,7 +24,7 @@ TRIALS = 3
 
 @pytest.fixture
 def old(tmp_path, digits, monkeypatch) -> Path:
-    """The working folder as the earlier version left it, in another place."""
+    """The working folder of the earlier version, moved to another place."""
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(tmp_path, filter="data")
     (tmp_path / "data").mkdir()
@@ -35,7 +35,7 @@ def old(tmp_path, digits, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_what_an_earlier_version_left_is_shown(old):
+def test_results_of_an_earlier_version_are_shown(old):
     before = files_of(old / "results")
     studies = deit_ray("status")
     finished = deit_ray("status", "finished-1")
@@ -55,7 +55,7 @@ def test_what_an_earlier_version_left_is_shown(old):
     assert files_of(old / "results") == before
 
 
-def test_sync_brings_what_mlflow_has_of_an_earlier_version_up_to_date(old):
+def test_sync_brings_mlflow_runs_of_an_earlier_version_up_to_date(old):
     before = Tracked(old)
     assert [name for name in before.runs if before.points(name) != journal_points(old, name)]
     for name in (*RUNS, *STUDIES):
@@ -120,7 +120,7 @@ def deit_ray(*arguments: str) -> str:
 
 
 def move_artifacts(results: Path) -> None:
-    """Does what a person must do who moves an MLflow database: it holds absolute paths of artifacts."""
+    """Changes the absolute paths of artifacts in MLflow's database, as a person must after a move."""
     with sqlite3.connect(results / "mlflow.db") as database:
         ((location,),) = database.execute("select artifact_location from experiments where name = 'deit_ray'")
         moved = (location, str(results / "mlruns"))
@@ -144,14 +144,14 @@ def journal_points(folder: Path, run: str) -> list[tuple]:
 
 
 def files_of(folder: Path) -> dict[Path, bytes]:
-    """All files but databases: whoever opens one first undoes what its killed driver had begun to write."""
+    """The contents of all files but databases: opening one rolls back what its killed driver had begun."""
     return {
         path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and ".db" not in path.name
     }
 
 
 class Tracked:
-    """What MLflow has: its runs by the name of their folder, such as finished-1/trial-0000."""
+    """MLflow's runs by the name of their folder, such as finished-1/trial-0000."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -176,7 +176,7 @@ class Tracked:
         )
 
     def check(self, *names: str) -> None:
-        """Each of these runs knows where its folder is now, and has every point of its journal once."""
+        """Checks that each of these runs has its folder's present path, and every point once."""
         for name in names:
             assert self.runs[name].data.tags["deit_ray.folder"] == f"{self.folder}/results/{name}"
             if (self.folder / "results" / name / "journal").exists():

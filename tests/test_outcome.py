@@ -1,4 +1,4 @@
-"""How a run, trial or study ends: one table, and texts that files of every version have."""
+"""Outcomes of runs, trials and studies: one table, with the texts that files of every version have."""
 
 import subprocess
 import sys
@@ -7,7 +7,8 @@ import pytest
 
 from deit_ray.outcome import Outcome
 
-# docs/architecture.md: text (MLflow's tag, Optuna's attribute), Optuna's state, MLflow's status and its tag `state`
+# as in docs/architecture.md: text (MLflow's tag, Optuna's attribute), Optuna's state, MLflow's status and
+# tag `state`
 TABLE = [
     (Outcome.finished(), "finished", "COMPLETE", "FINISHED", None),
     (Outcome.stopped_early(3), "stopped early at epoch 3", "PRUNED", "FINISHED", "PRUNED"),
@@ -33,7 +34,7 @@ def test_the_brief_text_leaves_out_the_reason_of_a_failure_alone():
     ]
 
 
-def test_only_what_finished_has_a_model():
+def test_only_a_finished_outcome_has_a_model():
     assert [outcome.artifacts for outcome, *_ in TABLE] == [
         ("model.safetensors", "bad_images.csv"),
         ("bad_images.csv",),
@@ -50,6 +51,6 @@ def test_another_text_is_refused(text):
         Outcome.parse(text)
 
 
-def test_it_loads_neither_mlflow_nor_optuna():
+def test_outcome_loads_neither_mlflow_nor_optuna():
     code = "import sys, deit_ray.outcome; print(sorted({'mlflow', 'optuna', 'ray'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout == b"[]\n"

@@ -1,4 +1,4 @@
-"""The package as a whole: its version, and how it is imported from a clone, installed or not."""
+"""The package as a whole: its version, and its import from a clone that is installed or not."""
 
 import os
 import shutil
@@ -27,13 +27,13 @@ def copy_clone(folder: Path) -> Path:
 
 
 def make_python(folder: Path) -> Path:
-    """The interpreter of a new virtual environment that holds no package at all."""
+    """The interpreter of a new virtual environment without any package."""
     venv.create(folder, symlinks=True, with_pip=False)
     return folder / "bin" / "python"
 
 
 def link_dependencies(folder: Path) -> Path:
-    """A folder with everything that is installed here but this package, which is then not installed."""
+    """A folder with links to all installed packages except this one."""
     folder.mkdir()
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         if not entry.name.startswith(("deit_ray", "__editable__")):

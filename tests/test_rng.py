@@ -1,4 +1,4 @@
-"""Draws are functions of their coordinates: uniform, independent between purposes, and the same in any shape."""
+"""Draws are functions of their coordinates: uniform, independent between purposes, equal for any batch."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ def chi_square(draws: np.ndarray, bins: int = 256) -> float:
 
 
 def test_draws_are_uniform_over_consecutive_ids():
-    # chi-square of 255 degrees of freedom: mean 255, standard deviation sqrt(2 x 255) = 22.6; 5 of them is 368
+    # chi-square with 255 degrees of freedom: mean 255, deviation sqrt(2 x 255) = 22.6; 255 + 5 x 22.6 = 368
     for purpose in ("crop", "erase", "color jitter", "randaugment", "three_augment", "erase noise"):
         assert 142 < chi_square(rng.uniform(1, purpose, 0, np.arange(100_000), 0, 0)) < 368
     assert chi_square(rng.uniform(1, "crop", 0, np.arange(100_000), 0, 0) ** 1.05) > 368  # the test can fail
@@ -46,7 +46,7 @@ def test_a_draw_does_not_depend_on_the_batch_it_is_drawn_in():
     np.testing.assert_array_equal(whole, alone)
 
 
-def test_a_permutation_is_one():
+def test_a_permutation_has_every_index_once():
     order = rng.permutation(0, "rows", 1000, 4)
     np.testing.assert_array_equal(np.sort(order), np.arange(1000))
     assert not np.array_equal(order, rng.permutation(0, "rows", 1000, 5))

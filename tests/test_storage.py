@@ -1,4 +1,4 @@
-"""Files are whole or absent, and what cannot be written says so in one message."""
+"""Files are whole or absent, and a file that cannot be written is named in one message."""
 
 import os
 import subprocess
@@ -46,7 +46,7 @@ def test_a_journal_loses_nothing_to_a_disk_that_was_full(small_disk):
     assert points == list(range(1000))
 
 
-def test_of_two_who_create_a_file_the_first_one_stays(tmp_path):
+def test_the_first_of_two_writers_that_create_a_file_wins(tmp_path):
     storage.create_bytes(f"{tmp_path}/f", b"first")
     with pytest.raises(FileExistsError):
         storage.create_bytes(f"{tmp_path}/f", b"second")

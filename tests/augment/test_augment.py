@@ -39,7 +39,7 @@ def test_every_argument_at_every_strength_is_as_documented():
 
 
 def table_of(first: str) -> tuple[list[str], dict[str, list[str]]]:
-    """The header, and the rows by first cell, of the documentation's table whose first cell begins so."""
+    """The header and the rows, by first cell, of the documented table whose header begins with `first`."""
     lines = DOC[DOC.index(f"| {first}") :].split("\n\n")[0].splitlines()
     cells = [[cell.strip().strip("`") for cell in line.strip("| ").split("|")] for line in lines]
     return cells[0][1:], {row[0]: row[1:] for row in cells[2:]}
@@ -77,7 +77,7 @@ def test_strength_0_does_nothing(policy):
         ({"policy": "none"}, {"auto_augment": None}),
     ],
 )
-def test_colour_jitter_goes_with_the_policies_that_it_goes_with_in_timm(keys, theirs):
+def test_colour_jitter_is_used_with_the_same_policies_as_in_timm(keys, theirs):
     _, secondary, _ = timms_transforms(**theirs)
     steps = [type(step).__name__ for step in secondary.transforms]
     assert (Levels.of(Augment(**keys)).color_jitter > 0) == ("ColorJitter" in steps)
@@ -246,7 +246,7 @@ def test_a_policy_that_is_no_name_is_refused_in_the_file(tmp_path):
         ),
     ],
 )
-def test_a_search_of_what_the_policy_does_not_use_is_refused(policy, key, message, experiment):
+def test_a_search_of_a_key_that_the_policy_does_not_use_is_refused(policy, key, message, experiment):
     with pytest.raises(UserError, match=f"search.space.{key}: is searched, but .*{message}"):
         experiment("digits_search", {"augment.policy": policy, "search.space": {key: {"float": [0.1, 0.9]}}})
     experiment(

@@ -1,4 +1,4 @@
-"""Mixup, cutmix and random erasing are timm's for the same draws, and are drawn as timm draws them."""
+"""Mixup, cutmix and random erasing equal timm's for the same draws, and are drawn as timm draws them."""
 
 import random
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""RandAugment: operations have the pixels of timm's PIL operations, and are drawn as timm draws them."""
+"""RandAugment: operations give the same pixels as timm's PIL operations, and are drawn as timm draws them."""
 
 import random
 from collections import Counter
@@ -46,7 +46,7 @@ def stages_of(name: str, images: np.ndarray, magnitude: float, sign: float) -> l
 
 
 def differences(name: str, kernel, images: np.ndarray, monkeypatch) -> list[np.ndarray]:
-    """Ours less timm's, at several magnitudes and both signs."""
+    """Our pixels minus timm's, at several magnitudes and both signs."""
     found = []
     for magnitude in MAGNITUDES:
         for sign in (1.0, -1.0):
@@ -123,7 +123,7 @@ COUNT = 6000
 
 
 class Spy:
-    """Records what an operation of timm's is called with, in place of its pixels."""
+    """Takes the place of an operation of timm; records its arguments, and changes no pixels."""
 
     def __init__(self, name: str, calls: list):
         self.name, self.calls = name, calls
@@ -149,7 +149,7 @@ def timms_calls(monkeypatch) -> list[list]:
 
 
 def our_calls(augment: Augment, count: int = COUNT) -> list[list]:
-    """The same of ours: timm's arguments at the magnitudes and signs that we draw."""
+    """The operations that we draw for each image, with timm's arguments at our magnitudes and signs."""
     levels, draws = Levels.of(augment), Draws(1, 0, np.arange(count), np.zeros(count, int))
     found, names = [[] for _ in range(count)], list(BY_NAME)
     with pytest.MonkeyPatch.context() as patch:
@@ -165,7 +165,7 @@ def our_calls(augment: Augment, count: int = COUNT) -> list[list]:
 
 
 def disagreements(ours: list[list], theirs: list[list]) -> list[float]:
-    """p-values: of the lengths and operations of sequences, of pairs in order, of the arguments."""
+    """p-values of tests that compare numbers of operations, operations, ordered pairs, and arguments."""
     p_values = [chi_square_p([len(calls) for calls in ours], [len(calls) for calls in theirs])]
     p_values.append(
         chi_square_p(*([name for calls in found for name, _ in calls] for found in (ours, theirs)))
@@ -211,7 +211,7 @@ def test_the_test_of_the_distribution_notices_a_wrong_one(wrong, monkeypatch):
     assert min(disagreements(our_calls(Augment(**wrong)), timms_calls(monkeypatch))) < 0.001
 
 
-def test_it_notices_a_missing_operation_a_coin_that_is_not_fair_and_a_deviation_that_is_missing(monkeypatch):
+def test_the_same_test_notices_a_missing_operation_an_unfair_coin_and_a_missing_deviation(monkeypatch):
     theirs, draw = timms_calls(monkeypatch), randaugment.draw_layer
     for wrong in (
         lambda index, applied, magnitude, sign: (np.where(index == 14, 13, index), applied, magnitude, sign),

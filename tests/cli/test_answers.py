@@ -1,4 +1,4 @@
-"""What a process loads before it answers: --help and a mistake need none of the large libraries."""
+"""Modules that a command loads before it answers: --help and a mistake need no large library."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ from tests.support.commands import all_commands
 from tests.support.mistakes import IN_THE_FILE, mistakes_of
 
 LARGE = ["ray", "torch", "torchvision", "timm", "mlflow", "optuna", "pandas", "pyarrow", "cv2"]
-# runs command lines one after the other: [exit status, output, large modules that are loaded by then] of each
+# runs command lines in turn; for each: [exit status, output, large modules that are loaded by then]
 IN_ONE_PROCESS = """
 import contextlib, io, json, sys
 from deit_ray.cli.main import main

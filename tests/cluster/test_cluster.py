@@ -1,4 +1,4 @@
-"""Clusters: what other nodes cannot reach is refused, and what Ray publishes reaches a person only where it must."""
+"""Clusters: paths that other nodes cannot reach are refused, and only emergencies of Ray reach a person."""
 
 import json
 import os
@@ -50,11 +50,10 @@ def test_a_results_path_that_other_nodes_cannot_reach_is_refused(own_ray, tints,
 def test_an_emergency_reaches_a_person_and_advice_does_not():
     heard = []
     advice = "WARNING: 10 PYTHON worker processes have been started on node: ... with address: 192.0.2.2."
-    emergency = "4 Workers (tasks / actors) killed due to memory pressure (OOM),\n   0 Workers crashed due to other reasons"
-    connect._pass_on([advice, emergency], heard.append)
-    assert heard == [
-        "4 Workers (tasks / actors) killed due to memory pressure (OOM), 0 Workers crashed due to other reasons"
-    ]
+    killed = "4 Workers (tasks / actors) killed due to memory pressure (OOM),"
+    crashed = "0 Workers crashed due to other reasons"
+    connect._pass_on([advice, f"{killed}\n   {crashed}"], heard.append)
+    assert heard == [f"{killed} {crashed}"]
 
 
 def test_a_cluster_that_scales_from_zero_counts_with_what_it_could_have(tmp_path, monkeypatch):
@@ -67,7 +66,7 @@ def test_a_cluster_that_scales_from_zero_counts_with_what_it_could_have(tmp_path
     for count, resources in connect._node_types():
         for name in counted:
             counted[name] += count * resources.get(name, 0)
-    assert counted == {"CPU": 4 * 48, "GPU": 4 * 4}  # four g5.12xlarge; the head takes no training
+    assert counted == {"CPU": 4 * 48, "GPU": 4 * 4}  # four g5.12xlarge; nothing trains on the head
 
 
 def test_cuda_without_a_gpu_is_refused():

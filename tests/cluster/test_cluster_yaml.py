@@ -1,4 +1,4 @@
-"""cluster.yaml, read as `ray up` reads it: Ray's own preparation and checks, but no cloud and no cluster."""
+"""cluster.yaml, read as `ray up` reads it, with Ray's own defaults and checks, but without a cloud."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 
 @pytest.fixture
 def written() -> dict:
-    """The file as it is written."""
+    """The contents of cluster.yaml."""
     return yaml.safe_load((ROOT / "cluster.yaml").read_text())
 
 
@@ -65,7 +65,7 @@ def test_head_has_room_for_drivers_of_trials_but_none_for_training(prepared, mon
     assert "GPU" not in offered
     assert offered[HEAD] == 1
     assert head["max_workers"] == 0  # no second machine of this kind either
-    assert "InstanceMarketOptions" not in head["node_config"]  # nor one that can be taken away
+    assert "InstanceMarketOptions" not in head["node_config"]  # no spot machine, which can vanish
 
 
 def test_workers_come_from_zero_on_spot_and_go_when_idle(prepared):
@@ -117,7 +117,7 @@ def test_head_can_start_workers_and_workers_find_the_head(prepared, tmp_path):
     assert any("boto3" in command for command in prepared["head_setup_commands"])
 
 
-def test_what_the_nodes_install_is_there_to_be_mounted(prepared):
+def test_the_files_that_the_nodes_install_are_mounted(prepared):
     local = [path for path in prepared["file_mounts"].values() if not path.startswith("~")]
     assert {"deit_ray", "pyproject.toml", "constraints.txt"} <= set(local)
     assert [path for path in local if not (ROOT / path).exists()] == []

@@ -1,4 +1,4 @@
-"""What limits a run is found, and said in one sentence."""
+"""`bench data` finds what limits a run, and says so in one sentence."""
 
 import dataclasses
 import re
@@ -17,7 +17,8 @@ def test_the_sentence_names_the_limit_and_the_cpus_that_would_feed_the_step():
     assert STARVED.cpus_needed == 3  # 1 x 1000 / 400 = 2.5, and a task keeps a whole CPU busy
     assert STARVED.sentence() == (
         "the stream is the limit: the step takes 1,000 images/s of synthetic data, 1 stream CPU gives 400, "
-        "together they train on 390 and wait 60% of the time; about 3 for each worker would feed it (data.cpus_per_worker)"
+        "together they train on 390 and wait 60% of the time; "
+        "about 3 for each worker would feed it (data.cpus_per_worker)"
     )
     assert not FED.by_stream
     assert FED.cpus_needed == 0.1  # 2 x 100 / 4000 = 0.05
@@ -27,7 +28,8 @@ def test_the_sentence_names_the_limit_and_the_cpus_that_would_feed_the_step():
 
 
 def test_a_stream_of_large_images_is_found_to_starve_a_small_student(ray_cluster, experiment, tmp_path):
-    # noise of 900 x 900 pixels takes tens of milliseconds to decode, of whose 16 x 16 crops a small student takes thousands a second
+    # an image of 900 x 900 pixels takes tens of milliseconds to decode; a small student trains on thousands
+    # of 16 x 16 crops in a second
     uri = str(tmp_path / "noise")
     write_colours(uri, {"train": 72, "test": 1}, size=900)
     exp = experiment("digits_student", {"data.uri": uri, "distillation.kind": "none"})
@@ -39,7 +41,7 @@ def test_a_stream_of_large_images_is_found_to_starve_a_small_student(ray_cluster
 
 
 def test_a_large_student_is_found_to_be_the_limit(ray_cluster, experiment):
-    # 12 layers of width 384 take a second for a batch of digits; the stream decodes thousands in it
+    # 12 layers of width 384 take a second for a batch of digits; meanwhile the stream decodes thousands
     large = {"student.width": 384, "student.depth": 12, "student.heads": 6, "distillation.kind": "none"}
     found = bench_data(experiment("digits_student", large), seconds=0.5)
     assert not found.by_stream

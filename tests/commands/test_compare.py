@@ -1,4 +1,4 @@
-"""What differs between runs, whether a run can be reproduced, and whether the best model has its recorded value."""
+"""`diff` compares runs, `reproduce` repeats one, and `best --verify` evaluates the best model again."""
 
 import copy
 import json
@@ -49,7 +49,7 @@ def test_a_trial_of_a_study_is_reproduced_as_far_as_it_came_and_a_changed_point_
     finished_study, tmp_path
 ):
     copy = finished_study.copy(tmp_path / "results")
-    # one point of a trial that was stopped early is not what the code gives: it alone is found, with both values
+    # one point of the journal of a trial that was stopped early is changed: only this point is found
     segment = copy.folder / "trial-0001" / "journal" / "000000.jsonl"
     lines = [json.loads(line) for line in segment.read_text().splitlines()]
     place = next(i for i, (name, _, step, _) in enumerate(lines) if (name, step) == ("train/loss", 3))
@@ -58,7 +58,7 @@ def test_a_trial_of_a_study_is_reproduced_as_far_as_it_came_and_a_changed_point_
     measured = points_of(str(copy.folder / "trial-0001"))
     points, last = len(measured), max(step for _, step in measured)
     assert points > SMALL_STEPS * 3
-    assert last >= SMALL_STEPS  # its workers go on until they are told to stop
+    assert last >= SMALL_STEPS  # its workers train until they are stopped
     again = call("reproduce", "short/1", "--results", copy.results)
     assert again.status == 1
     shown = " ".join(again.out.split())
@@ -87,7 +87,7 @@ def test_the_best_model_of_a_study_scores_what_was_recorded_and_another_one_does
     assert verified.status == 0, verified
     assert "difference 0\n" in verified.out
 
-    # a model that answers "greenish" whatever it sees is right as often as an image is greenish
+    # a model that answers "greenish" for every image is right for the greenish images only
     study = Study.open("short", str(copy.results))
     path = f"{study.trial_folder(study.best().number)}/model.safetensors"
     with safe_open(path, "pt") as file:
@@ -98,7 +98,7 @@ def test_the_best_model_of_a_study_scores_what_was_recorded_and_another_one_does
         if name.endswith("bias"):
             state[name][1] = 1.0
     save_file(state, path, description)
-    # a tenth of the 400 training images is held out: the last ones
+    # the last tenth of the 400 training images is held out
     labels = pq.read_table(f"{study.experiment.data.uri}/train-00000.parquet")["label"].to_pylist()[-40:]
     verified = call("best", "short", "--verify", "--results", copy.results)
     assert verified.status == 1
@@ -112,7 +112,7 @@ def test_two_runs_differ_in_their_settings_by_dotted_key(finished_run, tmp_path)
     results = str(copy.results)
     assert "nothing differs" in text_of(show_difference(compare("whole", str(copy.folder), results)))
 
-    # an experiment file has no more than settings
+    # an experiment file has settings only
     changed = {"name": "other", "optim.lr": 0.5, "results.uri": results}
     other = folders.new_folder(load_experiment(copy.folder / "experiment.yaml", changed))
     difference = compare("whole", "other", results)
@@ -145,7 +145,7 @@ def test_the_best_model_scores_what_was_recorded(ray_cluster, experiment, monkey
     assert difference.settings.keys() >= {"search.space.optim.lr", "search.space.train.batch_size"}
     assert {best for best, _ in difference.values} == {study.best().value}
 
-    # a model that is not the one: the other trial's weights; through the command line, as a person would
+    # the other trial's weights in place of the best one's; called from the command line, as a person would
     best = study.best().number
     shutil.copy(f"{study.trial_folder(1 - best)}/model.safetensors", study.trial_folder(best))
     other = study.optuna.trials[1 - best].value

@@ -1,4 +1,4 @@
-"""Runs that go on: where they were interrupted, and beyond the epochs that they had."""
+"""`train --continue`: resumes a run that was interrupted, and extends one that has ended."""
 
 import json
 import os
@@ -34,7 +34,7 @@ from tests.support.tracked import history_of, runs_below
 PLAIN = {"distillation.kind": "none", "train.log_every": 1, "optim.warmup_epochs": 1, "student.depth": 1}
 
 
-def test_a_run_that_goes_on_equals_one_that_never_stopped(finished_run, server, tmp_path):
+def test_a_continued_run_equals_one_that_never_stopped(finished_run, server, tmp_path):
     results, whole = tmp_path / "results", finished_run.folder
     whole_file = finished_run.results.parent / "whole.yaml"
     fixed = ["--set", f"results.uri={results}", "--set", f"tracking.uri={server.uri}"]
@@ -47,7 +47,7 @@ def test_a_run_that_goes_on_equals_one_that_never_stopped(finished_run, server, 
     expected, further = points_of(str(whole)), results / "half-1-1"
     tested = {key: value for key, value in points_of(str(half)).items() if key[0].startswith("test/")}
     assert len(expected) > 4 * SMALL_STEPS * 3
-    # what a run of two epochs says of the test images at its end
+    # the metrics on the test images of a run of two epochs
     assert {step for _, step in tested} == {2 * SMALL_STEPS}
     assert points_of(str(further)) == expected | tested
     a, b = (load_file(f"{folder}/model.safetensors") for folder in (whole, further))
@@ -86,10 +86,10 @@ def test_the_model_that_a_run_keeps_scores_what_it_has_recorded(finished_run, ti
     predicted = call("predict", "whole", *(tmp_path / f"{number}.jpg" for number in range(30)), *results)
     answers = re.findall(r"^\S+: (\w+) \d+\.\d%, \w+ \d+\.\d%, \w+ \d+\.\d%$", predicted.out, re.MULTILINE)
     right = sum(answer == TINTS[row["label"]] for answer, row in zip(answers, rows, strict=True))
-    assert right > 20  # a guess is right ten times
+    assert right > 20  # guessing gives 10
 
 
-def test_a_trial_that_was_stopped_early_goes_on_as_if_it_had_not_been(ray_cluster, experiment):
+def test_a_trial_that_was_stopped_early_continues_as_if_it_had_not_been(ray_cluster, experiment):
     keys = PLAIN | {
         "train.epochs": 3,
         "search.space": {"optim.lr": {"choice": [0.001]}},
@@ -141,7 +141,7 @@ def test_the_policies_of_the_schedule(experiment):
     assert {lr(held, epoch) for epoch in range(10, 30)} == {done.optim.min_lr}
 
 
-def test_an_interrupted_run_goes_on_in_place(own_ray, experiment, tmp_path):
+def test_an_interrupted_run_is_resumed_in_its_folder(own_ray, experiment, tmp_path):
     path = tmp_path / "long.yaml"
     path.write_text(
         dump_experiment(

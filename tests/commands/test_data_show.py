@@ -1,4 +1,4 @@
-"""The contact sheet shows what is stored and what is trained on."""
+"""`data show`: the contact sheet shows the stored images, and the views that a run trains on."""
 
 import cv2
 import numpy as np

@@ -1,4 +1,4 @@
-"""Evaluation sees images as timm's own evaluation transform does: a teacher says the same of both."""
+"""Evaluation sees images as timm's evaluation transform does: a teacher gives the same logits for both."""
 
 import io
 
@@ -16,7 +16,8 @@ from deit_ray.training.step import Normalise
 
 CPU, SIZE, CROP = torch.device("cpu"), 224, 0.875
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-TOLERANCE = 0.25  # mean absolute difference of an image's logits, in the standard deviation that they have over the photographs
+# mean absolute difference between an image's logits, in standard deviations of the logits of all photographs
+TOLERANCE = 0.25
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def by_us(jpeg: bytes) -> torch.Tensor:
 
 
 def off_by_two(jpeg: bytes) -> torch.Tensor:
-    """The same resize, but a centre that is two pixels away."""
+    """The same resize, but a crop two pixels off the centre."""
     image = crop.decode(jpeg)
     scale = int(SIZE / CROP) / min(image.shape[:2])
     resized = np.asarray(
@@ -67,12 +68,12 @@ def normalised(view: np.ndarray) -> torch.Tensor:
 
 @torch.no_grad()
 def differences(teacher, jpegs, a, b) -> list[float]:
-    """Of each image's logits."""
+    """The difference between the logits of two views, for each image; see TOLERANCE."""
     first, second = (teacher(torch.stack([see(jpeg) for jpeg in jpegs])) for see in (a, b))
     return ((first - second).abs().mean(1) / second.std(0).mean()).tolist()
 
 
-def test_a_teacher_says_the_same_of_our_view_as_of_timms(teacher, jpegs):
+def test_a_teacher_gives_the_same_logits_for_our_view_and_timms(teacher, jpegs):
     assert max(differences(teacher, jpegs, by_us, by_timm)) < TOLERANCE
     assert (
         min(differences(teacher, jpegs, off_by_two, by_timm)) > TOLERANCE

@@ -1,4 +1,4 @@
-"""What a plan says is what the study then does, and it starts nothing."""
+"""`plan` shows what the study would do, and starts nothing."""
 
 import json
 import shutil
@@ -49,7 +49,7 @@ def ran(exp, device: str, speeds: list[float], folder: str | None = None) -> str
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
-@pytest.mark.parametrize("lr", [2e-3, 0.5])  # in the space, and not
+@pytest.mark.parametrize("lr", [2e-3, 0.5])  # inside the space, and outside
 def test_the_sampled_trials_are_those_that_the_study_draws_first(experiment, sampler, lr):
     exp = experiment("digits_student", SEARCH | {"search.sampler": sampler, "optim.lr": lr})
     study = Study.create(exp)
@@ -86,7 +86,7 @@ def test_money_and_gpu_hours_where_there_are_gpus(experiment):
     )
     found = plan_of(resolve(exp), {"CPU": 16, "GPU": 8}, "the cluster")
     assert (found.device, found.fit, found.concurrent) == ("cuda", 4, 4)
-    # the GPU-hours are the samples over the speed of one worker, however many workers share them
+    # GPU-hours = samples / speed of one worker, for any number of workers
     assert found.money == pytest.approx(28 * 20 * 64 / 100 / 3600 * 2.5)
     assert found.hours == pytest.approx(
         2 * found.worker_hours / 7 / 2
@@ -112,7 +112,7 @@ def test_the_rate_is_that_of_the_newest_comparable_run(experiment):
         "the median of digits_student-1",
     )
     assert rate_of(exp, "cuda").images_per_s == 9
-    # two workers: each did half; a study's trial counts by its study's origin
+    # with two workers each did half; the machine of a study's trial is in its study's origin.json
     study = ran(exp, "cpu", [])
     trial = f"{study}/trial-0003"
     Path(trial).mkdir()
@@ -141,7 +141,7 @@ def test_budgets_and_settings_are_shown(experiment):
     assert not any(value is None for value in settings.values())
 
 
-def test_what_could_not_run_is_refused(experiment):
+def test_a_study_that_cannot_run_is_refused(experiment):
     with pytest.raises(
         UserError, match=r"32 workers x \(3 training \+ 0.25 stream\) CPUs = 104 CPUs, but the cluster has"
     ):

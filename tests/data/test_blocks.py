@@ -1,4 +1,4 @@
-"""Samples: the same pixels for any number of workers; damage costs the image it hits."""
+"""Samples: the pixels are the same for any number of workers; a damaged image costs only itself."""
 
 import time
 
@@ -118,9 +118,10 @@ def test_one_more_array_per_sample_travels_from_the_task_to_the_batch(experiment
 
 
 def packed_pixels(exp, hold: bool) -> tuple[list[bytes], int]:
-    """The pixels of a task's blocks, packed as the stream does, and the number of different addresses.
+    """The pixels of a task's blocks, packed as the stream packs them, and the number of different addresses.
 
-    The reader holds all blocks to the end, or one at a time.
+    Args:
+        hold: whether the reader holds all blocks to the end, or only one at a time.
     """
     task, recipe = first_task(exp, 15)
     held, pixels, addresses = [], [], set()

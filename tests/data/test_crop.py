@@ -1,4 +1,4 @@
-"""Crops are distributed as torchvision's, resizing is close to PIL's, and damage is noticed."""
+"""Crops are distributed as torchvision's, resizing is close to PIL's, and damaged images are noticed."""
 
 import cv2
 import numpy as np
@@ -28,7 +28,7 @@ def torchvision_boxes(scale, ratio, height=375, width=500, count=4000) -> np.nda
 
 
 def smallest_p(a: np.ndarray, b: np.ndarray) -> float:
-    """Of the Kolmogorov-Smirnov tests of top, left, height, width, area and aspect."""
+    """The smallest p-value of Kolmogorov-Smirnov tests on top, left, height, width, area and aspect."""
     columns = [(x[:, 0], x[:, 1], x[:, 2], x[:, 3], x[:, 2] * x[:, 3], x[:, 3] / x[:, 2]) for x in (a, b)]
     return min(ks_2samp(p, q).pvalue for p, q in zip(*columns, strict=True))
 
@@ -64,7 +64,7 @@ def test_half_of_the_crops_are_flipped():
 
 @pytest.mark.parametrize("size", [224, 96])
 def test_resizing_is_close_to_pils_antialiased_bicubic(size):
-    """Grey levels, over crops of six photographs; a shift by one pixel gives 10 and more."""
+    """Differences in grey levels over crops of six photographs; a shift by one pixel gives 10 and more."""
     data = pytest.importorskip("skimage.data")
     photos = [*load_sample_images().images, data.astronaut(), data.coffee(), data.chelsea(), data.rocket()]
     down, up = [], []
@@ -78,7 +78,7 @@ def test_resizing_is_close_to_pils_antialiased_bicubic(size):
             (up if max(height, width) <= size else down).append(np.abs(ours.astype(int) - theirs).mean())
     assert np.mean(down) <= 1.0
     assert max(down) <= 4
-    if size == 224:  # to 96 pixels hardly a crop grows
+    if size == 224:  # at 96 pixels hardly any crop is enlarged
         assert len(up) > 20
         assert np.mean(up) <= 0.7
         assert max(up) <= 4
@@ -130,7 +130,7 @@ def test_the_centre_crop_is_timms():
     assert np.abs(ours - theirs).mean() < 2
 
 
-def test_bytes_that_are_no_image_are_none():
+def test_bytes_that_are_no_image_decode_to_none():
     assert crop.decode(b"") is None
     assert crop.decode(b"no image") is None
     assert crop.decode(cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes()).shape == (8, 8, 3)

@@ -1,4 +1,4 @@
-"""`data check` finds each kind of damage, names it, and says what repairs it."""
+"""`data check` finds each kind of damage, names it, and suggests the command that repairs it."""
 
 import json
 
@@ -28,7 +28,7 @@ def prepared(tmp_path):
     return tmp_path / "out"
 
 
-def test_a_whole_data_set_is_called_so(prepared):
+def test_an_undamaged_data_set_is_reported_as_whole(prepared):
     checked = call("data", "check", prepared)
     assert checked.status == 0
     assert "whole: 260 images, all checksums, counts and labels as the manifest says" in checked.out
@@ -48,7 +48,7 @@ def test_damage_is_named_with_the_command_that_repairs_it(prepared):
     assert "deit-ray data prepare x --out y" in result.output
 
 
-def test_what_it_says_repairs(tmp_path):
+def test_the_suggested_command_repairs_the_data_set(tmp_path):
     source, out = write_source(tmp_path / "source", 50), tmp_path / "out"
     arguments = ["data", "prepare", source, "--out", str(out)]
     assert CliRunner().invoke(app, arguments).exit_code == 0
@@ -61,7 +61,7 @@ def test_what_it_says_repairs(tmp_path):
 
 
 def test_images_labels_and_counts_are_checked(tmp_path):
-    """Damage before the checksums were taken: files are as the manifest says, their content is wrong."""
+    """Damage from before the checksums were computed: files match the manifest, their content is wrong."""
     write_colours(str(tmp_path), {"train": 60, "test": 10})
     image = encode(np.zeros((20, 20, 3), np.uint8), 0, 90)
     rows = [(b"broken" if i == 5 else image, 7 if i == 6 else i % 3, f"image-{i}") for i in range(60)]
@@ -88,7 +88,7 @@ def test_counts_that_differ_from_the_manifest_are_named(tmp_path):
     assert "no shard is damaged" in checked.verdict()
 
 
-def test_it_checks_over_a_cluster(prepared, ray_cluster):
+def test_data_is_checked_over_a_cluster(prepared, ray_cluster):
     checked = check(str(prepared), address="local")
     assert (checked.images, checked.problems) == (260, [])
 

@@ -1,4 +1,4 @@
-"""What ImageNet is known to contain, and what becomes of it."""
+"""How `data prepare` converts the kinds of files that ImageNet is known to contain."""
 
 import io
 
@@ -24,7 +24,7 @@ def written(kind: str, pixels: np.ndarray, mode: str = "RGB", **options) -> byte
 
 
 def pil(content: bytes) -> np.ndarray:
-    """As timm's loader: Image.open(...).convert("RGB")."""
+    """Decodes as timm's loader does: Image.open(...).convert("RGB")."""
     return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 
 
@@ -92,7 +92,7 @@ def test_exif_rotation_is_applied_only_where_it_is_asked_for(short_side):
     ids=["empty", "text", "truncated JPEG", "truncated PNG", "a JPEG's header"],
 )
 @pytest.mark.parametrize("short_side", [0, 256])
-def test_what_cannot_be_read_has_a_reason(content, reason, short_side):
+def test_an_unreadable_image_has_a_reason(content, reason, short_side):
     with pytest.raises(Unreadable, match=f"^{reason}"):
         encode(content, short_side, 92)
 
@@ -114,7 +114,7 @@ def test_the_jpeg_has_the_quality_and_the_chroma_that_are_said():
 
 
 def test_the_resize_is_antialiased_as_pils():
-    """Nearer to PIL's antialiased bicubic, which timm uses, than PIL's box filter and a plain resize."""
+    """Ours is closer to PIL's antialiased bicubic (timm's) than PIL's box filter and a plain resize are."""
     noise = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (500, 375), dtype=np.uint8), (9, 9), 1)
     pixels = np.repeat(
         cv2.normalize(noise, None, 0, 255, cv2.NORM_MINMAX)[:, :, None], 3, 2

@@ -1,4 +1,4 @@
-"""Memory is lent again once nobody holds it, and never before."""
+"""Memory is reused once nobody holds it, and never before."""
 
 import gc
 import weakref

@@ -123,7 +123,7 @@ def test_more_unreadable_images_than_allowed_stop_it_and_are_listed(folders, tmp
         ),
     ],
 )
-def test_sources_that_cannot_be_are_refused(tmp_path, make, message):
+def test_impossible_sources_are_refused(tmp_path, make, message):
     make(tmp_path / "source")
     with pytest.raises(UserError, match=message):
         prepare(str(tmp_path / "source"), str(tmp_path / "out"))
@@ -137,12 +137,12 @@ def test_held_out_images_are_a_fixed_part_of_train(digits):
     assert int(val.first_id[0]) == train.images
 
 
-def test_a_folder_that_is_no_data_set_is_refused_with_what_to_do(tmp_path):
+def test_a_folder_that_is_no_data_set_is_refused_with_the_remedy(tmp_path):
     with pytest.raises(UserError, match=r"no prepared data set there .* deit-ray data prepare SOURCE --out"):
         shards.read_manifest(str(tmp_path))
 
 
-# A preparation goes on where it was
+# A preparation is resumed
 
 
 def write_source(folder, count: int, size=(20, 24)):
@@ -243,8 +243,8 @@ def test_a_source_that_changed_since_is_noticed(tmp_path):
         prepare(source, str(out), max_bad=0.1)
 
 
-def test_a_killed_preparation_goes_on_and_ends_with_the_same_bytes(own_ray, tmp_path):
-    """Killed twice: while images are read, and while shards are written; its Ray's workers go with it."""
+def test_a_killed_preparation_resumes_and_ends_with_the_same_bytes(own_ray, tmp_path):
+    """It is killed twice: while reading images, and while writing shards. Its Ray's workers end with it."""
     source, out = write_source(tmp_path / "source", 6000), tmp_path / "out"
     expected = prepare(source, str(tmp_path / "expected"), shard_images=64).manifest
     program = f"from deit_ray.data.prepare import prepare; prepare({source!r}, {str(out)!r}, shard_images=64)"

@@ -1,4 +1,4 @@
-"""Prepared data on an object store: a real S3 API server on loopback, over a line that can be cut."""
+"""Prepared data on an object store: a real S3 API server on loopback, over a connection that can be cut."""
 
 import contextlib
 import select
@@ -25,7 +25,7 @@ BUCKET = "s3://images"
 class Line:
     """Forwards connections to a port.
 
-    After `left` bytes from clients it is dead, in the middle of a request.
+    After `left` bytes from clients it forwards nothing more, even in the middle of a request.
     """
 
     def __init__(self, to: int):
@@ -62,7 +62,7 @@ class Line:
 
 
 def _reset(*ends: socket.socket) -> None:
-    """Makes the close of these a reset of the connection, not its orderly end.
+    """Resets connections when they are closed, instead of ending them in order.
 
     At an orderly end within a request, werkzeug's development server, which moto runs on, tells Python that
     it has read more bytes than there are, and Python then reads beyond its buffer.
@@ -73,7 +73,7 @@ def _reset(*ends: socket.socket) -> None:
 
 @pytest.fixture
 def line(s3_server, monkeypatch):
-    """A line to an empty bucket, which pyarrow takes."""
+    """A connection to an empty bucket; pyarrow uses it."""
     line = Line(s3_server.port)
     for name, value in {
         "AWS_ACCESS_KEY_ID": "a",
@@ -112,8 +112,8 @@ def test_a_source_on_s3(line, tmp_path):
     assert prepare(f"{BUCKET}/source", str(tmp_path / "again")).manifest == local
 
 
-def test_an_upload_that_is_cut_leaves_no_shard_and_the_next_call_goes_on(line, tmp_path):
-    """A shard of 12 MB, uploaded in parts, dies half-way, after the part that it is made of has arrived."""
+def test_an_upload_that_is_cut_leaves_no_shard_and_the_next_call_resumes(line, tmp_path):
+    """The parts of a shard of 12 MB have arrived; then the shard's own upload is cut half-way."""
     noise = np.random.default_rng(0)
     for split, count in (("train", 95), ("test", 2)):
         for i in range(count):

@@ -1,4 +1,4 @@
-"""Sources: small data of exactly each layout, made here, and what is understood of it."""
+"""Sources: small data sets in each supported layout, made here, are read correctly."""
 
 import io
 import json
@@ -29,7 +29,7 @@ def jpeg(seed: int) -> bytes:
 
 
 def write_tar(path, members: list[tuple[str, bytes]]) -> bytes:
-    """A tar at a path, or, with None, in memory."""
+    """Writes a tar to a path, or, if it is None, to memory; returns its bytes."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name, content in members:
@@ -205,7 +205,7 @@ def test_a_webdataset_sample_without_a_label_is_refused(tmp_path):
 
 
 def write_hub_parquet(path, labels: list[int], first: int, names: list[str] | None = ("cat", "dog")):
-    """As `datasets` writes it: a struct of bytes and path, and the class names in the metadata."""
+    """Writes Parquet as `datasets` does: a struct of bytes and path, and the class names in the metadata."""
     rows = [{"bytes": jpeg(first + i), "path": f"{i}.jpg"} for i in range(len(labels))]
     images = pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
     table = pa.table({"image": images, "label": pa.array(labels, pa.int64())})
@@ -272,7 +272,7 @@ def test_arrays(tmp_path, kind):
 
 
 def write_cifar(folder):
-    """cifar-10-batches-py, with 4 images a batch."""
+    """Writes a folder like cifar-10-batches-py, with 4 images a batch."""
     pixels = {
         name: np.random.default_rng(i).integers(0, 256, (4, 3072), dtype=np.uint8)
         for i, name in enumerate(["data_batch_1", "data_batch_2", "test_batch"])

@@ -1,4 +1,4 @@
-"""The stream through a real Ray: the list's samples, on the right ranks, over windows, after a seek."""
+"""The stream on a real Ray: each rank gets its samples of the work list, over windows and after a seek."""
 
 import itertools
 import time
@@ -47,7 +47,7 @@ def read_stream(config):
 
 
 def hold_stream(config):
-    """Takes one batch, sleeps, and logs by how much the object store is fuller then."""
+    """Takes one batch, sleeps, and logs how many more bytes the object store holds then."""
     used = partial(store_stats, ray.get_runtime_context().gcs_address)
     before = used().object_store_bytes_used
     batches = stream.Stream(config["worklist"], ray.train.get_dataset_shard, config["cursor"], 0, 0)
@@ -77,7 +77,7 @@ def stream_through_ray(experiment, start: int, folder, read=read_stream, store_b
 
 
 def expected(experiment, start: int) -> dict[int, list]:
-    """What each rank must get, made without Ray."""
+    """The samples that each rank must get, made without Ray."""
     found = {}
     world, local = experiment.train.workers, experiment.train.batch_size // experiment.train.workers
     for b in local_batches(experiment, splits=("val",)):

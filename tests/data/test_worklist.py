@@ -163,8 +163,8 @@ def test_the_shuffle_is_good_at_the_size_of_imagenet(views):
         return int((counts * (counts - 1) // 2).sum())
 
     shared = pairs(group * worklist.steps + step) / pairs(group)
-    # two images of a row group are nearly always in one pool of 5,120, and a batch has 1024 / views of these;
-    # without pools it would be 1, and in a shuffle of all images 1023 / 1281166 = 0.0008
+    # two images of a row group are nearly always in one pool of 5,120, and a batch has 1024 / views images of
+    # a pool; without pools the probability would be 1, and in a shuffle of all images 1023 / 1281166 = 0.0008
     assert abs(shared - (1024 / views - 1) / 5119) < 0.005
     assert shared <= 0.25
     meets = np.unique(np.stack([step, group]), axis=1)[0]

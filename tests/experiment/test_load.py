@@ -1,4 +1,4 @@
-"""Experiment files: what is allowed is loaded, what is not is refused in one message that says where and why."""
+"""Experiment files: allowed values are loaded, others are refused in one message that says where and why."""
 
 import pytest
 
@@ -90,7 +90,7 @@ def test_override_values_are_read_as_yaml():
         ("1: 2", ["x.yaml", "must be text"]),
     ],
 )
-def test_what_is_not_allowed_is_refused_with_key_value_and_what_is(tmp_path, text, parts):
+def test_a_value_that_is_not_allowed_is_refused_with_key_value_and_allowed_values(tmp_path, text, parts):
     rest = [line for line in MINIMAL.splitlines(keepends=True) if line.split(":")[0] != text.split(":")[0]]
     with pytest.raises(UserError) as error:
         load_experiment(write(tmp_path, "".join(rest) + text + "\n"))

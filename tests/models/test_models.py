@@ -1,4 +1,4 @@
-"""Losses, schedule, student and teacher against the paper, the reference's formulas and timm."""
+"""Losses, schedule, student and teacher agree with the paper, the reference's formulas and timm."""
 
 import math
 

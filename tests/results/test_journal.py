@@ -1,4 +1,4 @@
-"""The journal: whole segments, and no step twice."""
+"""The journal has whole segments, and no step twice."""
 
 from deit_ray.results.journal import JournalWriter, iterate_points
 
@@ -12,7 +12,7 @@ def test_points_are_read_back_in_order(tmp_path):
     journal.add({"train/loss": 2.0}, 10)
     journal.flush()
     journal.add({"train/loss": 1.0, "val/top1": 0.5}, 20)
-    assert read(tmp_path) == [("train/loss", 2.0, 10)]  # what is not flushed is not there
+    assert read(tmp_path) == [("train/loss", 2.0, 10)]  # points that were not flushed are missing
     journal.flush()
     assert read(tmp_path) == [("train/loss", 2.0, 10), ("train/loss", 1.0, 20), ("val/top1", 0.5, 20)]
 

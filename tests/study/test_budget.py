@@ -15,8 +15,8 @@ COMPLETE, PRUNED, FAIL, RUNNING = TrialState.COMPLETE, TrialState.PRUNED, TrialS
 
 def trial(number: int, state: TrialState, value: float | None = None, **attrs):
     frozen = optuna.trial.FrozenTrial(
-        number=number, trial_id=number, state=state, value=value, values=None, params={}, distributions={}, user_attrs=attrs,
-        system_attrs={}, intermediate_values={}, datetime_start=BEGIN,
+        number=number, trial_id=number, state=state, value=value, values=None, params={}, distributions={},
+        user_attrs=attrs, system_attrs={}, intermediate_values={}, datetime_start=BEGIN,
         datetime_complete=BEGIN + datetime.timedelta(minutes=number) if state.is_finished() else None,
     )  # fmt: skip
     return TrialRecord(frozen)

@@ -1,4 +1,4 @@
-"""Kills from outside, at random moments: the first ones of bench/chaos.py, which has many more."""
+"""Kills at random moments: the same as in bench/chaos.py, but only a few."""
 
 import pytest
 

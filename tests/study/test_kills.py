@@ -1,4 +1,4 @@
-"""A study whose processes are killed from outside, one after the other, ends as one that nobody disturbed."""
+"""A study whose processes are killed one after the other ends like an undisturbed one."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def test_a_study_whose_worker_trial_server_and_driver_are_killed_equals_an_undis
     with command("tune", tmp_path / "short.yaml", *address) as driver:
 
         def await_checkpoint(after: int) -> int:
-            """Until a checkpoint later than a step is whole; returns its step."""
+            """Waits until a checkpoint later than a step is whole; returns its step."""
             wait_for(lambda: driver.poll() is not None or latest(trial) > after, 120)
             assert driver.poll() is None, driver.communicate()[0]
             return latest(trial)
@@ -69,7 +69,7 @@ def latest(folder: Path) -> int:
 
 
 def pid_of(part: str) -> int:
-    """The process of the one living actor whose class has a name with such a part."""
+    """The pid of the only living actor whose class name contains `part`."""
     alive = {a["Pid"]: a["ActorClassName"] for a in actors().values() if a["State"] == "ALIVE"}
     found = [pid for pid, name in alive.items() if part in name]
     assert len(found) == 1, alive
@@ -77,11 +77,11 @@ def pid_of(part: str) -> int:
 
 
 def table(results: Path) -> dict:
-    """What Optuna knows of the trials, to the last digit."""
+    """What Optuna has stored of the trials, to the last digit."""
     trials = Study.open("short", str(results)).optuna.trials
     return {t.number: (t.state, t.params, t.intermediate_values, t.value) for t in trials}
 
 
 def measured(points) -> dict:
-    """Points without what depends on the clock."""
+    """Points, without those that depend on the clock."""
     return {(name, step): v for name, step, v in points if not name.startswith(("perf/", "cost/"))}

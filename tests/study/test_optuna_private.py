@@ -1,4 +1,4 @@
-"""The private names of Optuna that study/optuna_private.py uses: this test finds what a new version breaks."""
+"""Checks the private names of Optuna in study/optuna_private.py: this finds what a new version breaks."""
 
 import inspect
 import re

@@ -1,4 +1,4 @@
-"""What a resume finds and does, without running anything: trials as a killed driver leaves them."""
+"""What a resume decides about trials as a killed driver leaves them; nothing is trained."""
 
 import json
 import os
@@ -36,7 +36,13 @@ def study(experiment) -> Study:
 
 
 def leave(study: Study, values: list[float], saved: int, told: int = 0) -> int:
-    """A trial that has measured values, one an epoch, saved its checkpoint of epoch `saved`, and of which Optuna heard `told`."""
+    """Leaves a trial as a killed driver does; returns its number.
+
+    Args:
+        values: the values that it has measured, one for each epoch.
+        saved: the epoch of its checkpoint; 0 if it has none.
+        told: the number of values that Optuna has stored.
+    """
     trial = StudySearcher(study.optuna, study.experiment, study.trial_folder).ask()
     folder = study.trial_folder(trial.number)
     journal = JournalWriter(f"{folder}/journal")
@@ -61,7 +67,7 @@ def found(study: Study) -> list[tuple]:
     ]
 
 
-def test_a_trial_goes_on_from_its_last_whole_checkpoint_or_begins_again(study):
+def test_a_trial_resumes_from_its_last_whole_checkpoint_or_begins_again(study):
     leave(study, [0.5, 0.6], saved=2, told=1)
     leave(study, [0.5, 0.6], saved=1)
     leave(study, [0.5], saved=0)
@@ -74,7 +80,7 @@ def test_a_trial_goes_on_from_its_last_whole_checkpoint_or_begins_again(study):
     ]
 
 
-def test_a_trial_that_had_ended_before_anybody_was_told_is_ended_and_not_run_again(study):
+def test_a_trial_whose_end_was_never_stored_is_ended_and_not_run_again(study):
     leave(study, [0.5, 0.6, 0.7, 0.8], saved=4, told=2)
     number = leave(study, [0.5], saved=1)
     write_failure(study.trial_folder(number), Failure("failed", "ValueError: no", "", "s"))
@@ -90,8 +96,8 @@ def test_a_failure_of_the_surroundings_does_not_end_a_trial(study):
     assert found(study) == [("continued", 20, None)]
 
 
-def test_what_the_scheduler_had_decided_holds_though_the_driver_died_before_it_told_anybody(study):
-    # ASHA, one of two survives a rung: at epoch 1 the second trial, with less than the first, is stopped
+def test_a_decision_of_the_scheduler_holds_if_the_driver_died_before_it_was_stored(study):
+    # ASHA keeps one trial of two at each rung: at epoch 1 it stops the second one, whose value is lower
     leave(study, [0.9], saved=1, told=1)
     time.sleep(0.01)
     leave(study, [0.1], saved=1)
@@ -108,7 +114,8 @@ def test_ended_trials_are_kept(study):
 def test_two_drivers_of_one_study_are_one_too_many(study):
     code = (
         "import sys, time; from deit_ray.study.study import Study\n"
-        f"with Study.open('made-1', {str(study.experiment.results.uri)!r}).driving():\n print('drives', flush=True); time.sleep(60)"
+        f"with Study.open('made-1', {str(study.experiment.results.uri)!r}).driving():\n"
+        " print('drives', flush=True); time.sleep(60)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
@@ -138,15 +145,16 @@ def test_a_study_is_extended_by_what_changes_no_trial_and_by_nothing_else(study)
     assert (again.experiment.search.trials, again.experiment.search.budget.hours) == (24, 2)
 
 
-def test_what_was_heard_later_changes_nothing_that_was_decided_before(study):
-    # the first trial measured 0.9 before the second one's 0.1 was told, but nobody heard: the second one had been let go on
+def test_a_late_result_changes_no_earlier_decision(study):
+    # the first trial measured 0.9 before the second one's 0.1 was stored, but 0.9 itself was not stored: the
+    # scheduler had let the second trial continue
     leave(study, [0.9], saved=1)
     time.sleep(0.01)
     leave(study, [0.1], saved=1, told=1)
     assert found(study) == [("continued", 20, None), ("continued", 20, None)]
 
 
-def test_what_a_study_has_spent_counts_on(study):
+def test_the_spent_time_of_a_study_is_kept(study):
     study.spent = Spent(wall_s=7000, gpu_s=10)
     study.amend({"search.budget.hours": 2})
     again = Study.open("made", study.experiment.results.uri)
@@ -183,7 +191,7 @@ def test_a_study_of_an_earlier_version_is_shown_and_not_continued(study):
 
 
 def test_a_results_folder_that_cannot_be_written_is_named(study):
-    if os.getuid() == 0:  # root can write everywhere but where nobody can
+    if os.getuid() == 0:  # root can write everywhere, except where nobody can
         mounted = subprocess.run(
             ["mount", "--bind", "-o", "ro", study.folder, study.folder], capture_output=True, check=False
         )

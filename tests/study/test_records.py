@@ -1,4 +1,4 @@
-"""What a study's database keeps: the names and forms that every version has stored, as typed values."""
+"""The values in a study's database: names and forms are those that every version has stored."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Which trials stop early: a resumed study decides as Ray Tune's own scheduler does that nothing has disturbed."""
+"""Early stopping: a resumed study decides as Ray Tune's own scheduler does in an undisturbed study."""
 
 import random
 
@@ -41,7 +41,7 @@ def rays_own(name: str):
 
 
 def results(seed: int) -> list[tuple[int, int, float]]:
-    """(number, epoch, value) in the order of their coming: each trial's epochs rise, trials run in any interleaving."""
+    """Results (number, epoch, value) as they arrive: epochs of a trial rise, trials interleave at random."""
     generator = random.Random(seed)
     left = [number for number in range(TRIALS) for _ in range(EPOCHS)]
     generator.shuffle(left)
@@ -55,7 +55,7 @@ def results(seed: int) -> list[tuple[int, int, float]]:
 
 @pytest.mark.parametrize("name", ["asha", "median"])
 @pytest.mark.parametrize("seed", range(5))
-def test_decisions_equal_an_undisturbed_schedulers_wherever_the_study_was_cut(scheduler_of, name, seed):
+def test_decisions_equal_an_undisturbed_schedulers_wherever_a_study_is_interrupted(scheduler_of, name, seed):
     own, stubs = rays_own(name), [Stub(str(number)) for number in range(TRIALS)]
     for stub in stubs:
         own.on_trial_add(None, stub)

@@ -1,4 +1,4 @@
-"""What to run next: every trial's values follow from its number, whatever came between."""
+"""The searcher: a trial's values follow from its number, whatever happened before."""
 
 import optuna
 import pytest
@@ -68,7 +68,7 @@ def test_the_first_trial_has_the_files_own_values_where_they_lie_in_the_space(se
     assert 3e-4 <= outside["optim.lr"] <= 1e-2
 
 
-def test_it_waits_while_trials_run_that_may_have_to_be_continued(searcher_of):
+def test_the_searcher_waits_while_trials_run_that_may_have_to_be_continued(searcher_of):
     study = optuna.create_study()
     searcher = searcher_of(study, **{"search.trials": 2})
     draw(searcher, 2)

@@ -36,14 +36,14 @@ def policy(experiment) -> StopPolicy:
     return StopPolicy(experiment("digits_teacher", keys))
 
 
-def test_a_trial_ends_as_far_as_it_came(policy):
+def test_the_outcome_of_a_completed_trial_follows_from_its_last_epoch(policy):
     assert policy.after_completion(0, EPOCHS) == End(Outcome.finished())
     assert policy.after_completion(1, 3) == End(Outcome.stopped_early(3))
     assert policy.after_completion(2, 0) == End(Outcome.failed("it reported nothing"))
     assert policy.after_failure(3, BUG) == End(Outcome.failed("ValueError: no"))
 
 
-def test_a_budget_cancels_what_is_open_once(policy):
+def test_a_budget_cancels_open_trials_once(policy):
     assert policy.check_budgets([], Spent(wall_s=3599), OPEN) == Orders()
     assert not policy.is_closed
     assert policy.check_budgets([], Spent(wall_s=3600), OPEN) == Orders(end=(3,), ask=(1, 2))
@@ -51,7 +51,7 @@ def test_a_budget_cancels_what_is_open_once(policy):
     assert policy.is_closed
     assert policy.check_budgets([], Spent(wall_s=9999), OPEN) == Orders()
     assert policy.after_completion(1, 2) == CANCELLED
-    assert policy.after_completion(2, EPOCHS) == End(Outcome.finished())  # it came to its end all the same
+    assert policy.after_completion(2, EPOCHS) == End(Outcome.finished())  # it finished before it was asked
 
 
 def test_a_target_is_judged_by_the_trials(experiment):
@@ -65,7 +65,7 @@ def test_a_target_is_judged_by_the_trials(experiment):
 
 def test_a_person_cancels_one_trial_or_ends_the_study(policy):
     assert policy.stop(1, OPEN) == Orders(ask=(1,))
-    assert policy.stop(1, OPEN) == Orders()  # it is asked already
+    assert policy.stop(1, OPEN) == Orders()  # trial 1 has been asked to end already
     assert policy.stop(3, OPEN) == Orders(end=(3,))
     assert policy.stop(7, OPEN) == Orders()
     assert not policy.is_closed
@@ -85,7 +85,7 @@ def test_the_surroundings_halt_a_study_and_leave_its_trials_open(policy):
     assert isinstance(decision, Halt)
     assert isinstance(decision.error, UnavailableError)
     assert str(decision.error) == "trial 1: results.uri: No space left on device"
-    assert policy.halt(decision.error, OPEN) == Orders(ask=(1, 2))  # what waits is open anyway
+    assert policy.halt(decision.error, OPEN) == Orders(ask=(1, 2))  # the waiting trial stays open anyway
     policy.halt(ValueError("later"), OPEN)
     assert policy.halted is decision.error
     assert policy.is_closed
@@ -101,11 +101,11 @@ def test_the_first_request_for_a_trial_holds(policy):
     assert policy.after_completion(2, 2) == LeaveOpen()
 
 
-def test_a_trial_whose_process_dies_goes_on_while_that_helps(policy):
+def test_a_trial_whose_process_dies_continues_while_it_makes_progress(policy):
     # train.max_failures is 2: the third death in a row at the same step ends it
     assert policy.after_death(0, 20, ray_is_alive=True) == Continue(20)
     assert policy.after_death(0, 20, ray_is_alive=True) == Continue(20)
-    assert policy.after_death(0, 40, ray_is_alive=True) == Continue(40)  # it came further: counted anew
+    assert policy.after_death(0, 40, ray_is_alive=True) == Continue(40)  # progress: the count restarts
     assert policy.after_death(0, 40, ray_is_alive=True) == Continue(40)
     failed = Outcome.failed("its process died 3 times in a row at step 40")
     assert policy.after_death(0, 40, ray_is_alive=True) == End(failed)
@@ -132,7 +132,7 @@ def test_a_study_ends_as_its_trials_did_unless_a_person_ended_it(policy):
     assert policy.study_outcome(BY_A_PERSON, has_best=True) == Outcome.cancelled()
 
 
-def test_it_loads_no_ray_and_no_mlflow():
+def test_the_stop_policy_loads_no_ray_and_no_mlflow():
     loaded = "sorted({'ray', 'mlflow', 'torch'} & sys.modules.keys())"
     code = f"import sys, deit_ray.study.stop_policy; print({loaded})"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout == b"[]\n"

@@ -1,4 +1,4 @@
-"""A real study with a real MLflow, as people run it: from the command line, piped, interrupted, resumed and read back."""
+"""A real study with a real MLflow, as people run it: by commands, piped, interrupted and resumed."""
 
 import os
 import re
@@ -44,7 +44,7 @@ def test_a_study_runs_is_tracked_and_gives_its_best(finished_study, server):
     board = study.leaderboard()
     assert sorted(board["trial"]) == [0, 1, 2]
     states = board.set_index("trial")["state"]
-    # by the seed the second trial's learning rate is 1e-6: it stays where a guess is, and ASHA stops it at once
+    # with this seed the second trial's learning rate is 1e-6: it only guesses, so ASHA stops it at once
     assert (states[0], states[1]) == ("finished", "stopped early")
     assert states[2] in ("finished", "stopped early")
     assert study.optuna.trials[1].params["optim.lr"] == 1e-6
@@ -76,7 +76,7 @@ def test_a_study_runs_is_tracked_and_gives_its_best(finished_study, server):
 
 
 def assert_mlflow_agrees(study: Study, uri: str) -> None:
-    """Optuna, MLflow and the journals tell the same of a finished study of small trials."""
+    """Optuna, MLflow and the journals agree about a finished study of small trials."""
     client, runs = mlflow.MlflowClient(uri), runs_below(uri, Path(study.folder).parent)
     parents = [run for run in runs if run.data.tags["deit_ray.kind"] == "study"]
     trials = [run for run in runs if run.data.tags["deit_ray.kind"] == "trial"]
@@ -123,7 +123,7 @@ def test_mlflows_ui_shows_a_runs_curves(finished_run, own_server):
             (run,) = client.search_runs([experiment_id], "run_name = 'whole-1'")
             curve = client.get_metric_history(run.info.run_id, "val/top1")
             assert [point.step for point in curve] == [SMALL_STEPS * epoch for epoch in (1, 2, 3, 4)]
-            os.killpg(process.pid, signal.SIGINT)  # Ctrl-C, as it says
+            os.killpg(process.pid, signal.SIGINT)  # Ctrl-C, as the command says
             wait_for(lambda: not session_processes(process.pid), 30)
             succeeded["ui"] += 1
         finally:
@@ -143,7 +143,7 @@ def test_ctrl_c_ends_a_study_cleanly_and_it_can_be_resumed(own_ray, search_file,
     process = command("tune", search_file(**{"search.trials": 2, "train.epochs": 3}), start_new_session=True)
     wait_for(lambda: (tmp_path / "results" / "short-1" / "trial-0001" / "journal").exists(), 120)
     time.sleep(2)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to Ray's processes too
+    os.killpg(process.pid, signal.SIGINT)  # as from a terminal, which sends it to Ray's processes too
     began = time.monotonic()
     output = process.communicate(timeout=60)[0]
     assert time.monotonic() - began < 15
@@ -161,7 +161,7 @@ def test_ctrl_c_ends_a_study_cleanly_and_it_can_be_resumed(own_ray, search_file,
 
 
 def test_a_failing_trial_does_not_stop_the_study(ray_cluster, search_file):
-    # two learning rates: one that learns, one that explodes at once
+    # at one of the two learning rates the student learns, at the other the loss explodes at once
     space = {"optim.lr": {"choice": [1e-3, 1e30]}}
     path = search_file(
         **{"search.space": space, "search.sampler": "random", "search.scheduler": "none"},
@@ -211,7 +211,7 @@ def test_concurrency_follows_from_needs_and_resources(experiment):
         (["ui"], "has no MLflow database yet"),
     ],
 )
-def test_what_cannot_be_ends_in_one_message_before_anything_starts(
+def test_wrong_input_ends_in_one_message_before_anything_starts(
     search_file, tmp_path, monkeypatch, capsys, arguments, message
 ):
     arguments = [argument.format(file=search_file()) for argument in arguments]

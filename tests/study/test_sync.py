@@ -1,4 +1,4 @@
-"""What sync delivers of studies and runs afterwards, and what a driver tells as it goes: the same."""
+"""`sync` delivers studies and runs afterwards: MLflow gets the same as from a driver during the study."""
 
 import json
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_sync_delivers_what_a_study_could_not_and_nothing_twice(study, proxy, mo
     results, told = study.experiment.results.uri, Told()
     monkeypatch.setattr(tracking, "PATIENCE_S", 1.0)
     monkeypatch.setattr(syncing, "PATIENCE_S", 1.0)
-    proxy.misbehave("close")  # away, and nothing of the study gets there
+    proxy.misbehave("close")  # the server is away, and gets nothing of the study
     with Tracker(proxy.uri, EXPERIMENT, None, told) as tracker:
         parent = start_study(tracker, study)
         for trial in study.trials()[:2]:
@@ -85,7 +85,7 @@ def test_sync_delivers_what_a_study_could_not_and_nothing_twice(study, proxy, mo
         if path.endswith(("create", "log-batch", "update", "set-tag")) or "artifacts/" in path
     ]
 
-    # the trial that was left goes on, and the study ends
+    # the trial that was left running is ended, and so is the study
     study.optuna.tell(3, 0.7)
     Trial(Path(study.trial_folder(3))).journal.add({"val/top1": 0.7}, 60)
     Path(study.trial_folder(3), "model.safetensors").write_bytes(b"best")
@@ -104,7 +104,7 @@ def test_sync_delivers_what_a_study_could_not_and_nothing_twice(study, proxy, mo
 
 
 def assert_agrees(study: Study, uri: str) -> None:
-    """Optuna, the journals and MLflow say the same of every trial."""
+    """Optuna, the journals and MLflow agree about every trial."""
     statuses = {"COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "FAILED", "RUNNING": "RUNNING"}
     outcomes = {
         "COMPLETE": "finished",
@@ -153,8 +153,8 @@ def test_sync_delivers_a_run_of_its_own_and_knows_no_other(experiment, server, t
         sync("nobody", exp.results.uri)
 
 
-def test_a_study_is_told_as_its_driver_tells_it(study, server):
-    """Whether a tracker hears of a study as it goes or afterwards: the runs are the same."""
+def test_sync_delivers_the_same_runs_as_the_driver(study, server):
+    """MLflow gets the same runs from the driver during a study and from `sync` afterwards."""
     with Tracker(server.uri, EXPERIMENT, None, Told()) as tracker:
         assert len(list(deliver_study(tracker, study))) == 5
     assert_agrees(study, server.uri)
@@ -187,7 +187,7 @@ def test_a_resume_brings_an_early_stopped_run_of_version_0_1_to_its_status_and_t
 
 
 def resume(study: Study) -> None:
-    """What a driver delivers at its start."""
+    """Delivers what a driver delivers at its start."""
     tracking = Tracking(study, Console(quiet=True))
     with tracking.delivering():
         tracking.study_opened()

@@ -34,7 +34,7 @@ class Ended:
 
 
 def call(*arguments) -> Ended:
-    """Runs a command in this process, which saves the seconds that a new process takes to import."""
+    """Runs a command in this process; a new process would need seconds for imports."""
     out, err = io.StringIO(), io.StringIO()
     argv = ["deit-ray", *map(str, arguments)]
     with patch.object(sys, "argv", argv), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -66,7 +66,7 @@ def _listen_to_ctrl_c() -> None:
 
 
 def output_of(*arguments, seconds: float = 120, **options) -> str:
-    """What a command prints until it ends, in a process of its own."""
+    """Runs a command in a process of its own; returns everything that it prints."""
     with command(*arguments, **options) as process:
         return process.communicate(timeout=seconds)[0]
 
@@ -75,7 +75,7 @@ def all_commands() -> list[str]:
     """The names of all commands, such as `tune` and `data prepare`."""
 
     def below(command, prefix: str) -> list[str]:
-        inner = getattr(command, "commands", {})  # of a group
+        inner = getattr(command, "commands", {})  # only a group has them
         if not inner:
             return [prefix.strip()]
         return [name for word, entry in inner.items() for name in below(entry, f"{prefix}{word} ")]
@@ -84,7 +84,7 @@ def all_commands() -> list[str]:
 
 
 def name_of(arguments: list[str]) -> str:
-    """The name of the command that arguments call, such as `data prepare`; empty where they name none."""
+    """The name of the command that the arguments call, such as `data prepare`; empty if they call none."""
     return next((name for name in all_commands() if arguments[: len(name.split())] == name.split()), "")
 
 
@@ -96,7 +96,7 @@ def wait_for(condition, seconds: float = 30) -> None:
 
 
 def session_processes(session: int) -> list[int]:
-    """Processes of a session, Ray's daemons included."""
+    """The pids of a session's processes, Ray's daemons included."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

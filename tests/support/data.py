@@ -25,7 +25,9 @@ def write_colours(uri: str, rows: dict[str, int], size: int = 40, classes: int =
 
 
 def write_tints(uri: str, rows: dict[str, int]) -> shards.Manifest:
-    """Writes noise images of three tints, which a small model learns in some ten steps; labels count 0, 1, 2, 0, ...
+    """Writes noise images of three tints, which a small model learns in about ten steps.
+
+    Labels count 0, 1, 2, 0, ...
 
     Args:
         rows: number of images of each split.

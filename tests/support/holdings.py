@@ -1,4 +1,4 @@
-"""What the Ray that is connected holds for trials: actors, placement groups, CPUs and reservations."""
+"""Counts what the connected Ray holds for trials: actors, placement groups, CPUs and reservations."""
 
 import time
 from collections import Counter
@@ -38,13 +38,13 @@ def snapshot() -> dict:
 
 
 def reservations() -> int:
-    """How many requests for CPUs stand with Ray Data's coordinator, by Train and by streams."""
+    """Number of requests for CPUs, by Ray Train and by streams, that Ray Data's coordinator has."""
     coordinator = get_or_create_autoscaling_coordinator()
     return ray.get(coordinator.__ray_call__.remote(lambda self: len(self._ongoing_reqs)))
 
 
 def what_is_left(baseline: dict, what: str = "") -> list[str]:
-    """What there is more of than before, once ten seconds have passed; nothing as soon as all is free."""
+    """Waits until no holding exceeds the baseline, ten seconds at most; returns those that do."""
     deadline = time.monotonic() + DEADLINE_S
     while True:
         now = snapshot()

@@ -1,10 +1,6 @@
-"""Every command of the command line, and mistakes that a person makes with it."""
+"""Mistakes that a person makes on the command line, for every command."""
 
-import typer
-
-from deit_ray.cli.main import app
-
-# arguments that a command needs before its options are looked at; nothing of them exists
+# arguments that a command needs before its options are checked; none of these files and runs exists
 NEEDED = {
     "data prepare": ["SOURCE", "--out", "OUT"],
     "data check": ["URI"],
@@ -18,12 +14,12 @@ NEEDED = {
     "predict": ["MODEL", "IMAGE"],
 }
 TAKE_AN_EXPERIMENT = ("train", "plan", "tune", "bench data", "data show")
-IN_THE_FILE = {  # of a value: a key, a type and a bound
+IN_THE_FILE = {  # values with a wrong key, a wrong type and an exceeded bound, and their messages
     "optim.lrr=1": "optim.lrr: no such key; did you mean optim.lr?",
     "optim.lr=fast": "optim.lr: 'fast' is not allowed: input should be a valid number",
     "augment.strength=3": "augment.strength: 3 is not allowed: input should be less than or equal to 2",
 }
-BAD_OPTIONS = {  # types and bounds of options, and options that do not go together
+BAD_OPTIONS = {  # wrong types, exceeded bounds, and options that exclude each other
     "data prepare": [["--quality", "high"], ["--quality", "101"], ["--max-bad", "5"]],
     "data show": [["--samples", "many"], ["--samples", "65"]],
     "bench data": [["--seconds", "long"], ["--seconds", "0"]],
@@ -35,21 +31,13 @@ BAD_OPTIONS = {  # types and bounds of options, and options that do not go toget
 }
 
 
-def all_commands(group=None, prefix: str = "") -> list[str]:
-    """The names of all commands, such as `tune` and `data prepare`."""
-    group = group or typer.main.get_command(app)
-    names = []
-    for name, command in group.commands.items():
-        full = f"{prefix}{name}"
-        names += all_commands(command, f"{full} ") if hasattr(command, "commands") else [full]
-    return names
-
-
 def mistakes_of(command: str, experiment: str) -> list[list[str]]:
-    """Command lines with one mistake each, found before anything is looked up: an unknown option, a type, a
-    bound, a key.
+    """Command lines with one mistake each: an unknown option or key, a wrong type, an exceeded bound.
+
+    Each mistake must be found before any data, run or model is looked up.
 
     Args:
+        command: name of the command, such as `data prepare`.
         experiment: path of an experiment file without a mistake.
     """
     words = command.split()
@@ -63,5 +51,5 @@ def mistakes_of(command: str, experiment: str) -> list[list[str]]:
 
 
 def _without(needed: list[str], bad: list[str]) -> list[str]:
-    """What a command needs; with --resume no experiment file."""
+    """The arguments that a command needs; with --resume it needs none."""
     return [] if "--resume" in bad else needed

@@ -1,4 +1,4 @@
-"""Real servers on loopback ports, for tests and benchmarks: MLflow, PostgreSQL behind it, S3, and a proxy that misbehaves."""
+"""Real servers on loopback for tests and benchmarks: MLflow, PostgreSQL, S3, and a proxy that misbehaves."""
 
 import http.client
 import os
@@ -21,8 +21,9 @@ SETTINGS = {
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes that nothing here needs
-    # A request to log a batch takes a second connection while it holds the first: with MLflow's 15 connections a worker's
-    # 40 threads wait for each other, half a minute at a time, as soon as that many writers come at once.
+    # A request that logs a batch takes a second connection while it holds the first. With MLflow's default of
+    # 15 connections, the 40 threads of a server's worker wait for each other, half a minute at a time, if 40
+    # writers come at the same time.
     "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "50",
     "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "100",
     "PYTHONWARNINGS": "ignore",
@@ -36,12 +37,13 @@ def free_port() -> int:
 
 
 class MlflowServer:
-    """`mlflow server`, with its database wherever the URI says and its artifacts in a folder. Starts on entering.
+    """`mlflow server`. It starts when the context is entered.
 
     Args:
-        folder: of its artifacts and its log.
+        folder: folder of its artifacts and its log.
         backend: URI of its database; by default SQLite in the folder.
-        port: to listen on; by default any that is free.
+        workers: number of its processes.
+        port: the port to listen on; by default a free one.
     """
 
     def __init__(self, folder: Path, backend: str | None = None, workers: int = 1, port: int | None = None):
@@ -96,20 +98,20 @@ class MlflowServer:
                 time.sleep(0.1)
 
     def kill(self) -> None:
-        """SIGKILL to the server and its workers."""
+        """Kills the server and its workers by SIGKILL."""
         if self.process is not None:
             kill_session(self.process)
             self.process = None
 
 
 class S3Server:
-    """An S3 API server in this process (moto). Starts on entering."""
+    """An S3 API server in this process (moto). It starts when the context is entered."""
 
     def __init__(self):
         self.port = free_port()
 
     def __enter__(self) -> "S3Server":
-        from moto.server import ThreadedMotoServer  # a second, which only tests of S3 need
+        from moto.server import ThreadedMotoServer  # takes a second, which only tests of S3 need
 
         self.server = ThreadedMotoServer("127.0.0.1", self.port, verbose=False)
         self.server.start()
@@ -120,19 +122,18 @@ class S3Server:
 
 
 class Postgres:
-    """A PostgreSQL of its own in a folder of its own, from Debian's binaries; trusts every connection from this machine."""
+    """A PostgreSQL in a new folder, from Debian's binaries; it trusts every connection from this machine."""
 
     def __init__(self):
         self.port = free_port()
-        self.root = tempfile.mkdtemp(
-            prefix="postgres-"
-        )  # not below pytest's folder, which only its owner may enter
+        # not below pytest's folder, which only its owner may enter
+        self.root = tempfile.mkdtemp(prefix="postgres-")
         self.uri = f"postgresql+psycopg2://postgres@127.0.0.1:{self.port}/postgres"
         self.process: subprocess.Popen | None = None
 
     @staticmethod
     def binaries() -> Path | None:
-        """Where the binaries are, or None: Debian keeps them away from PATH."""
+        """The folder of the binaries, None if there is none. Debian does not put it on PATH."""
         found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
         on_path = shutil.which("initdb")
         return found[-1].parent if found else Path(on_path).resolve().parent if on_path else None
@@ -181,7 +182,7 @@ class Postgres:
             time.sleep(0.1)
 
     def kill(self) -> None:
-        """SIGKILL to the server and its children; what was committed is in its log, and there again after `start`."""
+        """Kills the server and its children by SIGKILL. After `start`, committed data is there again."""
         if self.process is not None:
             kill_tree(self.process)
             self.process = None
@@ -193,13 +194,16 @@ class Postgres:
 
 
 def kill_session(process: subprocess.Popen) -> None:
-    """Kills a process that leads a session, and all that belong to its group."""
+    """Kills a process that leads a session, and all processes of its group."""
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def kill_tree(process: subprocess.Popen) -> None:
-    """Kills a process and its children, which may lead groups of their own, as PostgreSQL's do; waits until they are gone."""
+    """Kills a process and its children, and waits until they are gone.
+
+    The children may lead groups of their own, as PostgreSQL's do.
+    """
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     for pid in [process.pid, *map(int, children)]:
         try:
@@ -220,14 +224,18 @@ def is_alive(pid: int) -> bool:
 
 
 class Proxy:
-    """Stands before a server and misbehaves as it is told.
+    """A proxy in front of a server, which misbehaves in a chosen way.
+
+    Args:
+        port: the server's.
 
     Attributes:
-        mode: pass; delay (answers after `delay_s`); refuse_before (answers 500, the server hears nothing); fail_after (the
-            server does it, and the answer is 500); garbage (200 and no JSON); hang (never answers); close (hangs up).
-        only: misbehaves only where this is a part of the path.
-        times: how many requests it does so with; then it passes. None for ever.
-        seen: the paths that were asked for.
+        mode: pass; delay (passes after `delay_s`); refuse_before (answers 500 and passes nothing on);
+            fail_after (passes the request on, and answers 500); garbage (answers 200 without JSON); hang
+            (never answers); close (closes the connection).
+        only: it misbehaves only if the path contains this text.
+        times: number of requests until it passes all; None for no limit.
+        seen: the paths of all requests.
     """
 
     def __init__(self, port: int):

@@ -1,4 +1,4 @@
-"""Runs to track: folders with journals, and what of them is in MLflow."""
+"""Runs to track: folders with journals, and what MLflow has of these runs."""
 
 import json
 from pathlib import Path
@@ -50,7 +50,7 @@ class Trial:
         return sorted((p.name, p.step, p.value, p.time_ms) for p in iterate_points(f"{self.folder}/journal"))
 
     def runs(self, uri: str) -> list:
-        """Its runs in MLflow that nobody deleted."""
+        """The trial's runs in MLflow that are not deleted."""
         client = mlflow.MlflowClient(uri)
         experiment = client.get_experiment_by_name(EXPERIMENT)
         return (
@@ -60,13 +60,13 @@ class Trial:
         )
 
     def delivered(self, uri: str) -> list[tuple]:
-        """The points of its only run in MLflow."""
+        """The points of the trial's only run in MLflow."""
         (run,) = self.runs(uri)
         return sorted((p.key, p.step, p.value, p.timestamp) for p in history_of(uri, run))
 
 
 def runs_below(uri: str, folder) -> list:
-    """The MLflow runs of a results folder: of its runs, studies and trials."""
+    """The MLflow runs of all runs, studies and trials below a results folder."""
     client = mlflow.MlflowClient(uri)
     experiment_id = client.get_experiment_by_name("deit_ray").experiment_id
     return client.search_runs([experiment_id], f"tags.`deit_ray.folder` LIKE '{folder}/%'", max_results=1000)
@@ -83,6 +83,6 @@ def start(tracker: Tracker, trial: Trial, **options) -> Run:
 
 
 def deliver(uri: str, trial: Trial, told: Told | None = None, outcome: Outcome = FINISHED) -> None:
-    """The whole life of a run, in one go."""
+    """Starts a trial's run, delivers all its points, and ends it."""
     with Tracker(uri, EXPERIMENT, None, told if told is not None else Told()) as tracker:
         tracker.end_run(start(tracker, trial), outcome, trial.folder)

@@ -1,4 +1,4 @@
-"""The training step without Ray, as tests drive it."""
+"""Training without Ray, for tests."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,10 @@ def make_step(experiment, resolved=None) -> TrainStep:
 
 
 def local_batches(experiment, resolved=None, splits=("val", "test"), world_size: int = 1, start: int = 0):
-    """All batches of a run from a step on, in the order of its work list, made in this process; for one rank or, in turn, for several."""
+    """Makes all batches of a run from step `start` on in this process, in the order of its work list.
+
+    With several ranks, a task gives the batches of each rank in turn.
+    """
     resolved = resolved or resolve(experiment)
     worklist = assemble.make_worklist(experiment, resolved.manifest, resolved.data, splits)
     recipe = assemble.make_recipe(experiment, "cpu")
@@ -47,7 +50,7 @@ def local_batches(experiment, resolved=None, splits=("val", "test"), world_size:
 
 
 def train_locally(experiment, folder: Path | None = None) -> Trained:
-    """Trains to the end and returns the last metrics, all losses, and the path of the saved model where a folder is given."""
+    """Trains to the end; returns the last metrics, all losses and, with a folder, the path of the model."""
     resolved = resolve(experiment)
     worklist = assemble.make_worklist(experiment, resolved.manifest, resolved.data, ("val", "test"))
     step, batches, losses, metrics = (

@@ -1,4 +1,4 @@
-"""What is asked of MLflow next, in every situation that a run can be in: a table, without a server."""
+"""The next requests to MLflow in every situation of a run: a table, without a server."""
 
 import math
 from dataclasses import replace
@@ -49,7 +49,7 @@ RUNS = Desired("trial 000", "/r/s-1/t", {"deit_ray.kind": "trial"}, dict([LR]), 
 FINISHES = ended(Outcome.finished())
 STOPS_EARLY = ended(Outcome.stopped_early(3))
 
-NEW = Record("identity", "http://mlflow", "tests")  # a record that was just made
+NEW = Record("identity", "http://mlflow", "tests")  # a new record
 MADE = replace(NEW, run_id="a")
 OPEN = replace(MADE, described=True, segments=2)  # a record of a run that runs
 CLOSED = replace(OPEN, outcome="finished", status="FINISHED")
@@ -321,12 +321,12 @@ def test_a_refused_segment_leaves_a_gap_that_the_record_does_not_skip():
     assert next_requests(RUNS, delivered) == [ReadJournal(5)]
 
 
-def test_after_a_failure_is_looked_for_again_what_may_have_been_done():
+def test_after_a_failure_a_run_that_may_have_been_created_is_looked_for_again():
     new = Delivered(NEW, may_exist=False, duplicates=())
     creating = after_request(new, ResetRecord(None))
     failed = after_failure(RUNS, creating)
     assert next_requests(RUNS, failed) == [FindRun(None, "identity")]
-    assert failed.duplicates is None  # the request may be performed after another was
+    assert failed.duplicates is None  # a request that seemed lost may still be performed
 
     assert next_requests(FINISHES, after_failure(FINISHES, ALONE)) == [FindDuplicates("identity")]
     assert (
@@ -373,7 +373,10 @@ def test_a_record_says_whether_an_outcome_was_delivered(outcome, record, is_deli
 
 
 def test_a_record_of_an_earlier_version_is_read(tmp_path):
-    known = '{"id": "i", "uri": "u", "experiment": "e", "run_id": "r", "described": true, "segments": 7, "outcome": "cancelled"}'
+    known = (
+        '{"id": "i", "uri": "u", "experiment": "e", "run_id": "r", "described": true, "segments": 7, '
+        '"outcome": "cancelled"}'
+    )
     (tmp_path / "tracking.json").write_text(known)
     assert Record.read(str(tmp_path)) == Record("i", "u", "e", "r", True, 7, "cancelled", None)
     assert Record.read(str(tmp_path / "none")) is None

@@ -1,4 +1,4 @@
-"""What MLflow gets, from real servers that are late, killed, slow, wrong or away: every run and point, once."""
+"""MLflow gets every run and point once, from real servers that are late, killed, slow, wrong or away."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def test_a_server_that_starts_late_and_is_killed_in_between_gets_everything_once
 
 
 @pytest.mark.parametrize("mode", ["close", "refuse_before", "garbage"])
-def test_what_a_server_did_not_take_at_first_arrives(proxy, trial, mode):
+def test_a_delivery_that_failed_at_first_arrives(proxy, trial, mode):
     told = Told()
     trial.measure()
     proxy.misbehave(mode, times=4)
@@ -64,7 +64,7 @@ def test_what_a_server_did_not_take_at_first_arrives(proxy, trial, mode):
     assert [text.split(":")[0] for text in told] == ["tracking is behind", "tracking caught up"]
 
 
-def test_what_a_server_did_though_it_said_500_is_not_done_twice(proxy, trial):
+def test_a_request_that_was_done_but_answered_500_is_not_done_twice(proxy, trial):
     with Tracker(proxy.uri, EXPERIMENT, None, Told()) as tracker:
         for path in ("runs/create", "log-batch", "runs/create", "runs/update", "log-batch"):
             trial.measure()
@@ -105,7 +105,7 @@ def test_a_repeated_delivery_doubles_nothing(server, trial):
         {"segments": 0, "outcome": None},
         {"run_id": None, "segments": 0, "outcome": None, "described": False},
     ):
-        trial.change_record(**forgotten)  # as where a driver was killed before it had noted what it did
+        trial.change_record(**forgotten)  # as after the kill of a driver that had not noted its request
         trial.measure()
         deliver(server.uri, trial)
         assert trial.delivered(server.uri) == trial.written() != first
@@ -152,7 +152,7 @@ def test_an_early_stop_of_an_earlier_version_is_brought_up_to_date_once_and_a_re
     assert "state" not in run.data.tags
 
 
-def test_a_server_that_does_not_know_the_run_gets_all_of_it_anew(server, trial, tmp_path):
+def test_a_server_that_does_not_know_the_run_gets_all_of_it_again(server, trial, tmp_path):
     trial.measure()
     deliver(server.uri, trial)
     client = mlflow.MlflowClient(server.uri)
@@ -179,7 +179,7 @@ def test_a_server_that_does_not_know_the_run_gets_all_of_it_anew(server, trial, 
     assert trial.record()["uri"] == other
 
 
-def test_a_run_that_there_is_twice_is_mended(server, proxy, trial, tmp_path):
+def test_the_duplicate_of_a_run_is_deleted(server, proxy, trial, tmp_path):
     told, study, client = Told(), Trial(tmp_path / "short-1"), mlflow.MlflowClient(server.uri)
     trial.measure()
     with Tracker(proxy.uri, EXPERIMENT, None, told) as tracker:
@@ -189,10 +189,8 @@ def test_a_run_that_there_is_twice_is_mended(server, proxy, trial, tmp_path):
         proxy.misbehave("refuse_before", "runs/create", times=1)
         run = start(tracker, trial, parent=parent)
         wait_for(lambda: run.segments == 1)
-        for folder, existing in (
-            (study.folder, parent),
-            (trial.folder, run),
-        ):  # requests that had seemed lost, done late
+        # both requests that seemed lost are performed late
+        for folder, existing in ((study.folder, parent), (trial.folder, run)):
             tags = {"deit_ray.id": existing.record.id, "deit_ray.folder": folder}
             client.create_run(tracker.server.experiment_id, existing.started_ms - 1, tags)
         assert (len(trial.runs(server.uri)), len(study.runs(server.uri))) == (2, 2)
@@ -207,7 +205,7 @@ def test_a_run_that_there_is_twice_is_mended(server, proxy, trial, tmp_path):
     assert kept.data.params == {"optim.lr": "0.001"}
 
 
-def test_what_mlflow_refuses_is_told_once_and_stops_nothing_else(server, trial, tmp_path):
+def test_a_refusal_by_mlflow_is_shown_once_and_stops_nothing_else(server, trial, tmp_path):
     told, other = Told(), Trial(tmp_path / "short-1" / "trial-0001")
     trial.journal.add({"no!such?name": 1.0}, 1)
     trial.journal.flush()
@@ -232,7 +230,7 @@ def test_what_mlflow_refuses_is_told_once_and_stops_nothing_else(server, trial, 
     assert trial.record()["segments"] == 0  # so that a sync tries it again
 
 
-def test_what_fails_for_one_run_for_ever_does_not_stop_the_others(proxy, trial, tmp_path):
+def test_a_run_that_can_never_be_delivered_does_not_stop_the_others(proxy, trial, tmp_path):
     told, others = Told(), [Trial(tmp_path / "short-1" / f"trial-{number}") for number in (1, 2)]
     proxy.misbehave("refuse_before", "mlflow-artifacts")
     for other in others:
@@ -317,7 +315,7 @@ def test_postgresql_killed_behind_the_server_loses_and_doubles_nothing(own_serve
         assert all(trial.delivered(server.uri) == trial.written() for trial in trials)
 
 
-def test_a_port_where_nothing_listens_is_told_once(trial, monkeypatch):
+def test_a_port_where_nothing_listens_is_reported_once(trial, monkeypatch):
     monkeypatch.setattr(tracker, "PATIENCE_S", 1.0)
     told, begin = Told(), time.monotonic()
     trial.measure()

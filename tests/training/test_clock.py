@@ -1,4 +1,4 @@
-"""A run knows what it waits for: the shares of its time."""
+"""The clock divides a run's time into shares, so that a run knows what it waits for."""
 
 import time
 
@@ -9,7 +9,7 @@ from deit_ray.training.clock import PARTS, Clock, split_training
 
 
 class Waiting:
-    """A stream that is slow, as far as a clock can see it."""
+    """The part of a slow stream that a clock reads."""
 
     wait_s = 0.0
 
@@ -54,7 +54,7 @@ def test_every_part_gets_its_time_and_the_shares_sum_to_one():
     work(clock, stream, 0.0, 0.01, 0.0)
     clock.enter("evaluation")
     clock.enter("checkpoint")
-    found = shares(clock.read())  # of this stretch alone
+    found = shares(clock.read())  # since the last read only
     assert found["checkpoint"] > found["step"] > found["data_wait"]  # slept 0.05, 0.01 and 0
     assert sum(found.values()) == pytest.approx(1, abs=1e-12)
     assert clock.images == 0

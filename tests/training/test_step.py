@@ -1,4 +1,4 @@
-"""One step: each searched key turns its own screw and no other."""
+"""One training step: each searched key changes only its own part of the step."""
 
 import shutil
 
@@ -37,7 +37,7 @@ def first_step(experiment):
 
 
 def crops_of(experiment):
-    """The samples as the crop leaves them: with the photometric work left to the device."""
+    """The samples right after the crop: photometric work is left to the device."""
     return next(local_batches(experiment.with_overrides({"augment.place": "device"}))).images
 
 
@@ -121,7 +121,7 @@ def test_the_teacher_can_see_the_crop_mixed_as_the_students_image_is(student):
     for place in ("stream", "device"):
         exp = student(**keys, **{"augment.place": place})
         samples = next(local_batches(exp))
-        assert ("crops" in samples.arrays) == (place == "stream")  # where the stream changed the images
+        assert ("crops" in samples.arrays) == (place == "stream")  # only if the stream changed the images
         seen[place] = make_step(exp).inputs(Batch.of(samples, CPU), 7)
     assert all(torch.equal(a, b) for a, b in zip(*seen.values(), strict=True))
     images, _, teacher_images = seen["stream"]
@@ -141,7 +141,7 @@ def test_the_teacher_sees_the_students_image_by_default(student):
 
 
 def test_a_student_learns_from_its_teacher_what_its_labels_do_not_say(tints, tints_teacher, tmp_path):
-    """The labels of `train` are redrawn, those of `test` are right; the same on digits: test_trials.py."""
+    """Labels of `train` are random, those of `test` are right. test_trials.py tests the same on digits."""
     manifest, uri = read_manifest(tints), str(tmp_path)
     rows = pq.read_table(f"{tints}/train-00000.parquet").to_pylist()
     labels = np.random.default_rng(0).integers(0, 3, len(rows)).tolist()
@@ -169,6 +169,6 @@ def test_a_student_learns_from_its_teacher_what_its_labels_do_not_say(tints, tin
         )
         for w in (1.0, 0.0)
     )
-    # a guess is right once in three; seeds and processors differ by a few hundredths
+    # guessing is right once in three; seeds and processors change accuracy by a few hundredths
     assert taught.metrics["test/top1_dist"] > 0.75
     assert untaught.metrics["test/top1_dist"] < 0.55

@@ -1,4 +1,4 @@
-"""What people do to a running study from outside, and what happens to it: each ends in one clear message, and can go on."""
+"""Stops, full disks and missing files: a study ends in one clear message, and can be resumed."""
 
 import contextlib
 import os
@@ -57,13 +57,13 @@ def test_a_trial_and_a_study_are_stopped_from_another_terminal_through_the_clust
     trials = Study.open("short", str(results)).optuna.trials
     assert {trial.state.name for trial in trials} == {"FAIL"}
     assert {trial.user_attrs["outcome"] for trial in trials} == {"cancelled"}
-    assert len(trials) == 2 or len(trials) == 3  # the third one may have begun where the first was stopped
+    assert len(trials) == 2 or len(trials) == 3  # the third one may have begun after the first was stopped
     assert set(endings(server.uri, results)) == {("KILLED", "cancelled")}
     with pytest.raises(UserError, match="there is nothing to stop"):
         stop("short", None, str(results))
 
 
-def test_a_disk_that_fills_up_stops_a_study_which_goes_on_once_there_is_room(
+def test_a_disk_that_fills_up_stops_a_study_which_can_be_resumed_once_there_is_room(
     ray_cluster, small_file, tmp_path
 ):
     disk = tmp_path / "disk"
@@ -105,7 +105,7 @@ def test_a_disk_that_fills_up_stops_a_study_which_goes_on_once_there_is_room(
         subprocess.run(["umount", "-l", disk], check=True)
 
 
-def test_a_shard_that_is_gone_is_named_and_the_study_goes_on_when_it_is_back(
+def test_a_missing_shard_is_named_and_the_study_can_be_resumed_once_it_is_back(
     ray_cluster, small_file, tints, tmp_path
 ):
     data = tmp_path / "data"
@@ -132,7 +132,8 @@ def test_a_shard_that_is_gone_is_named_and_the_study_goes_on_when_it_is_back(
 def test_trials_that_fail_in_the_same_way_end_a_study_and_status_says_why(
     ray_cluster, small_file, server, tmp_path
 ):
-    # every learning rate explodes at once; that is the values' fault, so it counts as failure but not as the same one
+    # the loss explodes at once at every learning rate; since the searched values cause this, it counts for
+    # budget.failures, but not for budget.same_failure
     keys = {
         "search.space": {"optim.lr": {"log": [1e30, 1e31]}},
         "optim.warmup_epochs": 0,
@@ -158,7 +159,7 @@ def test_trials_that_fail_in_the_same_way_end_a_study_and_status_says_why(
 
 
 def test_a_target_ends_a_study_and_more_trials_extend_it(finished_study, tmp_path):
-    """A finished study is resumed twice: with a target that it has reached already, and with more trials."""
+    """A finished study is resumed twice: with a target that it has already reached, and with more trials."""
     results = finished_study.copy(tmp_path / "results").results
     before = Study.open("short", str(results))
     resume = [
@@ -189,7 +190,7 @@ def test_a_target_ends_a_study_and_more_trials_extend_it(finished_study, tmp_pat
 
 
 def process_of_trial() -> int:
-    """The process of the one trial that this test's Ray runs."""
+    """The pid of the only trial that this test's Ray runs."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):

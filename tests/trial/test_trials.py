@@ -1,4 +1,4 @@
-"""Trials through a real Ray Train: evaluation, resuming, repeating, distilling."""
+"""Trials on a real Ray Train: evaluation, resume, repetition and distillation."""
 
 import io
 import json
@@ -50,7 +50,7 @@ def journal(folder: str) -> dict:
 
 
 def measured(folder: str) -> dict:
-    """The journal without what depends on the clock."""
+    """The journal's points, without those that depend on the clock."""
     return {key: value for key, value in journal(folder).items() if not key[0].startswith(("perf/", "cost/"))}
 
 
@@ -74,18 +74,18 @@ def test_every_image_is_counted_once_by_three_workers(ray_cluster, small, tmp_pa
     assert found["test/images"] == 361
     assert found["test/top1"] == pytest.approx(top1, abs=1e-9)
     assert found["test/loss"] == pytest.approx(cross_entropy(logits, labels).item(), rel=1e-6)
-    # after a single epoch the model that is kept is the one that the run has evaluated
+    # after a single epoch, the kept model is the one that the run has evaluated
     assert trained.metrics["test/top1"] == pytest.approx(top1, abs=1e-9)
-    assert len(logits.argmax(1).unique()) > 1  # it does not say the same of all images
+    assert len(logits.argmax(1).unique()) > 1  # it does not give all images the same class
 
 
 def evaluation_view(jpeg: bytes) -> np.ndarray:
-    """What evaluation makes of an image of 20 rows and 20 to 22 columns, uint8 [16, 16, 3].
+    """The evaluation view of an image of 20 rows and 20 to 22 columns, uint8 [16, 16, 3].
 
-    The short side becomes 16 / data.eval_crop = 16 / 1.0 pixels, by OpenCV's bicubic interpolation behind a filter of
-    three taps (s, 1 - 2s, s) along each axis, s = 0.02 + 0.22 (shrink - 1). Every axis here shrinks by
-    20 / 16 = 1.25 to 21 / 16 = 1.31. That is above the 1.1 from which the filter is used, and below the 2.5 from which
-    averaging comes first. Then the centre is cut.
+    The image is filtered along each axis with three taps (s, 1 - 2s, s), s = 0.02 + 0.22 (shrink - 1). Then
+    OpenCV's bicubic interpolation makes the short side 16 / data.eval_crop = 16 / 1.0 pixels, and the centre
+    is cut. Every axis here shrinks by 20 / 16 = 1.25 to 21 / 16 = 1.31: above 1.1, from which the filter is
+    used, and below 2.5, from which the image is averaged first.
     """
     image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
     height, width = image.shape[:2]
@@ -135,7 +135,7 @@ def test_at_each_evaluation_all_of_a_workers_time_has_a_name(finished_run):
 
 
 def die_once(step: int, flag: Path, worker: str, config: dict) -> None:
-    """The loop of each worker: trains, but the process dies before an optimizer step, the first time it gets there."""
+    """The loop of each worker: trains, but the process dies the first time it reaches an optimizer step."""
     from deit_ray.training.step import TrainStep
     from deit_ray.trial.assemble import run_worker
 
@@ -153,7 +153,7 @@ def die_once(step: int, flag: Path, worker: str, config: dict) -> None:
 
 def test_resumed_run_equals_uninterrupted_run(ray_cluster, finished_run, tmp_path):
     exp = load_experiment(finished_run.folder / "experiment.yaml")
-    assert exp.student.drop_path > 0  # what is random in the model is resumed too
+    assert exp.student.drop_path > 0  # the model's random state is resumed too
     make = partial(make_trial, exp, "cpu", launch.share(resolve(exp)), ("val", "test"))
     dying = partial(die_once, SMALL_STEPS + 2, tmp_path / "died")  # after the checkpoint of the first epoch
     resumed = str(tmp_path / "resumed")
@@ -174,7 +174,7 @@ def test_two_workers_train_and_count_the_same_images(ray_cluster, experiment, te
 
 @pytest.fixture(scope="module")
 def scrambled(digits, tmp_path_factory) -> str:
-    """The digits with the labels of `train` drawn anew; those of `test` are right."""
+    """The digits with random labels in `train`; those of `test` are right."""
     folder = tmp_path_factory.mktemp("scrambled")
     manifest = read_manifest(digits)
     table = pq.read_table(f"{digits}/train-00000.parquet").to_pylist()
@@ -188,7 +188,7 @@ def scrambled(digits, tmp_path_factory) -> str:
 
 
 def test_distillation_is_alive(ray_cluster, experiment, scrambled, teacher_file):
-    """From scrambled labels nothing can be learnt; what the student knows of the test images it has from its teacher."""
+    """Nothing can be learnt from scrambled labels: what the student has learnt comes from its teacher."""
 
     def keys(weight: float, epochs: int) -> dict:
         return {
@@ -218,7 +218,7 @@ def own_images(tmp_path) -> Path:
 
 
 def test_own_images_go_from_teacher_to_study(ray_cluster, own_images, tmp_path, monkeypatch):
-    """The README's walk."""
+    """Follows the README's steps."""
     monkeypatch.chdir(tmp_path)
     deit_ray.prepare(str(own_images), "data/own")
     quick = {"train.epochs": 2, "optim.warmup_epochs": 1, "train.batch_size": 16}
@@ -233,7 +233,7 @@ def test_own_images_go_from_teacher_to_study(ray_cluster, own_images, tmp_path, 
             EXPERIMENTS / "own_images_student.yaml", quick | {"student.width": 48, "student.depth": 2}
         )
     )
-    assert "test/top5" not in student.metrics  # of two classes
+    assert "test/top5" not in student.metrics  # with two classes there is no top 5
     search = quick | {"student.width": 48, "student.depth": 2, "search.trials": 1, "search.grace_epochs": 1}
     study = deit_ray.tune(deit_ray.load_experiment(EXPERIMENTS / "own_images_search.yaml", search))
     assert len(study.leaderboard()) == 1
