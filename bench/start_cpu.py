@@ -1,11 +1,12 @@
-"""CPU seconds that the start of a trial costs, for the commit before trials were made to start faster and for the working tree.
+"""CPU seconds that the start of a trial costs: before its processes were forked, and with the working tree.
 
-A study of eight trials and one of four, of five epochs of digits each, run as `deit-ray tune` runs them, two at a time. The
-difference of all their processes' CPU seconds, less what was spent inside optimizer steps and evaluations, divided by four, is
-what a trial costs besides its work: processes that start, imports, the stream, checkpoints, tracking. What is paid once a study
-(Ray's start, the first imports of a warm process) falls out.
+A study of eight trials and one of four, of five epochs of digits each, run as `deit-ray tune` runs them, two
+at a time. The CPU seconds of all processes of the first, less those of the second, less those inside
+optimizer steps and evaluations, divided by four, are what a trial costs besides its work: processes that
+start, imports, the stream, checkpoints, tracking. Costs of a study as a whole, such as Ray's start and the
+imports of the fork server, cancel out.
 
-Run as a program, it is the study itself, whose code is whatever `deit_ray` PYTHONPATH leads to.
+Run as a program, this is the study itself, with the code of whatever tree PYTHONPATH names.
 """
 
 import contextlib
@@ -17,15 +18,18 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from unittest import mock
 
-BEFORE = "cf08551"  # the last commit before
-EPOCHS, FEW, MANY = 5, 4, 8
-POLL_S = 0.03
+from revisions import checked_out
+
 BENCH = Path(__file__).resolve().parent
+BEFORE = "cf08551"  # the last commit before
+EPOCHS, STEPS = 5, 100
+FEW, MANY = 4, 8
+POLL_S = 0.03
 
 
 def measure_start_cpu(digits: str, teacher: str) -> dict[str, float]:
@@ -35,23 +39,13 @@ def measure_start_cpu(digits: str, teacher: str) -> dict[str, float]:
         digits: the folder of the prepared digits.
         teacher: path of a teacher's model.safetensors.
     """
-    with checked_out(BEFORE) as before:
-        old = start_cpu_s(before, digits, teacher)
-    new = start_cpu_s(BENCH.parent, digits, teacher)
-    return {"start_cpu_before_s": old, "start_cpu_s": new, "start_cpu_ratio": new / old}
-
-
-@contextlib.contextmanager
-def checked_out(revision: str) -> Iterator[Path]:
-    """A temporary work tree of a commit."""
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        tree = Path(folder) / "tree"
-        git = ["git", "-C", str(BENCH.parent), "worktree"]
-        subprocess.run([*git, "add", "--detach", "-q", str(tree), revision], check=True)
-        try:
-            yield tree
-        finally:
-            subprocess.run([*git, "remove", "--force", str(tree)], check=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-") as folder,
+        checked_out(BEFORE, Path(folder) / "before") as tree,
+    ):
+        before = start_cpu_s(tree, digits, teacher)
+    now = start_cpu_s(BENCH.parent, digits, teacher)
+    return {"start_cpu_before_s": before, "start_cpu_s": now, "start_cpu_ratio": now / before}
 
 
 def start_cpu_s(tree: Path, digits: str, teacher: str) -> float:
@@ -61,7 +55,8 @@ def start_cpu_s(tree: Path, digits: str, teacher: str) -> float:
 
 
 class Spent:
-    """CPU seconds of a study: of all its processes by name, and inside the optimizer steps and evaluations."""
+    """CPU seconds of a study: of all its processes by name, and inside the optimizer steps and
+    evaluations."""
 
     def __init__(self, by_name: Counter, inside_s: float):
         self.by_name, self.inside_s = by_name, inside_s
@@ -96,8 +91,9 @@ def run_study(tree: Path, digits: str, teacher: str, trials: int) -> Spent:
 class CpuOfFamily:
     """CPU seconds of a process and of all that it started, those included that ended or lost their parent.
 
-    Ray's raylet ignores SIGCHLD, so that the system forgets what its children have used: they are looked at every POLL_S
-    seconds instead, and the last look at a process counts. It misses half of POLL_S for each process on average.
+    Ray's raylet ignores SIGCHLD, so that the system forgets what its children have used: they are looked at
+    every POLL_S seconds instead, and the last look at a process counts. It misses half of POLL_S for each
+    process on average.
     """
 
     def __init__(self, root: int):
@@ -125,7 +121,7 @@ class CpuOfFamily:
     def by_name(self) -> Counter:
         found = Counter()
         for process, ticks in self.ticks.items():
-            found[self.names[process]] += ticks / os.sysconf("SC_CLK_TCK")
+            found[self.names.get(process, "")] += ticks / os.sysconf("SC_CLK_TCK")
         return found
 
     def _watch(self) -> None:
@@ -151,8 +147,16 @@ class CpuOfFamily:
             process = (pid, fields[pid][19])
             self.ticks[process] = int(fields[pid][11]) + int(fields[pid][12])
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                name = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                self.names[process] = " ".join(word.decode() for word in name[:3])[:60]
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                name = (
+                    b" ".join(word.rpartition(b"/")[2] for word in words[:4] if word != b"-u")
+                    .decode()
+                    .strip()
+                )
+                if name and not (name.startswith("ray::IDLE") and process in self.names):
+                    self.names[process] = (
+                        name  # a process that ends has none, and an idle one had a better one
+                    )
 
 
 def main(digits: str, teacher: str, folder: str, trials: str) -> None:

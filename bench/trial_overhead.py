@@ -1,20 +1,24 @@
 """How much longer a trial lasts than its work: ours, beside the pattern of Ray's documentation.
 
-Overhead is a trial's wall time, from the start of `Tuner.fit` to its return, less the time inside optimizer steps and
-evaluations. All trials train the same student with the same steps, evaluations and checkpoints for 10 epochs of digits;
-they differ in the data's way and in what runs it:
+Overhead is a trial's wall time, from the start of `Tuner.fit` to its return, less the time inside optimizer
+steps and evaluations. All trials train the same student with the same steps, evaluations and checkpoints for
+10 epochs of digits; they differ in the data's way and in what runs it:
 
 - ours: a study of one trial, as `deit-ray tune` runs it, Optuna and MLflow included.
-- plain: https://docs.ray.io/en/latest/train/user-guides/hyperparameter-optimization.html and data-loading-preprocessing.html:
-  a driver function, given to Tune, calls `TorchTrainer.fit`; each epoch iterates over the datasets anew.
-- one execution: the same, but one iteration whose rows are all epochs' rows, for the training images and for `val`.
-  They come from a copy of the file for each epoch: Ray reads a path given ten times once, and a union of ten datasets
-  lists files ten times, which took 22 s before the first batch.
+- plain: https://docs.ray.io/en/latest/train/user-guides/hyperparameter-optimization.html and
+  data-loading-preprocessing.html: a driver function, given to Tune, calls `TorchTrainer.fit`; each epoch
+  iterates over the datasets anew.
+- one execution: the same, but one iteration whose rows are all epochs' rows, for the training images and for
+  `val`. They come from a copy of the file for each epoch: Ray reads a path given ten times once, and a union
+  of ten datasets lists files ten times, which took 22 s before the first batch.
 
-Where the pattern leaves a choice it gets what is fastest: files without the rows that it does not use, nothing shuffled,
-models imported by the worker alone, all CPUs but the worker's for the data. About 5 minutes on 2 CPU cores.
+Where the pattern leaves a choice it gets what is fastest: files without the rows that it does not use,
+nothing shuffled, models imported by the worker alone, all CPUs but the worker's for the data.
 
-    python bench/trial_overhead.py [--repeat N]
+And what the start of a trial costs in CPU time, beside the commit before it was made cheaper: see
+start_cpu.py. Both take about 15 minutes on 2 CPU cores.
+
+    python bench/trial_overhead.py [--part overhead|start] [--repeat N]
 """
 
 import argparse
@@ -39,15 +43,18 @@ import ray
 import ray.train
 import ray.tune
 from record import ROOT, record
+from start_cpu import measure_start_cpu
 
 import deit_ray
 from deit_ray.augment import kernel_cv2
 from deit_ray.cluster import connect
+from deit_ray.cluster.ray_private import forked_workers
 from deit_ray.data import crop, stream
 from deit_ray.data.blocks import Recipe, Samples
 from deit_ray.data.worklist import WorkList
 from deit_ray.study import driver
 from deit_ray.trial.assemble import make_recipe, make_worklist, run_worker
+from deit_ray.trial.needs import MODULES
 from deit_ray.trial.resolve import Resolved, resolve
 
 EPOCHS = 10
@@ -60,23 +67,35 @@ QUIET = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--part", choices=["overhead", "start"], help="only this one")
     parser.add_argument(
         "--repeat", type=int, default=3, help="trials of each way, of which the median counts"
     )
-    repeat = parser.parse_args().repeat
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder, local_ray(folder):
+    arguments = parser.parse_args()
+    figures = {}
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         bench = Bench.prepare(Path(folder))
-        ways = {
-            "ours": partial(run_study, bench),
-            "plain": partial(run_documented, bench, one_execution=False),
-            "one_execution": partial(run_documented, bench, one_execution=True),
-        }
-        measured = {name: [] for name in ways}
-        for turn in range(repeat):
-            for name, way in ways.items():
-                trial = measure(way, Path(folder) / f"{name}-{turn}.json", bench.worklist.steps)
-                measured[name].append(trial)
-                print(f"{name:14} {trial}", flush=True)
+        if arguments.part != "start":
+            figures |= measure_overhead(bench, arguments.repeat)
+        if arguments.part != "overhead":
+            figures |= measure_start_cpu(str(bench.folder / "digits"), str(bench.resolved.teacher_path))
+    record("trial_overhead", {name: round(value, 3) for name, value in figures.items()})
+
+
+def measure_overhead(bench: "Bench", repeat: int) -> dict[str, float]:
+    """Runs trials of each way in turn, each on a Ray of its own."""
+    ways = {
+        "ours": partial(run_study, bench),
+        "plain": partial(run_documented, bench, one_execution=False),
+        "one_execution": partial(run_documented, bench, one_execution=True),
+    }
+    measured = {name: [] for name in ways}
+    for turn in range(repeat):
+        for name, way in ways.items():
+            with local_ray(f"{bench.folder}/ray", forks=name == "ours"):
+                trial = measure(way, bench.folder / f"{name}-{turn}.json", bench.worklist.steps)
+            measured[name].append(trial)
+            print(f"{name:14} {trial}", flush=True)
     figures = {}
     for name, trials in measured.items():
         medians = {
@@ -91,19 +110,26 @@ def main() -> None:
         print(f"{name:14} median overhead {medians['overhead_s']:.2f} s")
     figures["overhead_ratio"] = figures["ours_s"] / figures["plain_s"]
     figures["overhead_ratio_one_execution"] = figures["ours_s"] / figures["one_execution_s"]
-    record("trial_overhead", {name: round(value, 3) for name, value in figures.items()})
+    return figures
 
 
 @contextlib.contextmanager
-def local_ray(folder: str) -> Iterator[None]:
-    """A Ray of two CPUs, its first worker process started, since no trial shall pay for starting Ray."""
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _temp_dir=f"{folder}/ray",
-    )
+def local_ray(folder: str, forks: bool) -> Iterator[None]:
+    """A Ray of two CPUs, its first worker process started, since no trial shall pay for starting Ray.
+
+    Args:
+        forks: its processes are forked, as those of the Ray that deit-ray starts; the documented pattern
+            knows none of that.
+    """
+    with forked_workers(MODULES) if forks else contextlib.nullcontext():
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=folder,
+        )
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     try:
         ray.get(ray.remote(lambda: None).remote())
@@ -117,7 +143,8 @@ class Bench:
     """What all trials have in common.
 
     Attributes:
-        folder: of the benchmark's files; `train` and `val` in it hold the documented pattern's, a copy for each epoch.
+        folder: of the benchmark's files; `train` and `val` in it hold the documented pattern's, a copy for
+            each epoch.
         experiment: a study of one trial.
         resolved: the things that it names.
         recipe: of the samples.
@@ -164,7 +191,8 @@ class Measured:
         wall_s: from the start of `Tuner.fit` to its return.
         work_s: inside optimizer steps and evaluations.
         first_step_s: from the start of `Tuner.fit` to the first optimizer step.
-        end_s: from the end of the last optimizer step to the return of `Tuner.fit`, the last evaluation included.
+        end_s: from the end of the last optimizer step to the return of `Tuner.fit`, the last evaluation
+            included.
     """
 
     wall_s: float
@@ -212,7 +240,8 @@ def measure(way: Callable[[Path], None], notes: Path, steps: int) -> Measured:
 
 @dataclass
 class Work:
-    """A worker's notes of when it worked. The clock, `time.perf_counter`, is the machine's, the same in all processes.
+    """A worker's notes of when it worked. The clock, `time.perf_counter`, is the machine's, the same in all
+    processes.
 
     Attributes:
         steps, evaluations: how many there were.

@@ -212,10 +212,11 @@ def small_file(small, tmp_path):
 def ray_cluster() -> Iterator[None]:
     """A Ray of four logical CPUs, started as deit-ray starts a Ray; all calls in this process use it."""
     from deit_ray.cluster import connect
+    from deit_ray.trial.needs import MODULES
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 4}')
-        connection = connect.connected("local", False, print)
+        connection = connect.connected("local", False, print, MODULES)
         connection.__enter__()
     yield
     connection.__exit__(None, None, None)

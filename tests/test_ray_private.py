@@ -1,6 +1,8 @@
-"""Whether the parts of Ray that it does not promise are still there: when Ray's version changes, this says what breaks.
+"""Whether the parts of Ray that it does not promise are still there: when Ray's version changes, this says
+what breaks.
 
-Each name stands in deit_ray/cluster/ray_private.py or deit_ray/trial/train_private.py, with what to do when it is gone.
+Each name stands in deit_ray/cluster/ray_private.py or deit_ray/trial/train_private.py, with what to do when
+it is gone.
 """
 
 import inspect
@@ -28,6 +30,7 @@ CALLED = {  # by name: the arguments that we give, or that Ray gives to what tak
     "ray._private.internal_api:get_state_from_address": ["address"],
     "ray._private.worker:print_to_stdstream": ["data", "ignore_prefix"],
     "ray._private.node:Node.dead_processes": ["self"],
+    "ray._private.parameter:RayParams": ["worker_path"],
     "ray._private.resource_and_label_spec:ResourceAndLabelSpec.resolve": ["self", "is_head"],
     "ray.train.torch:TorchTrainer._create_default_callbacks": ["self"],
     "ray.train.torch:TorchTrainer._initialize_and_run_controller": ["self", "controller_init_kwargs"],
@@ -59,6 +62,12 @@ CALLED = {  # by name: the arguments that we give, or that Ray gives to what tak
 }
 NAMES = [
     "ray._private.worker:_global_node",
+    "ray.tune.execution.class_cache:DEFAULT_ENV_VARS.copy",
+    "ray.tune.execution.class_cache:ENV_VARS_TO_PROPAGATE",
+    "ray.actor:ActorClassID.from_random",
+    "ray:UniqueID.from_random",
+    "ray:UniqueID.size",
+    "ray._private.workers.default_worker:parser",
     "ray.train.v2._internal.callbacks.placement_group_callback:PlacementGroupCleanerCallback",
     "ray.train.v2._internal.execution.failure_handling:FailureDecision.RAISE",
     *(f"{module}:__name__" for module in ray_private.EXECUTOR_MODULES),
@@ -81,6 +90,7 @@ ATTRIBUTES = {  # by class: what its constructor sets
     "ray.train.v2._internal.execution.failure_handling:DefaultFailurePolicy": ["_worker_group_failures"],
 }
 CALLS = {  # by function: the names in its code on which ours rely
+    "ray.tune.execution.class_cache:_ActorClassCache.get": ["DEFAULT_ENV_VARS", "ENV_VARS_TO_PROPAGATE"],
     "ray.train.torch:TorchTrainer.fit": ["_initialize_and_run_controller", "_create_default_callbacks"],
     "ray.train.v2._internal.execution.worker_group.worker_group:WorkerGroup._create_placement_group": [
         "placement_group"

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -42,16 +43,21 @@ SETTINGS = {
 
 
 @contextlib.contextmanager
-def connected(address: str | None, verbose: bool, warn: Callable[[str], None]) -> Iterator[None]:
+def connected(
+    address: str | None, verbose: bool, warn: Callable[[str], None], modules: tuple[str, ...] = ()
+) -> Iterator[None]:
     """Connects this process to a Ray while the context is entered.
 
-    The Ray is the one that this process is connected to already; else the one at `address` or RAY_ADDRESS; else, on the head
-    node of a cluster, that cluster; else a local one that is started here, and stopped at the end.
+    The Ray is the one that this process is connected to already; else the one at `address` or RAY_ADDRESS;
+    else, on the head node of a cluster, that cluster; else a local one that is started here, and stopped at
+    the end.
 
     Args:
         address: of a Ray cluster, "auto" or "local".
         verbose: shows all of Ray's output. By default Ray is silent.
         warn: called with what a person must know.
+        modules: dotted names of what most processes of a local Ray will import: they start with it
+            (forkserver.py).
 
     Raises:
         UserError: nothing answers at the address.
@@ -70,6 +76,8 @@ def connected(address: str | None, verbose: bool, warn: Callable[[str], None]) -
             logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
             stack.enter_context(ray_private.messages_handled_by(lambda lines: _pass_on(lines, warn)))
         stack.callback(ray.shutdown)
+        if address == "local" and sys.platform == "linux":
+            stack.enter_context(ray_private.forked_workers(modules))
         try:
             ray.init(
                 address=address,
@@ -86,7 +94,8 @@ def connected(address: str | None, verbose: bool, warn: Callable[[str], None]) -
 
 @contextlib.contextmanager
 def calling(address: str | None, warn: Callable[[str], None]) -> Iterator[Callable]:
-    """Yields a function that calls another one with arguments: in this process, or, with an address, on that cluster's head."""
+    """Yields a function that calls another one with arguments: in this process, or, with an address, on that
+    cluster's head."""
     if address is None:
         yield lambda function, *arguments: function(*arguments)
         return
@@ -105,7 +114,8 @@ def _call_on_head(function: Callable, arguments: tuple):
 
 
 def _pass_on(lines: list[str], warn: Callable[[str], None]) -> None:
-    """Warns of the emergencies among the lines that raylets publish to every driver; most lines are advice."""
+    """Warns of the emergencies among the lines that raylets publish to every driver; most lines are
+    advice."""
     for line in lines:
         if line.startswith("Raylet is terminated"):  # `_watching` notices that too
             continue
@@ -183,7 +193,8 @@ def possible_nodes() -> int:
 
 
 def _node_types() -> list[tuple[int, dict[str, float]]]:
-    """For each node type of a cluster that `ray up` made: (the most nodes, the resources of one). Empty off the head node."""
+    """For each node type of a cluster that `ray up` made: (the most nodes, the resources of one). Empty off
+    the head node."""
     path = BOOTSTRAP.expanduser()
     if not path.is_file():
         return []

@@ -12,7 +12,8 @@ from deit_ray.cluster import ray_private
 
 
 def run_of(folder: str) -> str:
-    """The name by which a run's holdings in the cluster are known: a hash of the URI of its results folder."""
+    """The name by which a run's holdings in the cluster are known: a hash of the URI of its results
+    folder."""
     return hashlib.sha256(folder.encode()).hexdigest()[:16]
 
 
@@ -27,7 +28,8 @@ def kv_prefix(run: str) -> str:
 
 
 def sweep(folder: str) -> None:
-    """Gives back what a run may still hold although its process was killed: placement group, reserved CPUs, keys."""
+    """Gives back what a run may still hold although its process was killed: placement group, reserved CPUs,
+    keys."""
     run = run_of(folder)
     with contextlib.suppress(ValueError):  # the run holds no placement group
         # looked up by name: Ray's table of all groups also lists those of every trial that has ended

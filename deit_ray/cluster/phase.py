@@ -1,4 +1,5 @@
-"""Names a thread after what it is doing, for whoever looks at the machine: top -H, ps -L, or a test that waits for a moment."""
+"""Names a thread after what it is doing, for whoever looks at the machine: top -H, ps -L, or a test that
+waits for a moment."""
 
 import contextlib
 import threading

@@ -1,12 +1,14 @@
 """Everything that deit_ray uses of Ray Core and Ray Data although Ray does not promise to keep it.
 
-Each entry says why it is needed and what to do when a new Ray no longer has it; tests/test_ray_private.py finds out whether it
-is there. Ray's own coordinators and the stream's tasks load this module, so it imports neither torch nor Ray Train, and Ray
-Data only where an entry needs it. trial/train_private.py does the same for Ray Train.
+Each entry says why it is needed and what to do when a new Ray no longer has it; tests/test_ray_private.py
+finds out whether it is there. Ray's own coordinators and the stream's tasks load this module, so it imports
+neither torch nor Ray Train, and Ray Data only where an entry needs it. trial/train_private.py does the same
+for Ray Train.
 """
 
 import contextlib
 import importlib
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -14,12 +16,14 @@ import ray
 from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray.experimental import internal_kv
 
-# Places an actor on the head node, which outlives spot nodes. When the name is gone: give the head a resource of our own in
-# cluster/*.yaml and in the local Ray that connect.py starts.
+from deit_ray.cluster import forkserver
+
+# Places an actor on the head node, which outlives spot nodes. When the name is gone: give the head a resource
+# of our own in cluster/*.yaml and in the local Ray that connect.py starts.
 HEAD = HEAD_NODE_RESOURCE_NAME
 
-# The cluster's key-value store holds the wishes to cancel and the cursors of streams, without a process of its own. When it is
-# gone: keep both in one actor for each study.
+# The cluster's key-value store holds the wishes to cancel and the cursors of streams, without a process of
+# its own. When it is gone: keep both in one actor for each study.
 
 
 def put_value(key: str, value: bytes) -> None:
@@ -38,9 +42,9 @@ def delete_values(prefix: str) -> None:
     internal_kv._internal_kv_del(prefix, del_by_prefix=True)
 
 
-# Ray Data's coordinator keeps the CPUs that a stream or a worker group has reserved for 180 s when its process was killed;
-# nothing public gives them back sooner. When it is gone: see whether killed trials still hold CPUs (tests/trial/test_resources.py),
-# and if so, wait for them.
+# Ray Data's coordinator keeps the CPUs that a stream or a worker group has reserved for 180 s when its
+# process was killed; nothing public gives them back sooner. When it is gone: see whether killed trials still
+# hold CPUs (tests/trial/test_resources.py), and if so, wait for them.
 
 
 def reservations() -> list[str]:
@@ -70,10 +74,11 @@ def _cancel_requests(run: str, coordinator) -> None:
 
 
 def import_in_coordinator(splits: list) -> None:
-    """Has the process that coordinates a `streaming_split` import now what it would import at the first request.
+    """Has the process that coordinates a `streaming_split` import now what it would import at the first
+    request.
 
-    The first batch comes a good second sooner. When `_coord_actor` or a module is gone: leave the call out, and look at
-    `startup_s` of bench/ingest.py.
+    The first batch comes a good second sooner. When `_coord_actor` or a module is gone: leave the call out,
+    and look at `startup_s` of bench/ingest.py.
 
     Args:
         splits: the `ray.data.DataIterator` of each rank.
@@ -93,10 +98,11 @@ def _import_executor(coordinator) -> None:
 
 
 def store_stats(address: str):
-    """How full the object stores of a cluster are, and what they have written to the disk since the cluster began.
+    """How full the object stores of a cluster are, and what they have written to the disk since the cluster
+    began.
 
-    Ray's public state API answers this only where a dashboard runs. When the helpers are gone: read the metrics that every
-    raylet exports for Prometheus.
+    Ray's public state API answers this only where a dashboard runs. When the helpers are gone: read the
+    metrics that every raylet exports for Prometheus.
 
     Args:
         address: of the cluster's GCS.
@@ -107,10 +113,11 @@ def store_stats(address: str):
 
 
 def check_answers(address: str) -> None:
-    """Raises an exception, whichever its client chooses, if the cluster whose GCS has this address does not answer.
+    """Raises an exception, whichever its client chooses, if the cluster whose GCS has this address does not
+    answer.
 
-    `ray.nodes()` waits for many seconds for a GCS that is gone. When the helper is gone: call `ray.nodes()` in a thread, and
-    wait for the thread no longer than a second.
+    `ray.nodes()` waits for many seconds for a GCS that is gone. When the helper is gone: call `ray.nodes()`
+    in a thread, and wait for the thread no longer than a second.
     """
     _state_of(address)
 
@@ -125,8 +132,8 @@ def _state_of(address: str):
 def messages_handled_by(handle: Callable[[list[str]], None]) -> Iterator[None]:
     """Gives the lines that raylets publish to every driver to a function instead of printing them.
 
-    Without it Ray prints hundreds of lines a minute into our terminal, or, with log_to_driver=False, drops the emergencies
-    too. When it is gone: start Ray with log_to_driver=False and read the raylets' log files.
+    Without it Ray prints hundreds of lines a minute into our terminal, or, with log_to_driver=False, drops
+    the emergencies too. When it is gone: start Ray with log_to_driver=False and read the raylets' log files.
     """
     printer = ray._private.worker.print_to_stdstream
     ray._private.worker.print_to_stdstream = lambda data, *_, **__: handle(data["lines"])
@@ -141,16 +148,96 @@ def has_local_daemon_died() -> bool:
 
     When it is gone: `check_answers` notices the same some seconds later.
     """
+    return has_started_ray() and bool(ray._private.worker._global_node.dead_processes())
+
+
+def has_started_ray() -> bool:
+    """Whether the Ray that this process is connected to is a local one that it has started.
+
+    When it is gone: have connect.py remember it.
+    """
     node = ray._private.worker._global_node
-    return node is not None and node.head and bool(node.dead_processes())
+    return node is not None and node.head
 
 
 def machine_resources() -> dict[str, float]:
     """The CPUs and GPUs that a Ray started on this machine would have.
 
-    `deit-ray plan` says what fits without starting a Ray. When it is gone: count with os.cpu_count and nvidia-smi.
+    `deit-ray plan` says what fits without starting a Ray. When it is gone: count with os.cpu_count and
+    nvidia-smi.
     """
     from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 
     found = ResourceAndLabelSpec().resolve(is_head=True)
     return {"CPU": found.num_cpus, "GPU": found.num_gpus}
+
+
+# The rest is for forkserver.py. Forked workers save most of the CPU time of a trial's start. When a part of
+# it is gone: leave `forked_workers` out of connect.py, and look at `start_cpu_ratio` of
+# bench/trial_overhead.py.
+
+RAYLET_PID = "RAY_RAYLET_PID"  # environment variable of every worker: the fork server ends with its raylet
+
+
+@contextlib.contextmanager
+def forked_workers(modules: tuple[str, ...]) -> Iterator[None]:
+    """Has a local Ray that is started meanwhile fork its worker processes; see forkserver.py.
+
+    `ray.init` cannot be told which file a worker runs, but the parameters that it makes can.
+
+    Args:
+        modules: dotted names of what the workers will import. Unless it is empty, Ray Data's executor comes
+            with it.
+    """
+    from ray._private import parameter
+    from ray._private.workers import default_worker
+
+    names = [default_worker.__name__, *modules, *(EXECUTOR_MODULES if modules else ())]
+    original = parameter.RayParams
+    parameter.RayParams = partial(original, worker_path=forkserver.__file__)
+    os.environ[forkserver.WORKER] = default_worker.__file__
+    os.environ[forkserver.MODULES] = ",".join(names)
+    try:
+        yield
+    finally:
+        parameter.RayParams = original
+        del os.environ[forkserver.WORKER], os.environ[forkserver.MODULES]
+
+
+def import_modules(names: list[str]) -> None:
+    """Imports modules without a draw from Ray's generator of random ids: all children would continue its
+    sequence.
+
+    Importing Ray Data makes actor classes, each of which draws an id for itself: the system draws them here.
+    """
+    original = ray.actor.ActorClassID
+    ray.actor.ActorClassID = _SystemIds
+    try:
+        for name in names:
+            importlib.import_module(name)
+    finally:
+        ray.actor.ActorClassID = original
+
+
+class _SystemIds:
+    @staticmethod
+    def from_random() -> "ray.ActorClassID":
+        return ray.ActorClassID(os.urandom(ray.ActorClassID.size()))
+
+
+def draw_ids_apart() -> bool:
+    """Whether two children of this process draw different random ids: what it has imported may have seeded
+    Ray's generator."""
+    drawn = set()
+    for _ in range(2):
+        end, start = os.pipe()
+        if os.fork() == 0:
+            os.write(start, ray.UniqueID.from_random().binary())
+            os._exit(0)
+        os.wait()
+        drawn.add(os.read(end, ray.UniqueID.size()))
+        os.close(start)
+        os.close(end)
+    if len(drawn) < 2:
+        print("an import has seeded Ray's random ids: every worker is started afresh", flush=True)
+    return len(drawn) == 2

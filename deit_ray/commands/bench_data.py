@@ -13,7 +13,7 @@ from functools import partial
 from deit_ray.data import shards
 from deit_ray.experiment.config import Experiment
 from deit_ray.terminal.session import Session
-from deit_ray.trial.needs import Needs
+from deit_ray.trial.needs import MODULES, Needs
 from deit_ray.trial.reading import make_recipe, make_worklist
 from deit_ray.trial.resolve import resolve
 
@@ -81,7 +81,7 @@ def bench_data(experiment: Experiment, seconds: float = 10.0, session: Session |
     from deit_ray.cluster import connect
     from deit_ray.trial.launch import check_fits, run_trial, share
 
-    with (session or Session()).connected():
+    with (session or Session()).connected(MODULES):
         device = check_fits(experiment, connect.possible_resources())
         connect.check_reachable("data.uri", experiment.data.uri)
         make = partial(_make_trainer, experiment, device, share(resolved), seconds)

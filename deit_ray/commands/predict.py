@@ -13,6 +13,7 @@ from deit_ray.experiment.config import Experiment
 from deit_ray.results.folders import MODEL, runs_of
 from deit_ray.results.origin import check_same_inputs
 from deit_ray.terminal.session import Session
+from deit_ray.trial.needs import MODULES
 
 CUDA_TOLERANCE = 0.002  # of a fraction: a GPU may choose other kernels, which round differently
 
@@ -106,7 +107,7 @@ def _evaluate(
     from deit_ray.trial.evaluation import evaluate_here
     from deit_ray.trial.launch import check_fits
 
-    with session.connected():
+    with session.connected(MODULES):
         device = check_fits(experiment, connect.possible_resources())
         return evaluate_here(model, experiment, manifest, device, (split,)), device
 

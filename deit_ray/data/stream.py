@@ -1,8 +1,9 @@
-"""The stream: Ray Data runs the work list's tasks over the cluster's CPUs and hands each rank its blocks in order.
+"""The stream: Ray Data runs the work list's tasks over the cluster's CPUs and hands each rank its blocks in
+order.
 
-The list is cut into windows, each one Ray Data execution, since one execution must not hold a run of any length. Two
-re-executed datasets take turns, so that the next window flows before the present one ends; a cursor tells each dataset
-which steps it plays. A run of one window needs no second dataset.
+The list is cut into windows, each one Ray Data execution, since one execution must not hold a run of any
+length. Two re-executed datasets take turns, so that the next window flows before the present one ends; a
+cursor tells each dataset which steps it plays. A run of one window needs no second dataset.
 """
 
 import queue
@@ -37,8 +38,9 @@ def make_datasets(
         recipe: of the samples.
         start: the earliest step that can be asked for; a later one is asked for by `Stream`.
         cpus: of all the stream's tasks together.
-        store_bytes: of the object store, that the blocks of a window may take, made and not yet given to a rank; by default Ray's
-            own limit. A block more for each task and QUEUED_BLOCKS + 2 for each rank may stand beside them.
+        store_bytes: of the object store, that the blocks of a window may take, made and not yet given to a
+            rank; by default Ray's own limit. A block more for each task and QUEUED_BLOCKS + 2 for each rank
+            may stand beside them.
 
     Returns:
         (datasets, data_config, cursor) for `TorchTrainer(datasets=..., dataset_config=...)` and for `Stream`.
@@ -61,8 +63,9 @@ def make_datasets(
 class DatasetFactory:
     """Makes the dataset where Ray Train wants it: in its controller, at every start of a worker group.
 
-    The first window's is split for the ranks at once, so that Ray Data's coordinator and the tasks' processes start and import
-    what they need while the workers do. Ray Train alone would begin that at a worker's first request.
+    The first window's is split for the ranks at once, so that Ray Data's coordinator and the tasks' processes
+    start and import what they need while the workers do. Ray Train alone would begin that at a worker's first
+    request.
     """
 
     def __init__(self, source: WindowSource, cpus: float, options: ExecutionOptions):
@@ -109,11 +112,13 @@ class Splits(ray.train.DataConfig):
 
 
 class Stream:
-    """One rank's batches, in the order of the work list, from a step on. Iterate to get `Samples` of one batch each.
+    """One rank's batches, in the order of the work list, from a step on. Iterate to get `Samples` of one
+    batch each.
 
     Args:
         worklist: the run's.
-        datasets: by name, something whose `iter_batches` gives this rank's blocks (`ray.train.get_dataset_shard`).
+        datasets: by name, something whose `iter_batches` gives this rank's blocks
+            (`ray.train.get_dataset_shard`).
         cursor: what the datasets listen to.
         rank: this worker's.
         start: the optimizer step to start at.
@@ -182,7 +187,8 @@ class Stream:
             try:
                 if before:
                     before.join()  # a dataset's next execution would be ended by the end of its last one
-                # with prefetch_batches Ray would keep the first block until there is another one; the queue is our own
+                # with prefetch_batches Ray would keep the first block until there is another one; the queue
+                # is our own
                 for block in self.datasets(name).iter_batches(
                     batch_size=None, batch_format="pyarrow", prefetch_batches=0
                 ):

@@ -1,4 +1,5 @@
-"""A window of the work list as Ray Data runs it: the source that makes its tasks, and the blocks that each task yields.
+"""A window of the work list as Ray Data runs it: the source that makes its tasks, and the blocks that each
+task yields.
 
 The stream's tasks and Ray Data's coordinator load this module, so it imports neither torch nor Ray Train.
 """
@@ -19,7 +20,8 @@ from deit_ray.data.worklist import WorkList
 
 
 class Cursor:
-    """The steps that each dataset plays next, in the cluster's key-value store: an actor would be one more process a trial.
+    """The steps that each dataset plays next, in the cluster's key-value store: an actor would be one more
+    process a trial.
 
     Args:
         run: the run's name; see `holdings.run_of`.
@@ -71,7 +73,8 @@ class WindowSource(Datasource):
         return None
 
     def get_read_tasks(self, parallelism, per_task_row_limit=None, data_context=None) -> list[ReadTask]:
-        """The tasks of an execution. Ray Data calls this several times for each, so it only reads the cursor."""
+        """The tasks of an execution. Ray Data calls this several times for each, so it only reads the
+        cursor."""
         start, stop = self.cursor.get(self.name)
         metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
         batch, world = self.worklist.batch_size, self.worklist.world_size
@@ -88,13 +91,15 @@ class WindowSource(Datasource):
 
 
 def make_blocks(*arguments) -> Iterator[pa.Table]:
-    """The blocks of one task: the samples of `make_samples`, packed. The arguments are those of `make_samples`."""
+    """The blocks of one task: the samples of `make_samples`, packed. The arguments are those of
+    `make_samples`."""
     return map(pack, make_samples(*arguments))
 
 
 @ray.remote(scheduling_strategy="SPREAD", max_retries=0)  # as Ray Data's tasks
 def warm_up(context: DataContext) -> None:
-    """Starts a process for the stream's first tasks, and has it import what they need: Ray reuses the processes of ended tasks.
+    """Starts a process for the stream's first tasks, and has it import what they need: Ray reuses the
+    processes of ended tasks.
 
     The data set's context is an argument because unpickling it imports most of it.
     """

@@ -31,6 +31,7 @@ from deit_ray.trial.failure import Failure
 from deit_ray.trial.launch import share
 from deit_ray.trial.needs import Needs
 from deit_ray.trial.resolve import Resolved
+from deit_ray.trial.train_private import without_runtime_environment
 from deit_ray.trial.trial import Trial
 
 TICK_S = 1.0
@@ -178,20 +179,20 @@ def run_tuner(trainable: type, trials: Trials, concurrent: int, listener: Listen
     """
     scratch = tempfile.mkdtemp(prefix="deit_ray-tune-")  # Ray Tune writes there; nothing reads it
     head = ray.tune.PlacementGroupFactory([{connect.HEAD: 0.001}])  # the head outlives spot nodes
+    tuner = ray.tune.Tuner(
+        ray.tune.with_resources(trainable, head),
+        tune_config=ray.tune.TuneConfig(
+            search_alg=trials.searcher,
+            scheduler=trials.scheduler,
+            num_samples=-1,  # as many as the searcher has
+            max_concurrent_trials=concurrent,
+            trial_name_creator=lambda trial: trial_name(trial.config["number"]),
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=ray.tune.RunConfig(name="study", storage_path=scratch, verbose=0, callbacks=[listener]),
+    )
     try:
-        ray.tune.Tuner(
-            ray.tune.with_resources(trainable, head),
-            tune_config=ray.tune.TuneConfig(
-                search_alg=trials.searcher,
-                scheduler=trials.scheduler,
-                num_samples=-1,  # as many as the searcher has
-                max_concurrent_trials=concurrent,
-                trial_name_creator=lambda trial: trial_name(trial.config["number"]),
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=ray.tune.RunConfig(
-                name="study", storage_path=scratch, verbose=0, callbacks=[listener]
-            ),
-        ).fit()
+        with without_runtime_environment():
+            tuner.fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

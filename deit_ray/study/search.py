@@ -13,6 +13,7 @@ from deit_ray.errors import Interrupted, UnavailableError, UserError
 from deit_ray.experiment.config import Experiment
 from deit_ray.results.origin import check_same_inputs, note_origin
 from deit_ray.terminal.session import Session
+from deit_ray.trial.needs import MODULES
 
 if TYPE_CHECKING:
     from deit_ray.study.resume import Preview
@@ -40,7 +41,7 @@ def tune(experiment: Experiment, session: Session | None = None) -> Study:
     from deit_ray.study.study import Study
     from deit_ray.trial.launch import check_cluster
 
-    with contextlib.ExitStack() as lock, session.connected():
+    with contextlib.ExitStack() as lock, session.connected(MODULES):
         device = check_cluster(experiment)
         study = Study.create(resolved.experiment)
         lock.enter_context(study.driving())
@@ -83,7 +84,7 @@ def resume_study(
         from deit_ray.trial.launch import check_cluster
 
         check_same_inputs(study.folder, experiment, resolved.manifest.fingerprint, resolved.teacher_path)
-        with session.connected():
+        with session.connected(MODULES):
             device = check_cluster(experiment)
             study.amend(overrides)
             _drive(study, resolved, device, session)

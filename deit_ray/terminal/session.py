@@ -28,12 +28,15 @@ class Session:
     console: Console = field(default_factory=lambda: Console(quiet=True))
     verbose: bool = False
 
-    def connected(self) -> contextlib.AbstractContextManager[None]:
+    def connected(self, modules: tuple[str, ...] = ()) -> contextlib.AbstractContextManager[None]:
         """A context with a Ray to work with; see `connect.connected`.
+
+        Args:
+            modules: dotted names of what the processes of a local Ray import before they are needed.
 
         Raises:
             UserError: there is no Ray at the address.
         """
         from deit_ray.cluster import connect  # here, since most calls need no Ray
 
-        return connect.connected(self.address, self.verbose, self.console.warn)
+        return connect.connected(self.address, self.verbose, self.console.warn, modules)

@@ -34,7 +34,8 @@ class Shared:
 
     Attributes:
         manifest, data: the prepared data set and its absolute URI.
-        teacher, initial: Ray object references of `TeacherWeights` and the student's initial weights, or None.
+        teacher, initial: Ray object references of `TeacherWeights` and the student's initial weights, or
+            None.
     """
 
     manifest: shards.Manifest
@@ -94,8 +95,9 @@ def make_trainer(
         worklist: what the run reads.
         folder: URI of the run's results; an unfinished run there continues from its latest checkpoint.
         on_report: called with the metrics of each report.
-        loop: what runs in each worker, called with the dotted name and with the arguments, which have the stream's `cursor`
-            instead of the stream; by default `run_worker`. Benchmarks and tests wrap that one, or replace it.
+        loop: what runs in each worker, called with the dotted name and with the arguments, which have the
+            stream's `cursor` instead of the stream; by default `run_worker`. Benchmarks and tests wrap that
+            one, or replace it.
     """
     needs, run = Needs.of(experiment, device), run_of(folder)
     datasets, data_config, cursor = stream.make_datasets(
@@ -137,8 +139,8 @@ def make_trainer(
 def run_worker(worker: str, config: dict) -> None:
     """What each worker runs: starts this rank's stream, then calls the worker's function.
 
-    While the stream fills, it imports the function's module, which takes long: it needs models, and the trial's own process,
-    which imports this module, does not.
+    While the stream fills, it imports the function's module, which takes long: it needs models, and the
+    trial's own process, which imports this module, does not.
 
     Args:
         worker: see `make_trainer`.

@@ -31,7 +31,8 @@ def evaluate_here(
         The metrics by name, such as test/top1.
 
     Raises:
-        UserError: deit_ray did not write the file, or the model knows another number of classes than the data has.
+        UserError: deit_ray did not write the file, or the model knows another number of classes than the data
+            has.
     """
     path = storage.local_path(model)
     description = describe_model(path)

@@ -29,8 +29,8 @@ class Failure:
     """What is known about the end of a trial that did not end well.
 
     Attributes:
-        kind: failed, by its own fault; or unavailable, when something that it needs is gone (a disk, a data set, a network),
-            so that the study stops and the trial can go on once that is mended.
+        kind: failed, by its own fault; or unavailable, when something that it needs is gone (a disk, a data
+            set, a network), so that the study stops and the trial can go on once that is mended.
         reason: one line.
         traceback: of the exception that began it.
         signature: equal for failures at the same place in the code, whatever the values.
@@ -163,7 +163,8 @@ def _worker_file(folder: str, rank: int) -> str:
 
 @contextlib.contextmanager
 def keeping_traceback() -> Iterator[None]:
-    """In a worker: an exception takes its traceback along as text, which Ray Train does not hand on to the trial's process."""
+    """In a worker: an exception takes its traceback along as text, which Ray Train does not hand on to the
+    trial's process."""
     try:
         yield
     except Exception as error:

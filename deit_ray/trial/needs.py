@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from deit_ray.experiment.config import Experiment
 
+# what a trial's own process, its workers, the stream's tasks and Ray's actors beside them import
+MODULES = ("deit_ray.trial.trial", "deit_ray.training.worker", "deit_ray.data.windows")
 STREAM_STORE = (
     0.4  # of the object store, for the streams of all trials; two windows of one overlap for a moment only
 )
@@ -42,5 +44,6 @@ class Needs:
 
 
 def store_share(resources: dict[str, float], needs: Needs) -> float:
-    """Bytes of the cluster's object store for each of a trial's two windows, when as many trials run as fit into the cluster."""
+    """Bytes of the cluster's object store for each of a trial's two windows, when as many trials run as fit
+    into the cluster."""
     return STREAM_STORE * resources["object_store_memory"] / max(1, needs.fit(resources))

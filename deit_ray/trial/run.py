@@ -28,6 +28,7 @@ from deit_ray.terminal.session import Session
 from deit_ray.tracking.tracked import Run
 from deit_ray.tracking.tracker import Tracker
 from deit_ray.trial.failure import read_failure, reason_of
+from deit_ray.trial.needs import MODULES
 from deit_ray.trial.reading import make_worklist
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def train_in(
     resolved = resolve(experiment)
     from deit_ray.trial.launch import check_cluster
 
-    with session.connected():
+    with session.connected(MODULES):
         device = check_cluster(experiment)
         folder = make_folder(experiment)
         name = posixpath.basename(folder)

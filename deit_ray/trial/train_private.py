@@ -1,7 +1,7 @@
-"""Everything that deit_ray uses of Ray Train although Ray does not promise to keep it.
+"""Everything that deit_ray uses of Ray Train and Ray Tune although Ray does not promise to keep it.
 
-Each entry says why it is needed and what to do when a new Ray no longer has it; tests/test_ray_private.py finds out whether it
-is there. cluster/ray_private.py does the same for Ray Core and Ray Data.
+Each entry says why it is needed and what to do when a new Ray no longer has it; tests/test_ray_private.py
+finds out whether it is there. cluster/ray_private.py does the same for Ray Core and Ray Data.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from functools import partial
+from unittest import mock
 
 import ray
 from ray.train.torch import TorchTrainer
@@ -16,7 +17,10 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.worker_group import worker_group
+from ray.tune.execution import class_cache
 from ray.util.placement_group import placement_group
+
+from deit_ray.cluster.ray_private import has_started_ray
 
 STREAM_END_S = 5.0
 RAISE = FailureDecision.RAISE
@@ -25,15 +29,16 @@ RAISE = FailureDecision.RAISE
 class InProcessTrainer(TorchTrainer):
     """A TorchTrainer whose controller runs in the calling process instead of an actor of its own.
 
-    It starts a trial seconds sooner, passes reports on without a queue between processes, and lets `abort` end the run from
-    another thread. When a hook is gone: see how TorchTrainer.fit runs its controller then; without any way in, call
-    TorchTrainer.fit as it is, and give back what a killed trial holds with `holdings.sweep` alone.
+    It starts a trial seconds sooner, passes reports on without a queue between processes, and lets `abort`
+    end the run from another thread. When a hook is gone: see how TorchTrainer.fit runs its controller then;
+    without any way in, call TorchTrainer.fit as it is, and give back what a killed trial holds with
+    `holdings.sweep` alone.
 
     Args:
         run: the run's name; Ray Train's names of what it reserves contain it, so that `sweep` finds them.
         group_name: of the run's placement group. Ray Train gives it none, and `sweep` finds it by its name.
-        poll_s: how often the controller looks at the workers: `ray.train.report` returns at the next look, which is 2 s
-            away by default.
+        poll_s: how often the controller looks at the workers: `ray.train.report` returns at the next look,
+            which is 2 s away by default.
         watches_preemption: starts an actor that learns from the cloud when a node will go away.
         arguments: of TorchTrainer.
     """
@@ -43,18 +48,21 @@ class InProcessTrainer(TorchTrainer):
     def __init__(self, run: str, group_name: str, poll_s: float, watches_preemption: bool, **arguments):
         super().__init__(**arguments)
         self.group_name, self.poll_s, self.watches_preemption = group_name, poll_s, watches_preemption
-        # The field is frozen. When it is gone: reservations have other names, which `sweep` must find in another way.
+        # The field is frozen. When it is gone: reservations have other names, which `sweep` must find in
+        # another way.
         object.__setattr__(self.train_run_context, "run_id", run)
 
     def make_failure_policy(self) -> DefaultFailurePolicy:
-        """Decides whether workers start again after a failure. Ray Train offers no public way to choose another policy.
+        """Decides whether workers start again after a failure. Ray Train offers no public way to choose
+        another policy.
 
         When `DefaultFailurePolicy` is gone: every failure counts against `train.max_failures`.
         """
         raise NotImplementedError
 
     def write_snapshot(self, text: str) -> None:
-        """Writes Ray Train's list of the run's checkpoints. Ray's own writing leaves a torn file when it is killed.
+        """Writes Ray Train's list of the run's checkpoints. Ray's own writing leaves a torn file when it is
+        killed.
 
         When `_write_state_to_storage` is gone: see whether Ray writes the file whole or not at all by then.
         """
@@ -98,10 +106,11 @@ class InProcessTrainer(TorchTrainer):
             group.abort()
 
     def end_stream(self) -> None:
-        """Ends the executions of the run's datasets and waits for their end: what they reserve outlives their process.
+        """Ends the executions of the run's datasets and waits for their end: what they reserve outlives their
+        process.
 
-        Ray Train asks for the end too, but does not wait. When `_dataset_shard_provider` or `_dataset_manager` is gone: leave
-        it to `holdings.sweep`.
+        Ray Train asks for the end too, but does not wait. When `_dataset_shard_provider` or
+        `_dataset_manager` is gone: leave it to `holdings.sweep`.
         """
         for callback in self.controller._callbacks:
             provider = getattr(callback, "_dataset_shard_provider", None)
@@ -121,11 +130,29 @@ class CountedFailures(DefaultFailurePolicy):
 
 
 @contextlib.contextmanager
+def without_runtime_environment() -> Iterator[None]:
+    """While it is entered, Ray Tune gives its trials no runtime environment of their own.
+
+    Ray Tune sets a variable for PyTorch Lightning, which all processes of a trial inherit. Ray starts a
+    process with such an environment by way of another one, which imports Ray for this alone. Variables that
+    people set, such as AWS credentials, are passed on as ever; the processes of a Ray that this process has
+    started have them anyway. When the tables are gone: leave it out, and look at `start_cpu_ratio` of
+    bench/trial_overhead.py.
+    """
+    names = set() if has_started_ray() else class_cache.ENV_VARS_TO_PROPAGATE
+    with (
+        mock.patch.object(class_cache, "DEFAULT_ENV_VARS", {}),
+        mock.patch.object(class_cache, "ENV_VARS_TO_PROPAGATE", names),
+    ):
+        yield
+
+
+@contextlib.contextmanager
 def environment(variables: dict[str, str]) -> Iterator[None]:
     """Sets environment variables while it is entered.
 
-    The controller reads its two when it is made. Ray Train would send variables that stay set to its workers, whose processes
-    it would then start in a slower way, with a runtime environment.
+    The controller reads its two when it is made. Ray Train would send variables that stay set to its workers,
+    whose processes it would then start in a slower way, with a runtime environment.
     """
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)

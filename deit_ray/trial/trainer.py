@@ -17,14 +17,14 @@ REPORT_POLL_S = 0.1
 class Trainer(InProcessTrainer):
     """Trains a run with Ray Train, in this process and the workers'.
 
-    Whatever way the run ends, workers, placement group and the reservations of Train and of the stream are given back;
-    `holdings.sweep` does what is left when this process itself is killed.
+    Whatever way the run ends, workers, placement group and the reservations of Train and of the stream are
+    given back; `holdings.sweep` does what is left when this process itself is killed.
 
     Args:
         run: the run's name; see `holdings.run_of`.
         one_machine: the cluster has one node for good, which nobody preempts.
-        arguments: of TorchTrainer. The run configuration's first callback is an `OnReport`, and `train_loop_config` has the
-            stream's `cursor`.
+        arguments: of TorchTrainer. The run configuration's first callback is an `OnReport`, and
+            `train_loop_config` has the stream's `cursor`.
     """
 
     def __init__(self, run: str, one_machine: bool, **arguments):
@@ -49,8 +49,8 @@ def write_snapshot(folder: str, text: str) -> None:
 class RetryUnlessHopeless(CountedFailures):
     """Restarts the workers from their checkpoint when one dies, as long as that helps.
 
-    Machines come and go: only failures in a row without a new checkpoint count against `train.max_failures`. A failure that
-    would come again in the same way ends the run at once.
+    Machines come and go: only failures in a row without a new checkpoint count against `train.max_failures`.
+    A failure that would come again in the same way ends the run at once.
     """
 
     def __init__(self, failure_config, reports: "OnReport"):

@@ -1,4 +1,5 @@
-"""A trial: one experiment trained by Ray Train inside an actor, that leaves nothing behind however it ends."""
+"""A trial: one experiment trained by Ray Train inside an actor, that leaves nothing behind however it
+ends."""
 
 import contextlib
 import queue
@@ -19,7 +20,8 @@ CANCEL_POLL_S = 1.0
 class Trial(ray.tune.Trainable):
     """A Ray Tune trial that runs a `Trainer`; each evaluation is one result.
 
-    `config["folder"]` is the URI of its results; a failure is described in failure.json there, and raised as `TrialFailed`.
+    `config["folder"]` is the URI of its results; a failure is described in failure.json there, and raised as
+    `TrialFailed`.
     """
 
     def setup(self, config: dict, make: Callable[[dict, Callable], Trainer] | None = None):
