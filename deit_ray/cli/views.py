@@ -234,9 +234,7 @@ def show_leaderboard(board: pd.DataFrame, metric: str, keys: list[str]) -> Group
         table.add_row(*_board_cells(row, keys), style="bold" if place == 0 else None)
     parts = [table]
     if board["close"].any():
-        parts.append(
-            Text("= within the standard error of the best: too few images to tell which one is better")
-        )
+        parts.append(Text("= within the standard error of the best: too few images to say which is better"))
     for _, row in board[board["state"] == str(Kind.FAILED)].iterrows():
         parts.append(Text(f"trial {row['trial']} {row['outcome']}", "red"))
     return Group(*parts)
