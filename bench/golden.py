@@ -149,6 +149,8 @@ def main() -> None:
         with checked_out(arguments.revision, folder / "revision") as revision:
             then = results_of(revision, folder)
         now = results_of(ROOT, folder)
+    check_read_apart(then, now)
+    then, now = kept(then), kept(now)
     figures = figures_of(then, now, arguments.expect)
     figures["seconds"] = round(time.monotonic() - began)
     if arguments.self_test:
@@ -159,26 +161,44 @@ def main() -> None:
 
 
 def results_of(tree: Path, folder: Path) -> Values:
-    """Runs the fixed set with the code of a tree in FOLDER/work, and returns all values to compare."""
+    """Runs the fixed set with the code of a tree in FOLDER/work, and returns all values."""
     work = folder / "work"
     work.mkdir()
     began = time.monotonic()
     values = run_set(CommandLine(tree, work, folder), work)
-    values |= named(journal_values(work / "results"))
-    values |= named(optuna_values(work / "results"))
-    values |= named(mlflow_values(work / "results"))
-    work.rename(folder / f"work of {tree.name}")
-    kept = {name: text for name, text in values.items() if not is_left_out(name)}
-    counts = collections.Counter(name.partition(" ")[0] for name in kept)
+    # Each database is read below a folder of its own. MLflow keeps a connection for each path, even when the
+    # file has moved: at the same path it would read the first revision's runs again.
+    results = work.rename(folder / f"work of {tree.name}") / "results"
+    values |= named(journal_values(results))
+    values |= named(optuna_values(results))
+    values |= named(mlflow_values(results))
+    counts = collections.Counter(name.partition(" ")[0] for name in kept(values))
     shown = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS)
-    print(f"{tree.name}: {len(kept)} values ({shown}) in {time.monotonic() - began:.0f} s", flush=True)
+    seconds = time.monotonic() - began
+    print(f"{tree.name}: {sum(counts.values())} values ({shown}) in {seconds:.0f} s", flush=True)
     if missing := [kind for kind in KINDS if not counts[kind]]:
         raise RuntimeError(f"{tree.name}: no values of {', '.join(missing)}")
-    return kept
+    return values
+
+
+def kept(values: Values) -> Values:
+    """The values that are compared."""
+    return {name: text for name, text in values.items() if not is_left_out(name)}
 
 
 def is_left_out(name: str) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in LEFT_OUT.values())
+
+
+def check_read_apart(then: Values, now: Values) -> None:
+    """Checks that two sets of values come from two MLflow databases: no run may be in both.
+
+    Raises:
+        RuntimeError: the runs of one revision were read twice.
+    """
+    ids = [{text for name, text in values.items() if name.endswith(" run_id")} for values in (then, now)]
+    if not all(ids) or ids[0] & ids[1]:
+        raise RuntimeError("MLflow's runs of one revision were read for both")
 
 
 def run_set(command_line: CommandLine, work: Path) -> Values:

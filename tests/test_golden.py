@@ -1,6 +1,16 @@
 """What bench/golden.py takes for a difference, and which difference it accepts when it is told to."""
 
-from bench.golden import early_stopped_status, figures_of, named, printed_values
+import mlflow
+import pytest
+
+from bench.golden import (
+    check_read_apart,
+    early_stopped_status,
+    figures_of,
+    mlflow_values,
+    named,
+    printed_values,
+)
 
 RUN = "mlflow trial 001 lr=0.1"
 THEN = {
@@ -41,3 +51,18 @@ def test_the_numbers_of_evaluations_and_predictions_are_read():
         "prediction x images/00.png 3": "97.1",
         "prediction x images/00.png 8": "1.2",
     }
+
+
+def test_the_runs_of_one_revision_are_not_read_for_both(tmp_path):
+    found = []
+    for revision in ("then", "now"):
+        results = tmp_path / f"work of {revision}" / "results"
+        results.mkdir(parents=True)
+        client = mlflow.MlflowClient(f"sqlite:///{results}/mlflow.db")
+        client.create_run(client.create_experiment("golden"), run_name=revision)
+        found.append(named(mlflow_values(results)))
+    check_read_apart(*found)
+    with pytest.raises(RuntimeError, match="read for both"):
+        check_read_apart(found[0], found[0])
+    with pytest.raises(RuntimeError, match="read for both"):
+        check_read_apart(found[0], {})
