@@ -130,8 +130,8 @@ def test_budgets_and_settings_are_shown(experiment):
     )
     shown = text_of(show_plan(plan(exp)))
     assert (
-        "the study has run 2 hours, val/top1 reaches 0.9, 4 trials in a row are no better than the best, 5 trials fail in the same way"
-        in shown
+        "the study has run 2 hours, val/top1 reaches 0.9, 4 trials in a row are no better than the best, "
+        "5 trials fail in the same way" in shown
     )
     settings = changed_settings(exp)
     assert settings["search.trials"] == 7

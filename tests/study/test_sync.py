@@ -65,8 +65,8 @@ def test_sync_delivers_what_a_study_could_not_and_nothing_twice(study, proxy, mo
     assert len(told) == 2
     assert told.count_of("tracking is behind") == 1
     assert (
-        f"3 runs with 20 points not delivered; they are kept in the journals; deliver them with: deit-ray sync {study.name}"
-        in told[1]
+        "3 runs with 20 points not delivered; they are kept in the journals; "
+        f"deliver them with: deit-ray sync {study.name}" in told[1]
     )
     with pytest.raises(
         UserError,

@@ -283,7 +283,8 @@ def test_a_server_that_accepts_and_never_answers_does_not_hold_the_exit(proxy, t
     told, elapsed = done.stdout.splitlines()
     assert float(elapsed) < tracker.HASTE_S + 2
     assert told.endswith(
-        "2 runs with 1 point not delivered; they are kept in the journals; deliver them with: deit-ray sync short-1"
+        "2 runs with 1 point not delivered; they are kept in the journals; "
+        "deliver them with: deit-ray sync short-1"
     )
     assert done.returncode == 0, done.stderr
 

@@ -90,7 +90,8 @@ def test_a_disk_that_fills_up_stops_a_study_which_can_be_resumed_once_there_is_r
         filling.join()
         assert stopped.status == 1
         error = re.search(
-            r"error: short-1: .*\nwhat its trials have done is kept; once this is fixed, resume with: .*--resume short-1.*",
+            r"error: short-1: .*\nwhat its trials have done is kept; once this is fixed, "
+            r"resume with: .*--resume short-1.*",
             stopped.err,
         )
         assert error, stopped
@@ -121,7 +122,8 @@ def test_a_missing_shard_is_named_and_the_study_can_be_resumed_once_it_is_back(
     path = small_file(**SHORT | keys | {"train.max_failures": 0})
     with pytest.raises(
         UserError,
-        match=rf"(?s)shard {shard}, row groups? [0-9, ]+is missing or damaged .*resume with: .*--resume short-1",
+        match=rf"(?s)shard {shard}, row groups? [0-9, ]+is missing or damaged "
+        r".*resume with: .*--resume short-1",
     ):
         tune(load_experiment(path))
     (tmp_path / "away").rename(shard)
