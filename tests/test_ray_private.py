@@ -17,12 +17,14 @@ import pytest
 from deit_ray.cluster import ray_private
 from tests.conftest import ROOT
 
+COORDINATOR = "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator"
+CHECKPOINTS = "ray.train.v2._internal.execution.checkpoint.checkpoint_manager:CheckpointManager"
 CALLED = {  # by name: the arguments that we give, or that Ray gives to what takes its place
     "ray.experimental.internal_kv:_internal_kv_put": ["key", "value", "overwrite"],
     "ray.experimental.internal_kv:_internal_kv_get": ["key"],
     "ray.experimental.internal_kv:_internal_kv_del": ["key", "del_by_prefix"],
-    "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator:get_or_create_autoscaling_coordinator": [],
-    "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator:_AutoscalingCoordinatorActor.cancel_request": [
+    f"{COORDINATOR}:get_or_create_autoscaling_coordinator": [],
+    f"{COORDINATOR}:_AutoscalingCoordinatorActor.cancel_request": [
         "self",
         "requester_id",
     ],
@@ -44,10 +46,8 @@ CALLED = {  # by name: the arguments that we give, or that Ray gives to what tak
         "hook_name",
     ],
     "ray.train.v2._internal.execution.callback:ControllerCallback.before_controller_abort": ["self"],
-    "ray.train.v2._internal.execution.checkpoint.checkpoint_manager:CheckpointManager._write_state_to_storage": [
-        "self"
-    ],
-    "ray.train.v2._internal.execution.checkpoint.checkpoint_manager:CheckpointManager._save_state": ["self"],
+    f"{CHECKPOINTS}._write_state_to_storage": ["self"],
+    f"{CHECKPOINTS}._save_state": ["self"],
     "ray.train.v2._internal.execution.failure_handling:DefaultFailurePolicy": ["failure_config"],
     "ray.train.v2._internal.execution.failure_handling:DefaultFailurePolicy.make_decision": [
         "self",
@@ -73,9 +73,7 @@ NAMES = [
     *(f"{module}:__name__" for module in ray_private.EXECUTOR_MODULES),
 ]
 ATTRIBUTES = {  # by class: what its constructor sets
-    "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator:_AutoscalingCoordinatorActor": [
-        "_ongoing_reqs"
-    ],
+    f"{COORDINATOR}:_AutoscalingCoordinatorActor": ["_ongoing_reqs"],
     "ray.data._internal.iterator.stream_split_iterator:StreamSplitDataIterator": ["_coord_actor"],
     "ray._private.node:Node": ["head"],
     "ray._private.resource_and_label_spec:ResourceAndLabelSpec": ["num_cpus", "num_gpus"],
@@ -95,9 +93,7 @@ CALLS = {  # by function: the names in its code on which ours rely
     "ray.train.v2._internal.execution.worker_group.worker_group:WorkerGroup._create_placement_group": [
         "placement_group"
     ],
-    "ray.train.v2._internal.execution.checkpoint.checkpoint_manager:CheckpointManager._save_state_and_delete_old_checkpoints": [
-        "_write_state_to_storage"
-    ],
+    f"{CHECKPOINTS}._save_state_and_delete_old_checkpoints": ["_write_state_to_storage"],
     "ray.train.v2._internal.execution.controller:TrainController.__init__": [
         "HEALTH_CHECK_INTERVAL_S_ENV_VAR",
         "ENABLE_PREEMPTION_WATCHER_ENV_VAR",

@@ -37,7 +37,7 @@ SPILL_WARNING_BYTES = 1 << 30
 SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journals have all that Tune would log
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # we handle Ctrl-C
-    "TUNE_GLOBAL_CHECKPOINT_S": "inf",  # nobody reads Tune's state of all trials, and it grows with each of them
+    "TUNE_GLOBAL_CHECKPOINT_S": "inf",  # Tune's state of all trials grows with each trial, and is never read
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that is cancelled may have measured nothing yet
 }
 
@@ -154,8 +154,8 @@ def _watching(warn: Callable[[str], None]) -> Iterator[None]:
             if total - spilled > SPILL_WARNING_BYTES:
                 spilled = total
                 warn(
-                    f"the object store is full: {spilled / 1e9:.1f} GB of blocks were written to the disk, which slows "
-                    "the stream; fewer trials at a time (search.max_concurrent) need less"
+                    f"the object store is full: {spilled / 1e9:.1f} GB of blocks were written to the disk, "
+                    "which slows the stream; fewer trials at a time (search.max_concurrent) need less"
                 )
 
     thread = threading.Thread(target=look, name="watch", daemon=True)
@@ -243,9 +243,9 @@ def check_reachable(key: str, uri: str) -> None:
     kind = _file_system(storage.local_path(uri))
     if not kind.startswith(shared):
         raise UserError(
-            f"{key}: {uri} is a local path ({kind}), but the cluster has {nodes} nodes, which could not reach it; "
-            "set it to a place on a network file system, or to s3://BUCKET/PATH or gs://BUCKET/PATH "
-            "(not for a study's results)"
+            f"{key}: {uri} is a local path ({kind}), but the cluster has {nodes} nodes, which could "
+            "not reach it; set it to a place on a network file system, or to s3://BUCKET/PATH or "
+            "gs://BUCKET/PATH (not for a study's results)"
         )
 
 

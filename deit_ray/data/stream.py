@@ -161,7 +161,8 @@ class Stream:
                     raise block
                 if block is None:
                     raise RuntimeError(
-                        f"the stream ended {count} batches before the end of the window that goes to step {stop}"
+                        f"the stream ended {count} batches before the end of its window, which goes to "
+                        f"step {stop}"
                     )
                 steps = len(block.ids) // local
                 for s in range(steps):

@@ -64,6 +64,7 @@ def describe_model(path: str) -> dict:
     description = student.read_description(path)
     if description is None:
         raise UserError(
-            f"{path}: not a model.safetensors that deit-ray wrote: it does not say which model and classes it is"
+            f"{path}: not a model.safetensors that deit-ray wrote: it does not say which model and "
+            "classes it is"
         )
     return description

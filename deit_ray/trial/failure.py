@@ -29,8 +29,8 @@ class Failure:
     """What is known about the end of a trial that did not end well.
 
     Attributes:
-        kind: failed, by its own fault; or unavailable, when something that it needs is gone (a disk, a data
-            set, a network), so that the study stops and the trial can go on once that is mended.
+        kind: failed, by the trial's own fault; or unavailable, when a disk, a data set or a network is gone:
+            the study then stops, and the trial can be resumed once the fault is fixed.
         reason: one line.
         traceback: of the exception that began it.
         signature: equal for failures at the same place in the code, whatever the values.

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 
 from deit_ray.experiment.config import Experiment
 
-# what a trial's own process, its workers, the stream's tasks and Ray's actors beside them import
+# modules that a trial's process, its workers, the stream's tasks and Ray's own actors import
 MODULES = ("deit_ray.trial.trial", "deit_ray.training.worker", "deit_ray.data.windows")
-STREAM_STORE = (
-    0.4  # of the object store, for the streams of all trials; two windows of one overlap for a moment only
-)
+# part of the object store for the streams of all trials; two windows of a stream overlap only for a moment
+STREAM_STORE = 0.4
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,8 @@ class Needs:
         train, data, workers = experiment.train, experiment.data, experiment.train.workers
         gpus = f" and {self.gpus:g} GPUs" if self.gpus else ""
         return (
-            f"{workers} workers x ({train.cpus_per_worker:g} training + {data.cpus_per_worker:g} stream) CPUs "
-            f"= {self.cpus + self.stream_cpus:g} CPUs{gpus}"
+            f"{workers} workers x ({train.cpus_per_worker:g} training + {data.cpus_per_worker:g} stream) "
+            f"CPUs = {self.cpus + self.stream_cpus:g} CPUs{gpus}"
         )
 
 

@@ -126,7 +126,7 @@ def _explaining(folder: str, experiment: Experiment, tracker: Tracker, run: Run)
         if failure is not None and failure.kind == "failed":
             tracker.end_run(run, Outcome.failed(reason), folder)
         else:
-            message += f"\nonce this is mended, {how}"
+            message += f"\nonce this is fixed, {how}"
         raise UserError(message) from error
 
 

@@ -291,7 +291,10 @@ def memory_bytes(pid: int, kind: str) -> int:
 
 def start_other_ray() -> subprocess.Popen:
     """A Ray of somebody else on the same machine."""
-    code = "import ray, time; ray.init(address='local', num_cpus=1, include_dashboard=False); print('up', flush=True); time.sleep(600)"
+    code = (
+        "import ray, time; ray.init(address='local', num_cpus=1, include_dashboard=False); "
+        "print('up', flush=True); time.sleep(600)"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
