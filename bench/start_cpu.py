@@ -163,7 +163,7 @@ def main(digits: str, teacher: str, folder: str, trials: str) -> None:
     """The study."""
     import deit_ray
 
-    driver = import_any("deit_ray.study.driver", "deit_ray.driver")
+    driver = import_any("deit_ray.driver", "deit_ray.study.driver")
     notes = Path(folder) / "notes"
     notes.mkdir()
     keys = {
@@ -186,7 +186,11 @@ def main(digits: str, teacher: str, folder: str, trials: str) -> None:
 
 
 def import_any(*names: str):
-    """The first module of these that there is: they have moved between the two commits."""
+    """The first module of these that there is: they have moved between the two commits.
+
+    The old name comes first. The old tree has no module of the new name, but an editable install may find the
+    new tree's.
+    """
     for name in names:
         with contextlib.suppress(ModuleNotFoundError):
             return import_module(name)
@@ -206,8 +210,8 @@ class NotedLoop:
 
             def make_stream_then_patch(*arguments):
                 batches = make_stream(*arguments)  # flows while the models are imported, as without the notes
-                worker = import_any("deit_ray.training.worker", "deit_ray.worker")
-                step = import_any("deit_ray.training.step", "deit_ray.step").TrainStep
+                worker = import_any("deit_ray.worker", "deit_ray.training.worker")
+                step = import_any("deit_ray.step", "deit_ray.training.step").TrainStep
                 for owner, name, key in ((step, "__call__", "steps"), (worker, "evaluate", "evaluations")):
                     noted = note_cpu(getattr(owner, name), spent, key)
                     patches.enter_context(mock.patch.object(owner, name, noted))

@@ -3,7 +3,6 @@ reservation is left."""
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -12,7 +11,6 @@ from pathlib import Path
 
 from tests.conftest import EXPERIMENTS, ROOT, SMALL, SMALL_STEPS
 
-TRIALS = 50
 GO_ON = "go-on"  # a file that the trial which outlasts another one waits for
 EPOCHS = {  # that a trial reports
     "is stopped": 2,
@@ -48,15 +46,6 @@ def test_nothing_is_left_of_trials_that_stop_raise_hang_or_kill_their_worker(own
         "is stopped": 2,
         "outlasts": 1,
     }
-
-
-def test_fifty_trials_take_no_more_memory_than_five(own_ray, tints, tmp_path):
-    """Of the trial's own process, and of the one that all are forked from."""
-    report = run_case(tints, tmp_path, "memory", "no dashboard")
-    for process, sizes in report["memory_bytes"].items():
-        assert len(sizes) == TRIALS, process
-        first, last = (statistics.median(part) for part in (sizes[:5], sizes[-5:]))
-        assert last < 1.1 * first, (process, sizes)
 
 
 def run_case(data: str, folder: Path, what: str, setting: str) -> dict:
@@ -116,7 +105,7 @@ def main(data: str, folder: str, what: str, setting: str) -> None:
     other = start_other_ray() if setting == "second ray" else None
     with forked_workers(MODULES):
         ray.init(address="local", num_cpus=2, include_dashboard=setting == "dashboard", log_to_driver=False)
-    report = measure_memory(data, Path(folder)) if what == "memory" else end_trials(data, Path(folder), what)
+    report = end_trials(data, Path(folder), what)
     ray.shutdown()
     if other:
         other.terminate()
@@ -249,44 +238,6 @@ def watch_the_stopped(go_on: Path, left: list[str]):
                 go_on.touch()
 
     return Watch()
-
-
-def measure_memory(data: str, folder: Path) -> dict:
-    """Runs trials whose workers do nothing; says how much memory two processes have at each of them."""
-    import ray.tune
-
-    make = partial(make_noting, make_maker(data, folder, 1), folder / "sizes")
-    (folder / "sizes").mkdir()
-    run_tuner(make, folder, {"number": ray.tune.grid_search(list(range(TRIALS)))})
-    notes = [json.loads(note.read_text()) for note in sorted((folder / "sizes").iterdir())]
-    return {"memory_bytes": {name: [note[name] for note in notes] for name in ("trial", "fork server")}}
-
-
-def make_noting(make, notes: Path, config: dict, on_report):
-    """Makes a trial whose worker only reports, and which notes, in its own process, the memory by then."""
-
-    def note(metrics: dict) -> None:
-        # what the trial does not share with the fork server, and all of the fork server
-        sizes = {
-            "trial": memory_bytes(os.getpid(), "Private_"),
-            "fork server": memory_bytes(os.getppid(), "Rss"),
-        }
-        (notes / f"{time.time_ns()}.json").write_text(json.dumps(sizes))
-        on_report(metrics)
-
-    return make(config, note, loop=report_once)
-
-
-def report_once(worker: str, config: dict) -> None:
-    import ray.train
-
-    ray.train.report({"epoch": 1})
-
-
-def memory_bytes(pid: int, kind: str) -> int:
-    """The memory of a process, of the kinds whose names in smaps_rollup begin so."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(kind))
 
 
 def start_other_ray() -> subprocess.Popen:
