@@ -32,8 +32,8 @@ EXPERIMENTS = ROOT / "experiments"
 SERVERS = {"server", "own_server", "s3_server"}
 RAYS = {"ray_cluster", "own_ray"}
 LONG = {"own_ray", "own_images"}
-# Its plain TorchTrainer is one of Ray's own, whose controller dies late. After that death Ray 2.60 may send this
-# process no more news of actors, so that a trial started in it would be waited for without end.
+# Its plain TorchTrainer is one of Ray's own, whose controller dies late. After that death, Ray 2.60 may send
+# this process no more news of actors. It would then wait for ever for a trial that it starts.
 LAST = "test_stream.py"
 # of 400 training images a tenth is held out: an epoch has 360 / 72 = 5 steps
 SMALL = {
