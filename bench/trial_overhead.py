@@ -7,7 +7,7 @@ steps and evaluations. All trials train the same student with the same steps, ev
 - ours: a study of one trial, as `deit-ray tune` runs it, Optuna and MLflow included.
 - plain: https://docs.ray.io/en/latest/train/user-guides/hyperparameter-optimization.html and
   data-loading-preprocessing.html: a driver function, given to Tune, calls `TorchTrainer.fit`; each epoch
-  iterates over the datasets anew.
+  iterates over the datasets again.
 - one execution: the same, but one iteration whose rows are all epochs' rows, for the training images and for
   `val`. They come from a copy of the file for each epoch: Ray reads a path given ten times once, and a union
   of ten datasets lists files ten times, which took 22 s before the first batch.
@@ -115,7 +115,7 @@ def measure_overhead(bench: "Bench", repeat: int) -> dict[str, float]:
 
 @contextlib.contextmanager
 def local_ray(folder: str, forks: bool) -> Iterator[None]:
-    """A Ray of two CPUs, its first worker process started, since no trial shall pay for starting Ray.
+    """A Ray of two CPUs with a running worker process, so that no trial includes the start of Ray.
 
     Args:
         forks: its processes are forked, as those of the Ray that deit-ray starts; the documented pattern

@@ -167,7 +167,7 @@ class Study(StudyRecord):
         value = f"{self.experiment.search.metric} {best.value:.4f}"
         text = dump_experiment(
             experiment,
-            f"The best of {self.name}: trial {best.number}, {value}.\nTrain it anew: deit-ray train FILE",
+            f"The best of {self.name}: trial {best.number}, {value}.\nTrain it again: deit-ray train FILE",
         )
         config, model = storage.join(self.folder, BEST), storage.join(self.folder, MODEL)
         storage.write_bytes(config, text.encode())
