@@ -64,6 +64,20 @@ def _locked(out: str) -> Iterator[Callable[[], None]]:
                 folder.rmdir()
 
 
+def check_unclaimed(out: str) -> None:
+    """Refuses a folder on a disk that another preparation writes now. A later look is taken by `claimed`."""
+    path = Path(storage.local_path(out)) / LOCK
+    if not storage.is_local(out) or not path.exists():
+        return
+    try:
+        with FileLock(path, timeout=0):
+            return
+    except Timeout:
+        raise UserError(_busy(out, _read_holder(path))) from None
+    except OSError as error:
+        raise UnavailableError(f"--out {out}: cannot be written: {error.strerror or error}") from None
+
+
 def _me() -> dict:
     return {"host": os.uname().nodename, "pid": os.getpid(), "since": time.time()}
 

@@ -26,7 +26,9 @@ from deit_ray.data.walk import Folder, scan, suffix_of
 from deit_ray.errors import UserError
 
 PACKED = (".zip", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".zst", ".rar", ".7z")
+TABLES = (".parquet", ".npz", ".npy")
 LAYOUT = "a folder for each class, or train/ and test/ (or val/) with a folder for each class"
+HOLDERS = {"images", "image", "imgs", "img", "unknown", "unlabelled", "unlabeled", "all", "data"}
 NAMED = 5  # names in a message
 KEPT = (
     f"test: {TEST_FRACTION:.0%} of each class are kept for testing, since no labelled test images were found"
@@ -108,9 +110,14 @@ def _check_plain(uri: str, root: Folder, found: list[Folder]) -> None:
             "into a folder train, or the split elsewhere"
         )
     if not found:
-        packed = [name for name, _ in root.others if suffix_of(name) in PACKED]
-        if packed:
+        others = [path for path, _ in root.all_others()]
+        if packed := [path for path in others if suffix_of(path) in PACKED]:
             raise UserError(f"{uri}: holds no images, but {printable(packed[0])}: unpack it first")
+        if tables := [path for path in others if suffix_of(path) in TABLES]:
+            raise UserError(
+                f"{uri}: holds no images, but {printable(tables[0])}: name the folder that it is in, or its "
+                "form with --format"
+            )
         many = f"holds {len(root.images)} images, but no" if root.images else "holds no images in"
         raise UserError(f"{uri}: {many} class folders; wanted is {LAYOUT}")
     if len(found) == 1 and _class_folders(found[0]):
@@ -136,10 +143,8 @@ def _check_two(uri: str, folder: Folder, found: list[Folder]) -> None:
         return
     empty = [inner for inner in folder.folders if not inner.all_images()]
     reason = f"; {_names(empty)}: holds no images" if empty else ""
-    one = f" ({_names(found)})" if found else ""
-    raise UserError(
-        f"{uri}: holds {len(found)} class folders{one}; at least 2 are needed, each with its images{reason}"
-    )
+    one = f"1 class folder ({_names(found)})" if found else "no class folders"
+    raise UserError(f"{uri}: holds {one}; at least 2 are needed, each with its images{reason}")
 
 
 # with folders for splits
@@ -192,10 +197,10 @@ def _unused_folder(folder: Folder, reason: str) -> str:
 def _labelled(uri: str, folder: Folder, names: list[str], unused: Unused) -> "_Classes | None":
     """A test split's classes; None if its images have no labels.
 
-    A single folder that is no class, such as test/unknown, only holds the images.
+    A single folder of a name such as unknown only holds the images.
     """
     inner = _class_folders(folder)
-    if len(inner) < 2 and (not inner or _spelling(inner[0]) not in names):
+    if not inner or (len(inner) == 1 and _is_holder(inner[0].name) and _spelling(inner[0]) not in names):
         annotations = [name for name, _ in folder.others if "annotation" in name.lower()]
         if not annotations:
             return None
@@ -211,6 +216,10 @@ def _labelled(uri: str, folder: Folder, names: list[str], unused: Unused) -> "_C
             f"training images do not have{hint}"
         )
     return found
+
+
+def _is_holder(name: str) -> bool:
+    return name.lower() in HOLDERS or bool(split_of_folder(name))
 
 
 def _spelling(folder: Folder) -> str:

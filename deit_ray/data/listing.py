@@ -114,18 +114,20 @@ class Unused:
         self.counts: Counter[str] = Counter()
         self.names: dict[str, list[str]] = {}
 
-    def add(self, name: str, reason: str) -> None:
-        self.counts[reason] += 1
+    def add(self, name: str, reason: str, files: int | None = None) -> None:
+        """Counts a file, or a folder with a number of files."""
+        self.counts[reason] += 1 if files is None else files
         named = self.names.setdefault(reason, [])
-        if len(named) < NAMED:
-            named.append(printable(name))
+        held = "" if files is None else f" ({files} file{'s' * (files != 1)})"
+        named.append(printable(name) + held)
+        del named[NAMED + 1 :]
 
     def notes(self) -> list[str]:
         """A line for each reason."""
         lines = []
         for reason, count in self.counts.items():
-            named = ", ".join(self.names[reason])
-            more = f" and {count - NAMED} more" if count > NAMED else ""
+            named = ", ".join(self.names[reason][:NAMED])
+            more = " and more" if len(self.names[reason]) > NAMED else ""
             one = count == 1
             lines.append(
                 f"{count} file{'s' * (not one)} {'is' if one else 'are'} not used, {reason}: {named}{more}"

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import deit_ray
 from deit_ray import rng, storage
 from deit_ray.data import shards, shuffle, sources
-from deit_ray.data.claim import claimed
+from deit_ray.data.claim import check_unclaimed, claimed
 from deit_ray.data.listing import Source, printable
 from deit_ray.data.target import UNREADABLE, Target, check_apart, check_files_apart, describe
 from deit_ray.data.tasks import run_tasks, workers
@@ -138,6 +138,7 @@ def prepare(
     if source != sources.DIGITS:
         places["SOURCE"] = source
         check_apart(storage.absolute(source), out)
+    check_unclaimed(out)
     Target(out)  # before a long look at the source
     opened = sources.open_source(source, format, labels, image)
     check_files_apart(opened.files(), out)
@@ -207,7 +208,7 @@ class _Folder:
             raise UserError(
                 f"{self.out}: the repaired shards differ from the manifest: it was made with OpenCV "
                 f"{before.made_by['opencv']} (this is {cv2.__version__}), or images of the source have "
-                f"changed since; remove {shards.MANIFEST} there and prepare the data again"
+                f"changed since; prepare the data into another --out, or remove that folder first"
             )
         self.check_claim()
         self._write_unreadable(bad)

@@ -1,5 +1,6 @@
 """Opens a source of images: recognises its format, and lists its splits, classes and images."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -123,12 +124,20 @@ def recognise(uri: str) -> str:
     folders = [found for found in _folders(uri) if not reason_to_skip(found, True)]
     if format and not _are_classes(uri, folders):
         return format
-    for folder in folders:  # a folder for each split, or the layout of the Hugging Face hub
+    return _format_below(uri, folders) or "folders"
+
+
+def _format_below(uri: str, folders: list[str]) -> str | None:
+    """The format of tars or tables in a folder for each split, or in the folders of the Hugging Face hub."""
+    for folder in folders:
         if folder.lower() == "data" or split_of_folder(folder):
-            inner = _by_suffix(storage.list_names(storage.join(uri, folder)))
-            if inner in ("webdataset", "parquet"):
-                return inner
-    return "folders"
+            inside = storage.join(uri, folder)
+            found = _by_suffix(storage.list_names(inside))
+            if found not in ("webdataset", "parquet"):
+                found = _format_below(inside, _folders(inside)) if folder.lower() == "data" else None
+            if found:
+                return found
+    return None
 
 
 def _is_batch(name: str) -> bool:
@@ -157,6 +166,8 @@ def _are_classes(uri: str, folders: list[str]) -> bool:
 
 def _folders(uri: str) -> list[str]:
     """The names of the folders in a folder, sorted."""
+    if storage.is_local(uri):
+        return sorted(entry.name for entry in os.scandir(storage.local_path(uri)) if entry.is_dir())
     filesystem, path = storage.open_uri(uri)
     found = filesystem.get_file_info(fs.FileSelector(path))
     return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)

@@ -5,7 +5,9 @@ size and digest that are listed. Shards and parts of an unfinished preparation a
 or form.
 """
 
+import csv
 import hashlib
+import io
 import json
 import os
 import re
@@ -124,6 +126,9 @@ class Target:
             path = storage.local_path(self.out)
             if os.path.lexists(path) and not os.path.exists(path):
                 raise UserError(f"--out {self.out}: is a link that leads nowhere; choose another --out")
+            above = next(folder for folder in Path(path).parents if folder.exists())
+            if not above.is_dir():
+                raise UserError(f"--out {self.out}: cannot be made: {above} is no folder")
         filesystem, path = storage.open_uri(self.out)
         if filesystem.get_file_info(path).type == fs.FileType.File:
             raise UserError(f"--out {self.out}: is a file; --out must be a folder")
@@ -172,19 +177,23 @@ class Target:
             for listed in self.manifest.splits.values():
                 found |= {shard.file: (shard.bytes, shard.sha256) for shard in listed}
             found |= {name: tuple(entry) for name, entry in self.manifest.files.items()}
+            if not self.manifest.files and self._is_list_of(self.manifest):
+                found[UNREADABLE] = describe(self._content(UNREADABLE))
         return found
+
+    def _is_list_of(self, manifest: shards.Manifest) -> bool:
+        """Whether the list of unreadable images is that of a manifest of an earlier version."""
+        count = sum(manifest.unreadable.values())
+        if not count or not storage.exists(storage.join(self.out, UNREADABLE)):
+            return False
+        rows = list(csv.reader(io.StringIO(self._content(UNREADABLE).decode(errors="replace"))))
+        return rows[:1] == [["split", "name", "reason"]] and len(rows) == count + 1
 
     def is_ours(self, name: str) -> bool:
         """Whether a file of this name in OUT is certainly what deit-ray wrote."""
         content = self._content(name)
         if name in self.listed:
             return describe(content) == tuple(self.listed[name])
-        if name == UNREADABLE and self.manifest and not self.manifest.files:
-            # an earlier version's manifest does not list it
-            lines = content.count(b"\r\n")
-            return content.startswith(b"split,name,reason\r\n") and lines > sum(
-                self.manifest.unreadable.values()
-            )
         return bool(SHARD_FILE.fullmatch(name)) and self._key_of(content) in self.keys
 
     def _content(self, name: str) -> bytes:

@@ -168,9 +168,10 @@ class _LocalScan:
     def _add(self, folder: Folder, entry: os.DirEntry, inner: str, found: os.stat_result) -> None:
         is_folder = stat.S_ISDIR(found.st_mode)
         if reason := reason_to_skip(entry.name, is_folder):
-            files = _files_below(entry.path, inner) if is_folder and not entry.is_symlink() else [inner]
-            for file in files:
-                self.unused.add(file, reason)
+            if not is_folder or entry.is_symlink():
+                self.unused.add(inner, reason)
+            elif count := sum(len(names) for _, _, names in os.walk(entry.path)):
+                self.unused.add(inner + "/", reason, count)
         elif is_folder and entry.is_symlink():
             self.links.append((folder, entry.path, inner))
         elif is_folder and (found.st_dev, found.st_ino) in self.seen:
@@ -186,14 +187,6 @@ class _LocalScan:
 def _identity(path: str | Path) -> tuple[int, int]:
     found = os.stat(path)
     return found.st_dev, found.st_ino
-
-
-def _files_below(path: str, inner: str) -> list[str]:
-    """The files below a folder, without following links."""
-    found = []
-    for folder, _, names in os.walk(path):
-        found += [inner + f"{folder}/{name}"[len(path) :] for name in names]
-    return found
 
 
 def _is_image(name: str, path: str) -> bool:

@@ -15,6 +15,7 @@ from deit_ray import storage
 from deit_ray.commands.show import show
 from deit_ray.data import shards
 from deit_ray.data.check import check
+from deit_ray.data.claim import CLAIM, LOCK
 from deit_ray.data.prepare import prepare
 from deit_ray.errors import UnavailableError
 from tests.data.test_prepare import contents, write_source
@@ -132,11 +133,11 @@ def test_an_upload_that_is_cut_leaves_no_shard_and_the_next_call_resumes(line, t
     with pytest.raises(UnavailableError, match=f"^{out}/train-00000.parquet: cannot be written"):
         prepare(source, out, short_side=0)
     line.cut_after(None)
-    assert storage.list_names(out) == [".parts"]
+    assert [name for name in storage.list_names(out) if not CLAIM.fullmatch(name)] == [".parts"]
     assert storage.list_names(f"{out}/.parts") == ["plan.json", "test-00000.arrow", "train-00000.arrow"]
     assert prepare(source, out, short_side=0).manifest == local
     assert (
         storage.read_bytes(f"{out}/train-00000.parquet")
         == (tmp_path / "out" / "train-00000.parquet").read_bytes()
     )
-    assert ".parts" not in storage.list_names(out)
+    assert {".parts", LOCK}.isdisjoint(name[: len(LOCK)] for name in storage.list_names(out))
