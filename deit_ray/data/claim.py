@@ -26,6 +26,7 @@ CLAIM = re.compile(re.escape(LOCK) + r"-[0-9a-f]{32}")
 LEASE_S = 60.0
 RENEW_S = 10.0
 TRIES = 4
+PAUSE_S = (0.2, 2.0)  # between tries
 
 
 @contextlib.contextmanager
@@ -112,7 +113,7 @@ def _leased(out: str) -> Iterator[Callable[[], None]]:
             raise UserError(
                 _busy(out, others[0]) + f" (after a kill: {LEASE_S:.0f} s, until its claim has expired)"
             )
-        time.sleep(random.uniform(0.2, 2.0))  # two that came at once give way to each other
+        time.sleep(random.uniform(*PAUSE_S))  # two that came at once give way to each other
     over, renewed = threading.Event(), [time.monotonic()]
 
     def renew() -> None:

@@ -22,8 +22,9 @@ from deit_ray.data.check import check
 from deit_ray.data.claim import CLAIM, LOCK, claimed
 from deit_ray.data.prepare import prepare
 from deit_ray.errors import UnavailableError, UserError
-from tests.data.test_inputs import CASES
+from tests.data.test_inputs import CASES as FOLDERS
 from tests.data.test_prepare import contents, write_source
+from tests.data.test_tar_inputs import CASES as TARS
 from tests.support.sources import write_classes
 
 BUCKET = "s3://images"
@@ -185,17 +186,11 @@ def test_no_object_of_a_person_is_lost(line, tmp_path, given, out, says):
     assert objects(line) == before
 
 
-SAME = (
-    "leftovers",
-    "flat_test",
-    "tiny_imagenet",
-    "other_suffixes",
-    "images_without_a_suffix",
-    "tars_in_folders",
-)
+CASES = FOLDERS | TARS
+SAME = ("leftovers", "flat_test", "tiny_imagenet", "images_without_a_suffix", "tar_of_links_and_more")
 
 
-@pytest.mark.parametrize("name", [*SAME, "stray_array", "tar_of_links_and_more", "files_that_are_no_images"])
+@pytest.mark.parametrize("name", SAME)
 def test_a_source_on_s3_is_read_as_on_a_disk(line, tmp_path, name):
     (tmp_path / "source").mkdir()
     CASES[name].make(tmp_path / "source")
@@ -225,6 +220,7 @@ def test_tars_on_s3_are_refused_as_on_a_disk(line, tmp_path):
 def test_one_preparation_at_a_time_writes_a_bucket(line, tmp_path, monkeypatch):
     write_classes(tmp_path / "data", {"cat": 5, "dog": 5})
     out = f"{BUCKET}/out"
+    monkeypatch.setattr(claim_module, "PAUSE_S", (0.0, 0.1))
     with claimed(out):
         with pytest.raises(
             UserError, match=rf"another data prepare \(process {os.getpid()} on .*\) writes there"
