@@ -179,6 +179,10 @@ def modified_ns(uri: str) -> int | None:
 
 def list_names(uri: str) -> list[str]:
     """The names of a folder's entries, sorted; an empty list if there is no folder."""
+    if is_local(uri):  # pyarrow fails at names that are not UTF-8
+        with _naming(uri, "read"), contextlib.suppress(FileNotFoundError):
+            return sorted(os.listdir(local_path(uri)))
+        return []
     from pyarrow import fs
 
     filesystem, path = open_uri(uri)
