@@ -12,6 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from deit_ray.errors import UserError
+from deit_ray.experiment.added import with_added_keys
 from deit_ray.experiment.config import Experiment, field_keys, set_key
 
 
@@ -33,6 +34,18 @@ def load_experiment(path: str | Path, overrides: dict[str, Any] | None = None) -
     tree, origins = _read(Path(path), ())
     tree.setdefault("name", Path(path).stem)
     return _validate(tree, origins, str(path), overrides or {})
+
+
+def load_recorded(path: str | Path, overrides: dict[str, Any] | None = None) -> Experiment:
+    """The experiment in a file that deit-ray, perhaps an earlier version, wrote into the results.
+
+    Keys that were added since have the values of the earlier behaviour; see `added.ADDED_KEYS`.
+
+    Raises:
+        UserError: as `load_experiment`.
+    """
+    tree, origins = _read(Path(path), ())
+    return _validate(with_added_keys(tree), origins, str(path), overrides or {})
 
 
 def default_experiment(overrides: dict[str, Any] | None = None) -> Experiment:

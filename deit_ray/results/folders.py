@@ -13,7 +13,7 @@ from pathlib import Path
 from deit_ray import storage
 from deit_ray.errors import UserError
 from deit_ray.experiment.config import Experiment
-from deit_ray.experiment.load import dump_experiment, load_experiment
+from deit_ray.experiment.load import dump_experiment, load_recorded
 from deit_ray.outcome import MODEL
 from deit_ray.results.journal import checkpoint_name, iterate_points, step_of
 
@@ -100,12 +100,12 @@ def experiment_of(folder: str) -> Experiment:
     """
     uri = storage.join(folder, EXPERIMENT)
     if storage.is_local(uri):
-        experiment = load_experiment(storage.local_path(uri))
+        experiment = load_recorded(storage.local_path(uri))
     else:
         with tempfile.TemporaryDirectory(prefix="deit_ray-") as local:
             path = Path(local) / EXPERIMENT
             path.write_bytes(storage.read_bytes(uri))
-            experiment = load_experiment(path)
+            experiment = load_recorded(path)
     if storage.absolute(experiment.results.uri) == results_of(folder):
         return experiment
     return experiment.with_overrides({"results.uri": results_of(folder)})
