@@ -32,7 +32,7 @@ def earlier_study(experiment) -> str:
     )
     for tree, write in (
         (study.made_with, lambda tree: setattr(study, "made_with", tree)),
-        (yaml.safe_load(open(f"{study.folder}/experiment.yaml")), _writer(study.folder)),
+        (study.experiment.as_dict(), _writer(study.folder)),
     ):
         del tree["augment"]["policy"], tree["cost"]
         write(tree)
