@@ -71,7 +71,7 @@ def continue_run(
                 f"{name}: --epochs {epochs}: it was interrupted before its {experiment.train.epochs} epochs "
                 f"were over; finish it first: deit-ray train --continue {name}"
             )
-        return train_in(lambda _: folder, experiment, session)
+        return train_in(lambda _: folder, experiment, session, has_begun=True)
     step = _last_checkpoint(folder)
     reached = step // steps_per_epoch(experiment)
     if epochs is None:
@@ -87,7 +87,9 @@ def continue_run(
         {"name": name_of(folder).replace("/", "-")}
     )
     origin = {"folder": folder, "step": step, "schedule": schedule}
-    return train_in(partial(_copy_run, folder, step, schedule), longer, session, continues=origin)
+    return train_in(
+        partial(_copy_run, folder, step, schedule), longer, session, continues=origin, has_begun=True
+    )
 
 
 def lengthen(experiment: Experiment, epochs: int, schedule: Schedule) -> Experiment:

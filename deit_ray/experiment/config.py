@@ -221,7 +221,6 @@ class Experiment(Section):
     def _check_together(self):
         """Refuses settings that do not fit together."""
         self._check_training()
-        self._check_searched_keys()
         if self.search.space:
             self._check_ranking()
         check_space(self)
@@ -251,34 +250,6 @@ class Experiment(Section):
             "distillation.teacher",
             f"missing, but distillation.kind is {self.distillation.kind}; name one (weights: run:NAME, "
             "pretrained or a path) or set distillation.kind to none",
-        )
-
-    def _check_searched_keys(self) -> None:
-        """Refuses searched keys that would change nothing."""
-        searched, policies = self.search.space, set(self.policies)
-        for key in searched:
-            _require(
-                self.distils or not key.startswith("distillation."),
-                f"search.space.{key}",
-                "is searched, but distillation.kind is none: it would change nothing",
-            )
-        _require(
-            "distillation.temperature" not in searched or "soft" in self.distillation_kinds,
-            "search.space.distillation.temperature",
-            "is searched, but distillation.kind is hard, which has no temperature",
-        )
-        for key in searched:
-            _require(
-                not key.startswith("augment.randaugment.") or not policies <= {"none", "three_augment"},
-                f"search.space.{key}",
-                f"is searched, but augment.policy is {self.augment.policy}: it would change nothing",
-            )
-        takes_jitter = self.augment.force_color_jitter or policies & {"none", "three_augment"}
-        _require(
-            "augment.color_jitter" not in searched or takes_jitter,
-            "search.space.augment.color_jitter",
-            f"is searched, but augment.policy is {self.augment.policy}, which takes no colour jitter; "
-            "set augment.force_color_jitter",
         )
 
     def _check_ranking(self) -> None:
@@ -334,10 +305,10 @@ class Experiment(Section):
         return self.model_dump(mode="json")
 
     def get(self, key: str) -> Any:
-        """The value of a dotted key."""
+        """The value of a dotted key; None for a key of a section that is none, as a missing teacher is."""
         value = self
         for part in key.split("."):
-            value = getattr(value, part)
+            value = None if value is None else getattr(value, part)
         return value
 
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from deit_ray.errors import UserError
 from deit_ray.experiment.added import with_added_keys
 from deit_ray.experiment.config import Experiment, field_keys, set_key
+from deit_ray.experiment.searched import check_searched
 
 
 def load_experiment(path: str | Path, overrides: dict[str, Any] | None = None) -> Experiment:
@@ -33,7 +34,9 @@ def load_experiment(path: str | Path, overrides: dict[str, Any] | None = None) -
     """
     tree, origins = _read(Path(path), ())
     tree.setdefault("name", Path(path).stem)
-    return _validate(tree, origins, str(path), overrides or {})
+    experiment = _validate(tree, origins, str(path), overrides or {})
+    check_searched(experiment, str(path))
+    return experiment
 
 
 def load_recorded(path: str | Path, overrides: dict[str, Any] | None = None) -> Experiment:

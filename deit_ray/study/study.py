@@ -81,8 +81,8 @@ class Study(StudyRecord):
         """The experiment with values replaced. Only the keys in `AMENDABLE` may change: they affect no trial.
 
         Raises:
-            UserError: another key is named, or a value is not allowed; or the study was made without a key that
-                `added.ADDED_KEYS` does not know, so that old and new trials could not be compared.
+            UserError: another key is named, or a value is not allowed; or the study was made without a key
+                that `added.ADDED_KEYS` does not know, so that old and new trials could not be compared.
         """
         here = flatten(self.experiment.as_dict())
         there = flatten(with_added_keys(self.made_with or self.experiment.as_dict()))

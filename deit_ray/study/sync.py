@@ -89,9 +89,13 @@ def start_study(tracker: Tracker, study: Study) -> Run:
 
 
 def start_trial(tracker: Tracker, study: Study, trial: TrialRecord, parent: Run) -> Run:
-    """A trial's run. Writes the trial's experiment into the trial's folder, unless it is there already."""
+    """A trial's run. Writes the trial's experiment into the trial's folder, unless it is there already.
+
+    A trial that was not started, since it cannot run, may have no valid experiment.
+    """
     folder, number, params = study.trial_folder(trial.number), trial.number, trial.params
-    if not storage.exists(storage.join(folder, EXPERIMENT)):
+    refused = trial.outcome is not None and trial.outcome.is_refused
+    if not refused and not storage.exists(storage.join(folder, EXPERIMENT)):
         storage.write_bytes(
             storage.join(folder, EXPERIMENT), dump_experiment(study.trial_experiment(params)).encode()
         )
