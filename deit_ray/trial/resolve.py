@@ -1,6 +1,6 @@
 """What an experiment names is found: its data, its teacher and its student, before anything starts.
 
-`plan`, `train` and `tune` check an experiment with the one function `resolve`. The cheapest checks come first;
+`plan`, `train` and `tune` check an experiment with one function, `resolve`. The cheapest checks come first;
 torch and timm are imported after them.
 """
 
