@@ -30,6 +30,7 @@ from deit_ray.terminal.session import Session
 from deit_ray.trial.run import TrainedRun, steps_per_epoch, train_in
 
 Schedule = Literal["stretch", "hold"]
+LONGEST_NAME = 240  # characters; see `config.Name`
 
 
 def continue_run(
@@ -84,7 +85,7 @@ def continue_run(
             f"{name}: --epochs {epochs}: it has {reached} epochs already; allowed: above {reached}"
         )
     longer = lengthen(experiment, epochs, schedule).with_overrides(
-        {"name": name_of(folder).replace("/", "-")}
+        {"name": name_of(folder).replace("/", "-")[:LONGEST_NAME]}
     )
     origin = {"folder": folder, "step": step, "schedule": schedule}
     return train_in(

@@ -4,6 +4,7 @@ Defaults that come from a paper or its reference code say so:
 [DeiT] is Touvron et al. 2021, arXiv:2012.12877, table 9; [ref] is facebookresearch/deit, main.py.
 """
 
+import copy
 import re
 from typing import Annotated, Any, Literal
 
@@ -36,7 +37,8 @@ Areas = Annotated[list[Area], Field(min_length=2, max_length=2), AfterValidator(
 Ratios = Annotated[list[Positive], Field(min_length=2, max_length=2), AfterValidator(_rising)]
 Means = Annotated[list[float], Field(min_length=3, max_length=3)]
 Deviations = Annotated[list[Positive], Field(min_length=3, max_length=3)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+# a run's folder is its name and a number, and a file system allows 255 bytes
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=240)]
 
 
 class Section(BaseModel):
@@ -223,7 +225,7 @@ class Experiment(Section):
         self._check_training()
         if self.search.space:
             self._check_ranking()
-        check_space(self)
+        check_space(self, field_keys())
         return self
 
     def _check_training(self) -> None:
@@ -319,12 +321,15 @@ def _require(holds: bool, key: str, message: str) -> None:
 
 def set_key(tree: dict, key: str, value: Any) -> None:
     """Sets a dotted key in nested mappings, and creates missing mappings."""
-    *path, leaf = key.split(".")
+    if key.startswith("search.space."):
+        path, leaf = ["search", "space"], key.removeprefix("search.space.")  # its keys are dotted themselves
+    else:
+        *path, leaf = key.split(".")
     for part in path:
         if not isinstance(tree.get(part), dict):
             tree[part] = {}
         tree = tree[part]
-    tree[leaf] = value
+    tree[leaf] = copy.deepcopy(value)  # a later key may lie in it, and it is the caller's
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:

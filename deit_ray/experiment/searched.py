@@ -53,6 +53,14 @@ SHAPES = (
     "student.heads",
     "data.image_size",
 )
+# values that switch something off; it is then as if the setting were not there
+OFF = {
+    "augment.policy": "none",
+    "augment.color_jitter": 0.0,
+    "augment.random_erasing": 0.0,
+    "augment.mixup": 0.0,
+    "augment.cutmix": 0.0,
+}
 COMBINATIONS = 32  # in which a setting is compared with its other values
 
 Condition = tuple[
@@ -169,7 +177,7 @@ CONDITIONS: tuple[Condition, ...] = (
 def effective(experiment: Experiment) -> dict[str, Any]:
     """The settings that decide what a trial learns and how it is ranked, by dotted key."""
     settings = {key: value for key, value in flatten(experiment.as_dict()).items() if is_searchable(key)}
-    for key in [key for key in settings if _why_idle(key, experiment)]:
+    for key in [key for key in settings if _why_idle(key, experiment) or settings[key] == OFF.get(key, key)]:
         del settings[key]
     if settings.get("optim.schedule_epochs", 0) is None:
         settings["optim.schedule_epochs"] = experiment.train.epochs

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer, model_validator
 
+from deit_ray.experiment.nearest import nearest_key
+
 UNSEARCHABLE = (
     "name",
     "seed",
@@ -138,11 +140,14 @@ def impossible_values(space: dict[str, Distribution], refusal: Refusal) -> Itera
                 yield key, value, why
 
 
-def check_space(experiment) -> None:
+def check_space(experiment, keys: list[str]) -> None:
     """Checks that the keys of a search space exist, and that some experiment can have each value it names.
 
     The bounds of a range must be allowed for the key. Whether they fit the other settings is not asked here:
     other values of the range may fit.
+
+    Args:
+        keys: all dotted keys of an experiment.
 
     Raises:
         ValueError: naming the key, the value that was given, and what is allowed.
@@ -151,6 +156,10 @@ def check_space(experiment) -> None:
     for key in space:
         if any(key == fixed or key.startswith(fixed + ".") for fixed in UNSEARCHABLE):
             raise ValueError(f"search.space.{key}: cannot be searched; all trials of a study share it")
+        if key not in keys:
+            near = nearest_key(key, keys)
+            hint = f"; did you mean {near}?" if near else ""
+            raise ValueError(f"search.space.{key}: no such key in an experiment{hint}")
 
     def refusal(overrides: dict) -> str | None:
         try:
@@ -172,8 +181,6 @@ def explain(error: ValidationError, overrides: dict) -> str:
     culprit = next((key for key in overrides if where == key or where.startswith(key + ".")), None)
     if culprit is None and len(overrides) == 1:
         (culprit,) = overrides
-    if first["type"] == "extra_forbidden":
-        return f"search.space.{culprit or where}: no such key in an experiment"
     given = ", ".join(f"{key}={overrides[key]!r}" for key in ([culprit] if culprit else overrides))
     message = first["msg"].removeprefix("Value error, ")
     return f"{f'search.space.{culprit}' if culprit else 'search.space'}: {given} is not allowed: {message}"

@@ -22,6 +22,7 @@ RUN = "run.json"  # in the folder of a run that has finished
 JOURNAL = "journal"
 EMA = "ema.safetensors"  # in a checkpoint: the weights of the moving average
 BEST = "best.yaml"  # in the folder of a study: the configuration of its best trial
+TRIAL = re.compile(r"trial-\d{4,}")  # a trial's folder; see `trial_name`. A run's is NAME-N
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's name for its list of checkpoints
 
 
@@ -78,19 +79,19 @@ def trial_name(number: int) -> str:
 
 def trials_of(folder: str) -> list[str]:
     """The names of the trials' folders in a study's folder; a run's folder has none."""
-    return [name for name in storage.list_names(folder) if name.startswith("trial-")]
+    return [name for name in storage.list_names(folder) if TRIAL.fullmatch(name)]
 
 
 def name_of(folder: str) -> str:
     """The name of a run's folder: digits_student-2, or digits_search-1/trial-0007 for a trial."""
     parent, _, last = folder.rpartition("/")
-    return f"{posixpath.basename(parent)}/{last}" if last.startswith("trial-") else last
+    return f"{posixpath.basename(parent)}/{last}" if TRIAL.fullmatch(last) else last
 
 
 def results_of(folder: str) -> str:
     """The results folder that contains a run's, study's or trial's folder."""
     parent, _, last = folder.rpartition("/")
-    return parent.rpartition("/")[0] if last.startswith("trial-") else parent
+    return parent.rpartition("/")[0] if TRIAL.fullmatch(last) else parent
 
 
 def experiment_of(folder: str) -> Experiment:
