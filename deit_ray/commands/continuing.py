@@ -30,6 +30,7 @@ from deit_ray.terminal.session import Session
 from deit_ray.trial.run import TrainedRun, steps_per_epoch, train_in
 
 Schedule = Literal["stretch", "hold"]
+LONGEST_NAME = 240  # characters; see `config.Name`
 
 
 def continue_run(
@@ -71,7 +72,7 @@ def continue_run(
                 f"{name}: --epochs {epochs}: it was interrupted before its {experiment.train.epochs} epochs "
                 f"were over; finish it first: deit-ray train --continue {name}"
             )
-        return train_in(lambda _: folder, experiment, session)
+        return train_in(lambda _: folder, experiment, session, has_begun=True)
     step = _last_checkpoint(folder)
     reached = step // steps_per_epoch(experiment)
     if epochs is None:
@@ -84,10 +85,12 @@ def continue_run(
             f"{name}: --epochs {epochs}: it has {reached} epochs already; allowed: above {reached}"
         )
     longer = lengthen(experiment, epochs, schedule).with_overrides(
-        {"name": name_of(folder).replace("/", "-")}
+        {"name": name_of(folder).replace("/", "-")[:LONGEST_NAME]}
     )
     origin = {"folder": folder, "step": step, "schedule": schedule}
-    return train_in(partial(_copy_run, folder, step, schedule), longer, session, continues=origin)
+    return train_in(
+        partial(_copy_run, folder, step, schedule), longer, session, continues=origin, has_begun=True
+    )
 
 
 def lengthen(experiment: Experiment, epochs: int, schedule: Schedule) -> Experiment:

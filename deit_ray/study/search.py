@@ -38,6 +38,7 @@ def tune(experiment: Experiment, session: Session | None = None) -> Study:
     from deit_ray.trial.resolve import pin_teacher, resolve
 
     resolved = resolve(pin_teacher(experiment))
+    session.warn_of(resolved.notes)
     from deit_ray.study.study import Study
     from deit_ray.trial.launch import check_cluster
 
@@ -80,7 +81,8 @@ def resume_study(
         experiment = study.amended(overrides)
         from deit_ray.trial.resolve import resolve
 
-        resolved = resolve(experiment)
+        resolved = resolve(experiment, continues=True)
+        session.warn_of(resolved.notes)
         from deit_ray.trial.launch import check_cluster
 
         check_same_inputs(study.folder, experiment, resolved.manifest.fingerprint, resolved.teacher_path)
@@ -123,11 +125,6 @@ def _check_searchable(experiment: Experiment) -> None:
         raise UserError(
             f"{experiment.name}: search.space is empty; name what to search, such as "
             "optim.lr: {log: [1e-4, 1e-2]}"
-        )
-    if not storage.is_local(experiment.results.uri):
-        raise UserError(
-            f"results.uri: {experiment.results.uri}: a study's database needs a local path or a shared "
-            "file system"
         )
 
 

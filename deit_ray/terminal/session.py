@@ -1,6 +1,7 @@
 """The settings of a call: which Ray it uses, where it looks for results, and where its messages go."""
 
 import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from deit_ray.terminal.console import Console
@@ -27,6 +28,11 @@ class Session:
     results: str = "results"
     console: Console = field(default_factory=lambda: Console(quiet=True))
     verbose: bool = False
+
+    def warn_of(self, notes: Iterable[str]) -> None:
+        """Shows each note as a warning."""
+        for note in notes:
+            self.console.warn(note)
 
     def connected(self, modules: tuple[str, ...] = ()) -> contextlib.AbstractContextManager[None]:
         """A context with a Ray to work with; see `connect.connected`.

@@ -103,9 +103,9 @@ def train_worker(**fields) -> None:
                 if rank == 0:
                     journal.add(scalars, step + 1)
 
-        splits = worklist.evaluations_after(epoch)
-        if not splits:
+        if not worklist.reports_after(epoch):
             continue
+        splits = worklist.evaluations_after(epoch)
         show_phase("evaluation")
         clock.enter("evaluation")
         metrics = {"data/bad_images": sum_over_workers(clock.bad)} | cost.read()

@@ -72,6 +72,7 @@ def train_in(
     session: Session | None = None,
     splits: tuple[str, ...] = ("val", "test"),
     continues: dict | None = None,
+    has_begun: bool = False,
 ) -> TrainedRun:
     """Trains an experiment in a folder, from its latest checkpoint where there is one; the rest is as in
     `train`.
@@ -80,11 +81,13 @@ def train_in(
         make_folder: gives the URI of the folder, once it is certain that the experiment can run.
         splits: which of val and test are evaluated.
         continues: see `note_origin`.
+        has_begun: whether the folder has the beginning of the run; see `resolve`.
     """
     from deit_ray.trial.resolve import resolve
 
     session = session or Session()
-    resolved = resolve(experiment)
+    resolved = resolve(experiment.with_overrides({"search.space": {}}), has_begun)  # a run searches nothing
+    session.warn_of(resolved.notes)
     from deit_ray.trial.launch import check_cluster
 
     with session.connected(MODULES):
