@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from deit_ray import storage
 from deit_ray.cluster.phase import show_phase
-from deit_ray.cluster.ray_private import store_stats
+from deit_ray.cluster.ray_private import spilled_bytes
 from deit_ray.data.damage import BAD_IMAGES, Bad, describe_bad, note_bad
 from deit_ray.data.stream import Stream
 from deit_ray.data.worklist import WorkList
@@ -118,9 +118,8 @@ def train_worker(**fields) -> None:
             job, rank, gather_bad(stream.bad), metrics["data/bad_images"], clock.images
         )
         if rank == 0:
-            metrics["perf/spilled_bytes"] = store_stats(
-                ray.get_runtime_context().gcs_address
-            ).spilled_bytes_total
+            spilled = spilled_bytes(ray.get_runtime_context().gcs_address)
+            metrics |= {} if spilled is None else {"perf/spilled_bytes": spilled}
         show_phase("checkpoint")
         clock.enter("checkpoint")
         metrics |= clock.read() | {"epoch": epoch + 1}
