@@ -61,11 +61,6 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([folder.rstrip("/"), *parts]) + mark + options
 
 
-def results_option(uri: str) -> str:
-    """The option that a command needs to find results at a URI; empty for the default folder `results`."""
-    return "" if uri == "results" else f" --results {uri}"
-
-
 def read_bytes(uri: str) -> bytes:
     """The content of a file.
 

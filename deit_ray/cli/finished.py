@@ -1,6 +1,5 @@
 """The commands for finished studies, runs and models: best, diff, reproduce, sync, evaluate, predict."""
 
-import os
 from typing import Annotated
 
 import typer
@@ -34,7 +33,7 @@ def best(
     session = Session(address, results, Console(), verbose)
     session.console.say(
         f"{found.name}: trial {trial.number}, {found.experiment.search.metric} {trial.value:.4f}\n"
-        f"  {os.path.relpath(config)}\n  {os.path.relpath(model)}"
+        f"  {config}\n  {model}"
     )
     if verify:
         from deit_ray.commands.predict import verify_best

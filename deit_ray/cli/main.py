@@ -4,16 +4,15 @@ Each command imports its own modules, so that `--help` and mistakes are answered
 imported.
 """
 
-import os
-import sys
 from typing import Annotated, Literal
 
 import typer
 
 import deit_ray
 from deit_ray.cli import data, finished
+from deit_ray.cli.answers import run
 from deit_ray.cli.options import Address, Experiment, OnHead, Results, Set, Study, Verbose, load, overrides_of
-from deit_ray.errors import Interrupted, UserError
+from deit_ray.errors import UserError
 from deit_ray.terminal.console import Console
 from deit_ray.terminal.session import Session
 
@@ -108,8 +107,7 @@ def train(
 
         run = continue_run(continued, epochs, schedule or "stretch", session)
     session.console.say(
-        f"{run.name}: finished; {finished.metrics_line(run.metrics)}\n"
-        f"  {os.path.relpath(run.folder)}/model.safetensors",
+        f"{run.name}: finished; {finished.metrics_line(run.metrics)}\n  {run.folder}/model.safetensors",
         "bold green",
     )
 
@@ -219,27 +217,8 @@ def ui(results: Results = "results", port: Annotated[int, typer.Option(help="por
 
 
 def main() -> None:
-    """The entry point: one clear message for a mistake of the user; --verbose shows the traceback."""
-    verbose = "--verbose" in sys.argv or "-v" in sys.argv
-    console = Console()
-    try:
-        sys.exit(app(standalone_mode=False))  # 130 if Ctrl-C came before there was anything to keep
-    except Interrupted as error:
-        console.err.print(f"\n{error}", style="yellow", markup=False)
-        sys.exit(130)
-    except UserError as error:
-        if verbose:
-            raise
-        console.err.print(f"error: {error}", style="red", markup=False)
-        sys.exit(1)
-    except Exception as error:
-        if verbose:
-            raise
-        message = f"{type(error).__name__}: {error}"
-        if hasattr(error, "format_message"):  # an error of typer: a wrong command, option or value
-            message = error.format_message()
-        console.err.print(f"error: {message}\n(--verbose shows where)", style="red", markup=False)
-        sys.exit(getattr(error, "exit_code", 1))
+    """The entry point of the command line; see `answers.run`."""
+    run(typer.main.get_command(app))
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ import yaml
 from deit_ray import storage
 from deit_ray.cluster import ray_private, surroundings
 from deit_ray.cluster.ray_private import HEAD
+from deit_ray.cluster.signals import kept_handlers
 from deit_ray.errors import UserError
-from deit_ray.terminal.signals import kept_handlers
 
 EMERGENCIES = (
     "memory",

@@ -6,7 +6,6 @@ answered sooner.
 
 import dataclasses
 import math
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -20,7 +20,7 @@ from deit_ray.cluster.ray_private import spilled_bytes
 from deit_ray.data.damage import BAD_IMAGES, Bad, describe_bad, note_bad
 from deit_ray.data.stream import Stream
 from deit_ray.data.worklist import WorkList
-from deit_ray.errors import HopelessError
+from deit_ray.errors import HopelessError, NonFiniteLoss
 from deit_ray.experiment.config import Experiment
 from deit_ray.models.student import create_student, model_arguments
 from deit_ray.results.folders import JOURNAL
@@ -203,10 +203,6 @@ def evaluate_worker(**fields) -> None:
 
 class TooManyBadImages(HopelessError):
     """The part of the images that could not be decoded is above `data.max_bad`."""
-
-
-class NonFiniteLoss(HopelessError):
-    """The loss is NaN or infinite. The trial must fail, since no scheduler would stop it."""
 
 
 class Cost:

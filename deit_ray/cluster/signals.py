@@ -18,16 +18,26 @@ class Ended(KeyboardInterrupt):
     """
 
     def __init__(self, number: int):
-        super().__init__(signal.Signals(number).name)
+        super().__init__("interrupted by " + signal.Signals(number).name)
         self.number = number
 
 
-def interrupt_at_signals() -> None:
-    """Has SIGTERM (kill, Slurm, a container that stops) and SIGHUP (a closed terminal) raise `Ended` in the
-    main thread. A signal that this process was told to ignore, as by nohup, stays ignored."""
-    for number in SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:
+@contextlib.contextmanager
+def handling_signals() -> Iterator[None]:
+    """While it is entered, SIGTERM (kill, Slurm, a container that stops) and SIGHUP (a closed terminal) raise
+    `Ended` in the main thread.
+
+    A signal that this process was told to ignore, as by nohup, stays ignored.
+    """
+    before = _handlers()
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
             signal.signal(number, _raise)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _raise(number: int, frame) -> None:
@@ -36,19 +46,22 @@ def _raise(number: int, frame) -> None:
 
 @contextlib.contextmanager
 def kept_handlers() -> Iterator[None]:
-    """Puts back, at its end, the handlers that this process had set: `ray.init` replaces them.
-
-    A process that has set no handler keeps Ray's.
-    """
-    own = {}
-    if threading.current_thread() is threading.main_thread():
-        own = {number: signal.getsignal(number) for number in SIGNALS}
+    """Puts back, at its end, the handlers that this process had set: `ray.init` replaces them, and turns
+    SIGTERM into an abort. A process that has set none keeps Ray's."""
+    before = _handlers()
     try:
         yield
     finally:
-        for number, handler in own.items():
+        for number, handler in before.items():
             if callable(handler) or handler == signal.SIG_IGN:
                 signal.signal(number, handler)
+
+
+def _handlers() -> dict[int, object]:
+    """The handlers of this process's signals; empty in another thread than the main one, which has none."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.getsignal(number) for number in SIGNALS}
 
 
 def exit_status(error: BaseException) -> int:
@@ -58,8 +71,8 @@ def exit_status(error: BaseException) -> int:
 
 
 def interruption_of(error: BaseException) -> Interrupted | None:
-    """The message of an interruption: a second signal, while the first one's ends, raises its own exception
-    over it."""
+    """The message of an interruption. A second signal, while the command still ends because of the first,
+    raises its own exception over it."""
     return _first_of(Interrupted, error)
 
 
