@@ -15,7 +15,7 @@ import traceback
 import typer
 from typer.core import TyperGroup
 
-from deit_ray.cluster.signals import exit_status, handling_signals, interruption_of
+from deit_ray.cluster.signals import Received, handling_signals, interruption_of
 from deit_ray.errors import Interrupted, UnexpectedError, UserError, explain_os_error
 from deit_ray.terminal.console import Console
 
@@ -25,24 +25,33 @@ def run(command: TyperGroup) -> None:
 
     Typer's own way to run a command would hide what an interruption has kept.
     """
+    with handling_signals() as received:
+        try:
+            status = _status_of(command, received)
+        except KeyboardInterrupt:  # it came while an earlier end was said
+            status = received.exit_status
+    sys.exit(status)
+
+
+def _status_of(command: TyperGroup, received: Received) -> int:
+    """Runs a command, says what ended it early, and returns the exit status."""
     verbose = any(word in sys.argv[1:] for word in ("--verbose", "-v"))
     console = Console()
     try:
-        with handling_signals(), command.make_context("deit-ray", sys.argv[1:]) as context:
+        with command.make_context("deit-ray", sys.argv[1:]) as context:
             command.invoke(context)
-        status = 0
     except typer.Exit as end:
-        status = end.exit_code
+        return end.exit_code
     except (KeyboardInterrupt, Interrupted) as error:
         message = interruption_of(error) or "interrupted, before there was anything to keep"
         console.err.print(f"\n{message}", style="yellow", markup=False)
-        status = exit_status(error)
+        return received.exit_status
     except Exception as error:
         if verbose:
             raise
         console.err.print(f"error: {message_of(error)}", style="red", markup=False)
-        status = getattr(error, "exit_code", 1)
-    sys.exit(status)
+        return getattr(error, "exit_code", 1)
+    return 0
 
 
 def message_of(error: Exception) -> str:

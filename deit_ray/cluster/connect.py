@@ -43,7 +43,11 @@ SETTINGS = {
 
 @contextlib.contextmanager
 def connected(
-    address: str | None, verbose: bool, warn: Callable[[str], None], modules: tuple[str, ...] = ()
+    address: str | None,
+    verbose: bool,
+    warn: Callable[[str], None],
+    modules: tuple[str, ...] = (),
+    begin: Callable[[str], None] = lambda text: None,
 ) -> Iterator[None]:
     """Connects this process to a Ray while the context is entered.
 
@@ -57,6 +61,7 @@ def connected(
         warn: called with what a person must know.
         modules: dotted names of what most processes of a local Ray will import: they start with it
             (forkserver.py).
+        begin: called with what begins, before it takes seconds.
 
     Raises:
         UserError: nothing answers at the address, or Ray cannot start here; within seconds.
@@ -74,6 +79,7 @@ def connected(
             logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
             stack.enter_context(ray_private.messages_handled_by(lambda lines: _pass_on(lines, warn)))
         stack.callback(ray.shutdown)
+        begin("starting Ray on this machine" if address == "local" else f"connecting to Ray at {address}")
         _prepare(address, warn)
         if address == "local" and sys.platform == "linux":
             stack.enter_context(ray_private.forked_workers(modules))
@@ -117,7 +123,7 @@ def _prepare(address: str, warn: Callable[[str], None]) -> None:
         try:
             ray_private.check_is_cluster(address, surroundings.ANSWER_S)
         except grpc.RpcError as error:
-            why = f"what listens there is no Ray {ray.__version__}"
+            why = "what listens there is no Ray of this version"
             if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
                 why = "it asks for its token: set RAY_AUTH_MODE=token, and copy its ~/.ray/auth_token to here"
             raise UserError(surroundings.silent(address, why)) from error

@@ -10,38 +10,48 @@ from deit_ray.errors import Interrupted
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
-class Ended(KeyboardInterrupt):
-    """A signal asks this process to end.
+class Received:
+    """The signals that have asked this process to end.
 
     Attributes:
-        number: the signal's.
+        first: the first one's number; Ctrl-C's until one has come.
     """
 
-    def __init__(self, number: int):
-        super().__init__("interrupted by " + signal.Signals(number).name)
-        self.number = number
+    def __init__(self):
+        self.first = signal.SIGINT
+        self.count = 0
+
+    def handle(self, number: int, frame) -> None:
+        """Raises KeyboardInterrupt, which Ray passes on; it would replace an exception of our own."""
+        if self.count == 0:
+            self.first = number
+        self.count += 1
+        raise KeyboardInterrupt
+
+    @property
+    def exit_status(self) -> int:
+        """143 after SIGTERM, 129 after SIGHUP, 130 after Ctrl-C."""
+        return 128 + self.first
 
 
 @contextlib.contextmanager
-def handling_signals() -> Iterator[None]:
+def handling_signals() -> Iterator[Received]:
     """While it is entered, SIGTERM (kill, Slurm, a container that stops) and SIGHUP (a closed terminal) raise
-    `Ended` in the main thread.
+    KeyboardInterrupt in the main thread, as Ctrl-C does.
 
     A signal that this process was told to ignore, as by nohup, stays ignored.
     """
-    before = _handlers()
+    before, received = _handlers(), Received()
     for number, handler in before.items():
         if handler != signal.SIG_IGN:
-            signal.signal(number, _raise)
+            signal.signal(number, received.handle)
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-
-def _raise(number: int, frame) -> None:
-    raise Ended(number)
+            # after a signal this process is about to end, and another one must not cut that short
+            after = signal.SIG_IGN if received.count else (handler or signal.SIG_DFL)
+            signal.signal(number, after)
 
 
 @contextlib.contextmanager
@@ -49,12 +59,16 @@ def kept_handlers() -> Iterator[None]:
     """Puts back, at its end, the handlers that this process had set: `ray.init` replaces them, and turns
     SIGTERM into an abort. A process that has set none keeps Ray's."""
     before = _handlers()
+    own = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_DFL)}
     try:
         yield
+    except SystemExit:  # raised by Ray's handler
+        if callable(own.get(signal.SIGTERM)):
+            own[signal.SIGTERM](signal.SIGTERM, None)
+        raise
     finally:
-        for number, handler in before.items():
-            if callable(handler) or handler == signal.SIG_IGN:
-                signal.signal(number, handler)
+        for number, handler in own.items():
+            signal.signal(number, handler)
 
 
 def _handlers() -> dict[int, object]:
@@ -64,23 +78,12 @@ def _handlers() -> dict[int, object]:
     return {number: signal.getsignal(number) for number in SIGNALS}
 
 
-def exit_status(error: BaseException) -> int:
-    """The exit status after an interruption: 143 after SIGTERM, 129 after SIGHUP, 130 after Ctrl-C."""
-    found = _first_of(Ended, error)
-    return 128 + (found.number if found else signal.SIGINT)
-
-
-def interruption_of(error: BaseException) -> Interrupted | None:
+def interruption_of(error: BaseException | None) -> Interrupted | None:
     """The message of an interruption. A second signal, while the command still ends because of the first,
     raises its own exception over it."""
-    return _first_of(Interrupted, error)
-
-
-def _first_of(kind: type, error: BaseException | None):
-    """The first exception of a kind in the chain of what led to an exception."""
     seen = set()
     while error is not None and id(error) not in seen:
-        if isinstance(error, kind):
+        if isinstance(error, Interrupted):
             return error
         seen.add(id(error))
         error = error.__cause__ or error.__context__

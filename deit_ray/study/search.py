@@ -9,7 +9,6 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from deit_ray import hints, storage
-from deit_ray.cluster.signals import Ended
 from deit_ray.errors import Interrupted, UnavailableError, UnexpectedError, UserError, explain_os_error
 from deit_ray.experiment.config import Experiment
 from deit_ray.results.origin import check_same_inputs, note_origin
@@ -153,7 +152,7 @@ def _drive(study: Study, resolved: Resolved, device: str, session: Session) -> N
         ) from error
     except (KeyboardInterrupt, Interrupted) as error:
         why = str(error) or "interrupted"
-        if not (isinstance(error, Ended) or connect.is_alive()):
+        if not connect.is_alive():
             why = "Ray has died"
         raise Interrupted(f"{study.name}: {why}; {kept}\nresume with: {how}") from error
     except UserError:

@@ -118,8 +118,7 @@ def _explaining(folder: str, tracker: Tracker, run: Run, address: str | None):
     try:
         yield
     except KeyboardInterrupt as error:
-        why = str(error) or "interrupted"
-        raise Interrupted(f"{name}: {why}; {kept}\ncontinue with: {again}") from error
+        raise Interrupted(f"{name}: interrupted; {kept}\ncontinue with: {again}") from error
     except Exception as error:
         failure = getattr(root_cause(error), "failure", None) or read_failure(folder)
         if failure is not None and failure.kind == "failed":
@@ -152,8 +151,8 @@ def _train_on(
         points = iterate_points(storage.join(folder, JOURNAL))
         metrics = {p.name: p.value for p in points if p.step == last and not p.name.startswith("train/")}
         return metrics | {"step": last}
-    from deit_ray.trial.assemble import make_trial
     from deit_ray.cluster.connect import is_alive
+    from deit_ray.trial.assemble import make_trial
     from deit_ray.trial.launch import run_trial, share
 
     make = partial(make_trial, experiment, device, share(resolved), splits)
