@@ -65,10 +65,11 @@ def data_prepare(
 ):
     """Prepare a data set: images become shards for training. A second call replaces bad shards."""
     allowed_bad = fraction_of("--max-bad", max_bad)
+    console = Console()
+    console.begin(f"looking at {source}")
     from deit_ray.data.prepare import prepare
     from deit_ray.terminal.progress import shown_on
 
-    console = Console()
     prepared = prepare(
         source,
         out,
@@ -124,10 +125,11 @@ def _show_prepared(console: Console, out: str, prepared) -> None:
 @app.command("check")
 def data_check(uri: Uri, address: Address = None, verbose: Verbose = False):
     """Check the checksums, counts, labels and images of a data set; the exit status is 1 if any is wrong."""
+    console = Console()
+    console.begin(f"reading {uri}")
     from deit_ray.data.check import check
     from deit_ray.terminal.progress import shown_on
 
-    console = Console()
     checked = check(uri, address=address, progress=shown_on(console), warn=console.warn, verbose=verbose)
     for problem in checked.problems[:SHOWN]:
         console.say(f"  {problem}", "red")
@@ -161,6 +163,8 @@ def data_show(
         load(experiment, set)  # a mistake in the file is reported before torch is imported
     else:
         check_overrides(set)
+    console = Console()
+    console.begin(f"reading {uri}")
     from deit_ray.commands.show import show
 
-    Console().say(show(uri, out, experiment, overrides_of(set), samples, strengths))
+    console.say(show(uri, out, experiment, overrides_of(set), samples, strengths))

@@ -6,7 +6,6 @@ answered sooner.
 
 import dataclasses
 import math
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -149,12 +148,8 @@ def resources_of(experiment: Experiment, session: Session) -> tuple[dict[str, fl
 
     from deit_ray.cluster import connect, ray_private
 
-    address = (
-        session.address
-        or os.environ.get("RAY_ADDRESS")
-        or ("auto" if connect.BOOTSTRAP.expanduser().is_file() else None)
-    )
-    if ray.is_initialized() or (address and address != "local"):
+    address = connect.chosen_address(session.address)
+    if ray.is_initialized() or address != "local":
         with dataclasses.replace(session, address=address).connected():
             for key, uri in (("results.uri", experiment.results.uri), ("data.uri", experiment.data.uri)):
                 connect.check_reachable(key, uri)

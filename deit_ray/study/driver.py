@@ -31,7 +31,7 @@ from deit_ray.trial.failure import Failure
 from deit_ray.trial.launch import share
 from deit_ray.trial.needs import Needs
 from deit_ray.trial.resolve import Resolved
-from deit_ray.trial.train_private import without_runtime_environment
+from deit_ray.trial.train_private import every_death_known, without_runtime_environment
 from deit_ray.trial.trial import Trial
 
 TICK_S = 1.0
@@ -198,7 +198,7 @@ def run_tuner(trainable: type, trials: Trials, concurrent: int, listener: Listen
         run_config=ray.tune.RunConfig(name="study", storage_path=scratch, verbose=0, callbacks=[listener]),
     )
     try:
-        with without_runtime_environment():
+        with without_runtime_environment(), every_death_known():
             tuner.fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

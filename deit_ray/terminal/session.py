@@ -45,4 +45,5 @@ class Session:
         """
         from deit_ray.cluster import connect  # here, since most calls need no Ray
 
-        return connect.connected(self.address, self.verbose, self.console.warn, modules)
+        console = self.console
+        return connect.connected(self.address, self.verbose, console.warn, modules, console.begin)

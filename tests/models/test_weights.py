@@ -204,8 +204,8 @@ def test_pretrained_weights_without_a_network_are_refused_at_once(monkeypatch, t
     assert "download http://127.0.0.1:1/timm/test_vit.r160_in1k, and name the file in student.init" in str(
         error.value
     )
+    monkeypatch.setattr("timm.get_pretrained_cfg", lambda name: timm.models.PretrainedCfg())
     with pytest.raises(UserError, match="timm has no pretrained weights of deit_tiny_nothing"):
-        monkeypatch.setattr("timm.get_pretrained_cfg", lambda name: timm.models.PretrainedCfg())
         create_pretrained("deit_tiny_nothing", {}, "student.init")
 
 
