@@ -68,8 +68,7 @@ def check_input(case: Case, folder: Path) -> None:
         assert text in ended.out + ended.err, ended
     if case.train is None:
         assert ended.status, ended
-        assert ended.err.startswith("error: ")
-        assert ended.err.count("\n") == 1
+        assert ended.error
         assert set(os.listdir(out) if out.exists() else ()) <= {".parts", "unreadable.csv"}
         return
     assert ended.status == 0, ended
