@@ -128,9 +128,8 @@ def prepare(
         shard_images: images in a shard.
 
     Raises:
-        UserError: the source, or too many of its images, cannot be read; or it holds no images; or `out`
-            holds files of others, overlaps with the source, or is written by another preparation.
-        UnavailableError: `out` cannot be written.
+        UserError: the source, or too many of its images, cannot be read; or `out` holds files of others,
+            overlaps with the source, cannot be written, or is written by another preparation.
     """
     _check_unicode("SOURCE", source)
     _check_unicode("--out", out)
@@ -147,8 +146,9 @@ def prepare(
         claimed(out) as check_claim,
         workers(preparation.images, places, address, warn, verbose) as parallel,
     ):
-        folder = _Folder(preparation, Target(out), check_claim, max_bad, parallel, progress)
-        return folder.write(source, command)
+        return _Folder(preparation, Target(out), check_claim, max_bad, parallel, progress).write(
+            source, command
+        )
 
 
 def _check_unicode(name: str, path: str) -> None:

@@ -70,7 +70,7 @@ def open_source(
     else:
         found = tables.parquet(chosen, folder)
     for file in sorted({*files} - {*chosen}):
-        unused.add(file[len(folder) + 1 :], f"since they are no {' or '.join(suffixes)} files")
+        unused.add(file[len(folder) + 1 :], f"no {' or '.join(suffixes)} file")
     found.notes.extend(unused.notes())
     return found
 
