@@ -1,6 +1,7 @@
 """The student: any timm classifier. A distilled one has two heads, and gives the logits of both."""
 
 import difflib
+import functools
 import json
 from pathlib import Path
 
@@ -59,6 +60,7 @@ def takes_image_size(name: str) -> bool:
     return bool(timm.get_pretrained_cfg(name).fixed_input_size)
 
 
+@functools.cache
 def unknown_model(name: str) -> str | None:
     """Says that timm has no such model, and names near ones; None if it has."""
     if timm.is_model(name):
