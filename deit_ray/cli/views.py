@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # their imports take seconds, and `status` does not need them
     from deit_ray.commands.plan import Plan
     from deit_ray.commands.reproduce import Reproduction
     from deit_ray.study.resume import Preview
-    from deit_ray.study.status import StudyStatus, TrialStatus
+    from deit_ray.study.status import RunStatus, StudyStatus, TrialStatus
     from deit_ray.study.study import Study
     from deit_ray.trial.failure import Failure
 
@@ -268,12 +268,25 @@ def show_studies(found: list[StudyStatus]) -> Group:
         return Group(Text("no studies here yet; start one with: deit-ray tune EXPERIMENT"))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("study", "trials", "best", "state"):
-        table.add_column(name, no_wrap=True)
+        table.add_column(name, no_wrap=name in ("study", "best"), overflow="fold")
     for status in found:
         full = status.board[status.board["state"] == str(Kind.FINISHED)]
         best = f"{status.metric} {full.iloc[0]['best']:.4f}" if len(full) else "-"
-        table.add_row(status.name, _counts(status), best, status.state)
+        table.add_row(status.name, _counts(status), best, Text(status.state))
     return Group(table)
+
+
+def show_runs(found: list[RunStatus]) -> Group:
+    """All runs of `train`, one line each."""
+    if not found:
+        return Group()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("run", "test/top1", "state"):
+        table.add_column(name, no_wrap=name != "state", overflow="fold")
+    for run in found:
+        top1 = run.metrics.get("test/top1")
+        table.add_row(run.name, "-" if top1 is None else f"{top1:.4f}", Text(run.state))
+    return Group(Text(), table)
 
 
 def show_study(status: StudyStatus) -> Group:
