@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 import mlflow  # noqa: E402
 import optuna  # noqa: E402
 
+from bench.metrics import EVALUATION, TRAIN  # noqa: E402
 from bench.record import record  # noqa: E402
 from deit_ray.experiment.load import load_experiment  # noqa: E402
 from tests.support.commands import DEIT_RAY, wait_for  # noqa: E402
@@ -41,13 +42,6 @@ KILLS_PER_STUDY = 5
 ENDS_S = 120  # a driver whose Ray was killed must end by itself within this time
 STUDY_S = 900
 LEFT_AFTER_S = 120
-TRAIN = ("train/loss", "train/loss_label", "train/loss_teacher", "train/lr")
-EVALUATION = (
-    "val/loss", "val/top1", "val/top1_cls", "val/top1_dist", "val/top1_ema", "val/top5", "val/images",
-    "perf/images_per_s", "perf/data_wait_frac", "perf/step_frac", "perf/evaluation_frac",
-    "perf/checkpoint_frac", "perf/other_frac", "perf/spilled_bytes", "data/bad_images",
-    "data/bad_images_total", "cost/cpu_hours", "epoch",
-)  # fmt: skip
 STATES = {"finished": ("COMPLETE", "FINISHED", "TERMINATED")}  # outcome: Optuna, MLflow, Tune
 
 

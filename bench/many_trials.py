@@ -31,6 +31,7 @@ import ray.tune
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bench.metrics import EVALUATION, TRAIN  # noqa: E402
 from bench.record import record  # noqa: E402
 from deit_ray import storage  # noqa: E402
 from deit_ray.results.folders import JOURNAL, SNAPSHOT  # noqa: E402
@@ -38,13 +39,6 @@ from deit_ray.results.journal import JournalWriter, checkpoint_name  # noqa: E40
 
 WINDOW = 100  # trials at most
 EPOCHS, STEPS_PER_EPOCH, LOG_EVERY = 3, 20, 10
-TRAIN = ("train/loss", "train/loss_label", "train/loss_teacher", "train/lr")
-EVALUATION = (
-    "val/loss", "val/top1", "val/top1_cls", "val/top1_dist", "val/top1_ema", "val/top5", "val/images",
-    "perf/images_per_s", "perf/data_wait_frac", "perf/step_frac", "perf/evaluation_frac",
-    "perf/checkpoint_frac", "perf/other_frac", "perf/spilled_bytes", "data/bad_images",
-    "data/bad_images_total", "cost/cpu_hours", "epoch",
-)  # fmt: skip
 MODEL_BYTES = 1 << 10
 
 

@@ -14,6 +14,7 @@ called some command of deit-ray (`--every-command`).
 """
 
 import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +33,6 @@ EXPERIMENTS = ROOT / "experiments"
 SERVERS = {"server", "own_server", "s3_server"}
 RAYS = {"ray_cluster", "own_ray"}
 LONG = {"own_ray", "own_images"}
-# Its plain TorchTrainer is one of Ray's own, whose controller dies late. After that death, Ray 2.60 may send
-# this process no more news of actors. It would then wait for ever for a trial that it starts.
-LAST = "test_stream.py"
 # of 400 training images a tenth is held out: an epoch has 360 / 72 = 5 steps
 SMALL = {
     "train.batch_size": 72,
@@ -59,6 +57,11 @@ STUDY = {
 }
 
 
+def pytest_configure() -> None:
+    """Listens to Ctrl-C, as do then the processes that tests start: a shell in the background ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_addoption(parser) -> None:
     parser.addoption(
         "--every-command",
@@ -81,12 +84,7 @@ def pytest_collection_modifyitems(items) -> None:
             item.add_marker(pytest.mark.cluster)
         if used & LONG or {"ray_cluster", "digits"} <= used:
             item.add_marker(pytest.mark.slow)
-    items.sort(
-        key=lambda item: (
-            [item.get_closest_marker(name) is not None for name in ("cluster", "server")]
-            + [item.path.name == LAST]
-        )
-    )
+    items.sort(key=lambda item: [item.get_closest_marker(name) is not None for name in ("cluster", "server")])
 
 
 def pytest_sessionfinish(session, exitstatus) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import signal
 import subprocess
 import sys
 import time
@@ -49,20 +48,18 @@ def call(*arguments) -> Ended:
 
 
 def command(*arguments, **options) -> subprocess.Popen:
-    """Starts a command in a process of its own, as people do."""
+    """Starts a command in a process of its own, as people do.
+
+    Popen gets no `preexec_fn`: with one, it forks this process instead of using vfork. Ray's gRPC in this
+    process may then never hear of an actor again, and the next trial is waited for without end.
+    """
     return subprocess.Popen(
         [*DEIT_RAY, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        preexec_fn=_listen_to_ctrl_c,
         **options,
     )
-
-
-def _listen_to_ctrl_c() -> None:
-    """As in a terminal: where the tests run in the background, a shell has told them to ignore it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def output_of(*arguments, seconds: float = 120, **options) -> str:
