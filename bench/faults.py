@@ -36,12 +36,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import bench.faulty_arrays  # noqa: E402
 import bench.faulty_experiments  # noqa: E402
 import bench.faulty_folders  # noqa: E402
+import bench.faulty_images  # noqa: E402
+import bench.faulty_out  # noqa: E402
 import bench.faulty_people  # noqa: E402
-import bench.faulty_pixels  # noqa: E402
 import bench.faulty_ray  # noqa: E402
-import bench.faulty_surroundings  # noqa: E402, F401
+import bench.faulty_surroundings  # noqa: E402
+import bench.faulty_tables  # noqa: E402
+import bench.faulty_tars  # noqa: E402, F401
 from bench.faulty_expect import BOUND  # noqa: E402
 from bench.faulty_generic import cases_of  # noqa: E402
 from bench.faulty_raw import raw_parts  # noqa: E402

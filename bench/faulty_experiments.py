@@ -1,4 +1,4 @@
-"""Cases of bench/faults.py: experiment files, spaces, teachers, weights, splits and names, before Ray starts."""
+"""Cases of bench/faults.py: experiment files, spaces, teachers, weights, splits, names; before Ray starts."""
 
 import json
 import re
@@ -94,40 +94,66 @@ BOTH = ("plan", "tune")
 # spaces
 
 
-@case("space_over_none", "checks", clip_grad=("optim.clip_grad", {"float": [0.5, 5.0]}), depth=("student.depth", {"int": [1, 3]}),
-      log=("optim.clip_grad", {"log": [0.1, 10.0]}))  # fmt: skip
+@case(
+    "space_over_none",
+    "checks",
+    clip_grad=("optim.clip_grad", {"float": [0.5, 5.0]}),
+    depth=("student.depth", {"int": [1, 3]}),
+    log=("optim.clip_grad", {"log": [0.1, 10.0]}),
+)
 def space_over_none(stage: Stage, key: str, values: dict) -> None:
     """A value that is none in the file lies in no range: trial 0 is drawn."""
     judge(stage, study({key: values}, **{key: None}), printed(re.escape(key.split(".")[1])))
 
 
-@case("space_changes_nothing", "checks", device=("train.device", {"choice": ["auto", "cpu"]}),
-      results=("results.uri", {"choice": ["a", "b"]}), name=("name", {"choice": ["a", "b"]}),
-      trials=("search.trials", {"int": [2, 9]}), tracking=("tracking.experiment", {"choice": ["a", "b"]}),
-      log_every=("train.log_every", {"int": [1, 10]}), price=("cost.per_gpu_hour", {"float": [1.0, 2.0]}),
-      jitter=("augment.randaugment.magnitude", {"float": [1.0, 9.0]}), unknown=("optim.learning_rate", {"float": [0.1, 0.2]}))  # fmt: skip
+@case(
+    "space_changes_nothing",
+    "checks",
+    device=("train.device", {"choice": ["auto", "cpu"]}),
+    results=("results.uri", {"choice": ["a", "b"]}),
+    name=("name", {"choice": ["a", "b"]}),
+    trials=("search.trials", {"int": [2, 9]}),
+    tracking=("tracking.experiment", {"choice": ["a", "b"]}),
+    log_every=("train.log_every", {"int": [1, 10]}),
+    price=("cost.per_gpu_hour", {"float": [1.0, 2.0]}),
+    jitter=("augment.randaugment.magnitude", {"float": [1.0, 9.0]}),
+    unknown=("optim.learning_rate", {"float": [0.1, 0.2]}),
+)
 def space_changes_nothing(stage: Stage, key: str, values: dict) -> None:
     """A space that changes nothing in any trial is refused by its key."""
     judge(stage, study({key: values}), refused(re.escape(key)), BOTH if key == "train.device" else ("plan",))
 
 
-@case("invalid_combinations", "checks", width=({"student.width": {"int": [15, 33]}}, {"student.heads": 2}),
-      batch=({"train.batch_size": {"int": [32, 64]}}, {"train.workers": 2}),
-      image_size=({"data.image_size": {"int": [16, 20]}}, {}),
-      warmup=({"optim.warmup_epochs": {"int": [0, 6]}}, {}),
-      ema=({"optim.ema_decay": {"choice": [0.0, 0.9]}}, {"search.metric": "val/top1_ema"}))  # fmt: skip
+@case(
+    "invalid_combinations",
+    "checks",
+    width=({"student.width": {"int": [15, 33]}}, {"student.heads": 2}),
+    batch=({"train.batch_size": {"int": [32, 64]}}, {"train.workers": 2}),
+    image_size=({"data.image_size": {"int": [16, 20]}}, {}),
+    warmup=({"optim.warmup_epochs": {"int": [0, 6]}}, {}),
+    ema=({"optim.ema_decay": {"choice": [0.0, 0.9]}}, {"search.metric": "val/top1_ema"}),
+)
 def invalid_combinations(stage: Stage, space: dict, keys: dict) -> None:
     """Values that do not fit together, also between the corners: refused by a key, or not drawn."""
     key = next(iter(space))
     judge(stage, study(space, **keys), either(printed(), refused(key.split(".")[1])))
 
 
-@case("bad_spaces", "checks", reversed=({"optim.lr": {"float": [1, 0.1]}}, r"optim\.lr"), zero=({"optim.lr": {"log": [0, 1.0]}}, r"optim\.lr"),
-      empty=({"optim.lr": {"choice": []}}, r"optim\.lr"), kind=({"optim.lr": {"uniform": [0, 1]}}, "uniform|choice"),
-      number=({"optim.lr": 0.1}, r"optim\.lr"),
-      words=({"optim.lr": {"choice": ["fast", "slow"]}}, r"optim\.lr"), model=({"student.model": {"choice": ["deit_tny", "vit"]}}, "deit_tny|student.model"),
-      depth=({"student.depth": {"int": [0, 3]}}, r"student\.depth"), policy=({"augment.policy": {"choice": ["none", "randaugmnt"]}}, "randaugmnt"),
-      batch=({"train.batch_size": {"choice": [64, 100_000]}}, "batch_size"), section=({"optim": {"choice": [1, 2]}}, "optim"))  # fmt: skip
+@case(
+    "bad_spaces",
+    "checks",
+    reversed=({"optim.lr": {"float": [1, 0.1]}}, r"optim\.lr"),
+    zero=({"optim.lr": {"log": [0, 1.0]}}, r"optim\.lr"),
+    empty=({"optim.lr": {"choice": []}}, r"optim\.lr"),
+    kind=({"optim.lr": {"uniform": [0, 1]}}, "uniform|choice"),
+    number=({"optim.lr": 0.1}, r"optim\.lr"),
+    words=({"optim.lr": {"choice": ["fast", "slow"]}}, r"optim\.lr"),
+    model=({"student.model": {"choice": ["deit_tny", "vit"]}}, "deit_tny|student.model"),
+    depth=({"student.depth": {"int": [0, 3]}}, r"student\.depth"),
+    policy=({"augment.policy": {"choice": ["none", "randaugmnt"]}}, "randaugmnt"),
+    batch=({"train.batch_size": {"choice": [64, 100_000]}}, "batch_size"),
+    section=({"optim": {"choice": [1, 2]}}, "optim"),
+)
 def bad_spaces(stage: Stage, space: dict, word: str) -> None:
     """Spaces with a mistake are refused by key."""
     judge(stage, study(space), refused(word))
@@ -136,9 +162,13 @@ def bad_spaces(stage: Stage, space: dict, word: str) -> None:
 # teachers
 
 
-@case("teacher_classes", "checks", permuted=(["1", "0", "2", "3", "4", "5", "6", "7", "8", "9"], "0", "1"),
-      renamed=([*"012345678", "nine"], "9", "nine"),
-      text=(["zero", *"123456789"], "0", "zero"))  # fmt: skip
+@case(
+    "teacher_classes",
+    "checks",
+    permuted=(["1", "0", "2", "3", "4", "5", "6", "7", "8", "9"], "0", "1"),
+    renamed=([*"012345678", "nine"], "9", "nine"),
+    text=(["zero", *"123456789"], "0", "zero"),
+)
 def teacher_classes(stage: Stage, classes: list, one: str, other: str) -> None:
     """A teacher, or a model to evaluate, of as many classes in another order or of other names."""
     file = write_model(teacher_of(stage), stage / "teacher.safetensors", classes=classes)
@@ -153,8 +183,13 @@ def teacher_classes(stage: Stage, classes: list, one: str, other: str) -> None:
 @case("teacher_count", "checks", more=(11,))
 def teacher_count(stage: Stage, count: int) -> None:
     """A model of another number of classes is refused before Ray starts."""
-    file = write_model(teacher_of(stage), stage / "t.safetensors", resize_heads(count), classes=[str(i) for i in range(count)],
-                       arguments={**arguments_of(16), "num_classes": count})  # fmt: skip
+    file = write_model(
+        teacher_of(stage),
+        stage / "t.safetensors",
+        resize_heads(count),
+        classes=[str(i) for i in range(count)],
+        arguments={**arguments_of(16), "num_classes": count},
+    )
     judge(stage, distilled(file), refused("teacher", str(count), "10"))
     expect(
         stage,
@@ -202,8 +237,13 @@ def teacher_image_size(stage: Stage, size: int) -> None:
     )
 
 
-@case("image_size", "checks", not_divided=({"data.image_size": 18}, "18", "4"), patch=({"student.patch_size": 5}, "16", "5"),
-      default_patch=({"student.patch_size": None, "data.image_size": 40}, "40", "16"))  # fmt: skip
+@case(
+    "image_size",
+    "checks",
+    not_divided=({"data.image_size": 18}, "18", "4"),
+    patch=({"student.patch_size": 5}, "16", "5"),
+    default_patch=({"student.patch_size": None, "data.image_size": 40}, "40", "16"),
+)
 def image_size(stage: Stage, keys: dict, *words: str) -> None:
     """An image size that the patch does not divide is refused."""
     judge(stage, keys, refused("image_size|patch", *words), ("plan", "train") if "18" in words else ("plan",))
@@ -229,9 +269,14 @@ def teacher_at_chance(stage: Stage, command: str) -> None:
 
 def broken_weights(stage: Stage, how: str) -> str:
     source = teacher_of(stage).read_bytes()
-    name = {"cut": "cut.safetensors", "html": "model.pth", "empty": "empty.safetensors",
-            "numpy": "numpy.pth", "foreign": "foreign.safetensors",
-            "folder": "folder.safetensors"}[how]  # fmt: skip
+    name = {
+        "cut": "cut.safetensors",
+        "html": "model.pth",
+        "empty": "empty.safetensors",
+        "numpy": "numpy.pth",
+        "foreign": "foreign.safetensors",
+        "folder": "folder.safetensors",
+    }[how]
     path = stage / name
     if how == "cut":
         write(path, source[: len(source) // 2])
@@ -251,10 +296,13 @@ def broken_weights(stage: Stage, how: str) -> str:
     return name
 
 
-@case("broken_weights", "checks", **{how: (how,) for how in
-      ("cut", "html", "empty", "numpy", "foreign", "folder")})  # fmt: skip
+@case(
+    "broken_weights",
+    "checks",
+    **{how: (how,) for how in ("cut", "html", "empty", "numpy", "foreign", "folder")},
+)
 def broken(stage: Stage, how: str) -> None:
-    """Broken or foreign weights: key and file in one sentence, in plan, predict, evaluate and as first weights."""
+    """Broken or foreign weights: key and file in one sentence, wherever weights are named."""
     file = broken_weights(stage, how)
     named = refused(re.escape(file), never=ADVICE)
     teacher = distilled(file) | {
@@ -268,9 +316,24 @@ def broken(stage: Stage, how: str) -> None:
         expect(stage, ["evaluate", file, "--data", stage.shared / "digits"], named, ends_at_ray=True)
 
 
-@case("no_network", "checks", teacher=({"distillation.kind": "hard", "distillation.teacher": {"weights": "pretrained", "model": "resnet18"}},),
-      student=({"student.init": "pretrained", "student.model": "vit_tiny_patch16_224", "student.patch_size": None,
-                "student.width": None, "student.depth": None, "student.heads": None, "data.image_size": 32},))  # fmt: skip
+@case(
+    "no_network",
+    "checks",
+    teacher=(
+        {"distillation.kind": "hard", "distillation.teacher": {"weights": "pretrained", "model": "resnet18"}},
+    ),
+    student=(
+        {
+            "student.init": "pretrained",
+            "student.model": "vit_tiny_patch16_224",
+            "student.patch_size": None,
+            "student.width": None,
+            "student.depth": None,
+            "student.heads": None,
+            "data.image_size": 32,
+        },
+    ),
+)
 def no_network(stage: Stage, keys: dict) -> None:
     """Named weights without a network: one sentence with the way offline, within 20 s."""
     words = ("pretrained", "network|download|reach|offline|connect|fetch")
@@ -311,8 +374,14 @@ def no_val(stage: Stage, holdout: float) -> None:
         judge(stage, {"data.holdout": holdout}, printed())
 
 
-@case("unmeasured_metric", "checks", top5=("val/top5", {}), one_head=("val/top1_dist", {"student.model": "deit_tiny_patch16_224"}),
-      cls=("val/top1_cls", {"student.model": "vit_tiny_patch16_224"}), ema=("val/top1_ema", {"optim.ema_decay": 0.0}))  # fmt: skip
+@case(
+    "unmeasured_metric",
+    "checks",
+    top5=("val/top5", {}),
+    one_head=("val/top1_dist", {"student.model": "deit_tiny_patch16_224"}),
+    cls=("val/top1_cls", {"student.model": "vit_tiny_patch16_224"}),
+    ema=("val/top1_ema", {"optim.ema_decay": 0.0}),
+)
 def unmeasured_metric(stage: Stage, metric: str, keys: dict) -> None:
     """A metric that is never measured is refused at the start."""
     if metric == "val/top5":
@@ -344,9 +413,17 @@ def wrong_split(stage: Stage, split: str) -> None:
 # files and keys
 
 
-@case("unknown_key", "checks", learning_rate=("optim.learning_rate=1", r"optim\.lr\b"), batchsize=("train.batchsize=8", "batch_size"),
-      wd=("optim.weightdecay=0.1", "weight_decay"), num_epochs=("train.num_epochs=3", r"train\.epochs"),
-      lr_at_top=("lr=0.1", r"optim\.lr\b"), mixup=("augment.mix_up=1", "mixup"), section=("optimizer.lr=0.1", r"optim\.lr"))  # fmt: skip
+@case(
+    "unknown_key",
+    "checks",
+    learning_rate=("optim.learning_rate=1", r"optim\.lr\b"),
+    batchsize=("train.batchsize=8", "batch_size"),
+    wd=("optim.weightdecay=0.1", "weight_decay"),
+    num_epochs=("train.num_epochs=3", r"train\.epochs"),
+    lr_at_top=("lr=0.1", r"optim\.lr\b"),
+    mixup=("augment.mix_up=1", "mixup"),
+    section=("optimizer.lr=0.1", r"optim\.lr"),
+)
 def unknown_key(stage: Stage, override: str, suggestion: str) -> None:
     """An unknown key is refused with the key that is meant."""
     file = write_experiment(stage)
@@ -399,8 +476,13 @@ def unprepared_data(stage: Stage, uri: str) -> None:
     judge(stage, {"data.uri": uri}, refused(re.escape(uri), "prepare"), ("plan", "train"))
 
 
-@case("too_much", "checks", batch=({"train.batch_size": 4000}, "batch_size"), device=({"train.device": "cuda"}, r"train\.device"),
-      workers=({"train.workers": 64, "train.batch_size": 64}, "workers|CPU"))  # fmt: skip
+@case(
+    "too_much",
+    "checks",
+    batch=({"train.batch_size": 4000}, "batch_size"),
+    device=({"train.device": "cuda"}, r"train\.device"),
+    workers=({"train.workers": 64, "train.batch_size": 64}, "workers|CPU"),
+)
 def too_much(stage: Stage, keys: dict, word: str) -> None:
     """More than there is: batch, device, workers."""
     judge(stage, keys, refused(word))

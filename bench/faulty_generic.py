@@ -18,8 +18,8 @@ from bench.faulty_stage import Case, Stage
 
 IMAGES = re.compile(r"\.(jpe?g|png|bmp|webp|tiff?|gif|ppm|pgm|jfif|heic|avif)$", re.I)
 SAYS_SO = re.compile(
-    r"not used|unused|left out|ignored|skipped|cannot be read|unreadable|no labels?\b|without|dropped|lead nowhere"
-    r"|\bnote\b|warning|not (an )?images?|not read|hidden|links?\b|loop",
+    r"not used|unused|left out|ignored|skipped|cannot be read|unreadable|no labels?\b|without|dropped"
+    r"|lead nowhere|\bnote\b|warning|not (an )?images?|not read|hidden|links?\b|loop",
     re.I,
 )
 

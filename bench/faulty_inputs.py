@@ -1,4 +1,4 @@
-"""Small inputs for bench/faults.py, all generated: images with their true pixels, in each form of a source."""
+"""Small inputs for bench/faults.py, all generated: images and their true pixels, in each form of a source."""
 
 import io
 import json

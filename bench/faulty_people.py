@@ -12,8 +12,10 @@ from bench.faulty_inputs import class_folders, write
 from bench.faulty_stage import ROOT, Stage, case
 from bench.faulty_surroundings import old_results
 
-LONG = ("ended since the target was reached: val/top1 of trial 12 is 0.9123, and search.budget.target is 0.9; "
-        "the trials that were open then were cancelled by the budget")  # fmt: skip
+LONG = (
+    "ended since the target was reached: val/top1 of trial 12 is 0.9123, and search.budget.target is 0.9; "
+    "the trials that were open then were cancelled by the budget"
+)
 
 
 def change_study(results: Path, study: str, statement: str, *values) -> None:
@@ -31,14 +33,21 @@ def widest(text: str) -> int:
     )
 
 
-@case("widths", "people", all_80=(80, "status"), all_60=(60, "status"), study_80=(80, "status", "finished-1"),
-      study_60=(60, "status", "finished-1"))  # fmt: skip
+@case(
+    "widths",
+    "people",
+    all_80=(80, "status"),
+    all_60=(60, "status"),
+    study_80=(80, "status", "finished-1"),
+    study_60=(60, "status", "finished-1"),
+)
 def widths(stage: Stage, columns: int, *words: str) -> None:
     """At any width, names, numbers and best values are whole, and no line is wider than the terminal."""
     results = old_results(stage)
     ended = '"' + LONG + '"'
-    change_study(results, "finished-1",
-                 "update study_user_attributes set value_json = ? where key = 'ended'", ended)  # fmt: skip
+    change_study(
+        results, "finished-1", "update study_user_attributes set value_json = ? where key = 'ended'", ended
+    )
     name = "a_study_of_many_strengths_and_rates"
     shutil.copytree(results / "finished-1", results / f"{name}-1")
     change_study(results, f"{name}-1", "update studies set study_name = ?", f"{name}-1")
@@ -53,8 +62,13 @@ def widths(stage: Stage, columns: int, *words: str) -> None:
         )
 
 
-@case("widths", "people", plan=("plan", "results/finished-1/experiment.yaml"), diff=("diff", "finished-1/0", "student-1"),
-      long_class=("data", "prepare", "mine", "--out", "out"))  # fmt: skip
+@case(
+    "widths",
+    "people",
+    plan=("plan", "results/finished-1/experiment.yaml"),
+    diff=("diff", "finished-1/0", "student-1"),
+    long_class=("data", "prepare", "mine", "--out", "out"),
+)
 def widths_of_others(stage: Stage, *words: str) -> None:
     """Other tables fit into 80 columns, and keys are whole."""
     old_results(stage)
@@ -120,8 +134,18 @@ def runs_in_status(stage: Stage, *words: str) -> None:
     expect(stage, words, printed(*wanted))
 
 
-@case("no_results", "people", status=("status",), study=("status", "gone"), best=("best", "gone"), diff=("diff", "a", "b"),
-      sync=("sync", "gone"), stop=("stop", "gone"), predict=("predict", "gone", "x.png"), ui=("ui",))  # fmt: skip
+@case(
+    "no_results",
+    "people",
+    status=("status",),
+    study=("status", "gone"),
+    best=("best", "gone"),
+    diff=("diff", "a", "b"),
+    sync=("sync", "gone"),
+    stop=("stop", "gone"),
+    predict=("predict", "gone", "x.png"),
+    ui=("ui",),
+)
 def no_results(stage: Stage, *words: str) -> None:
     """Without results: one sentence that names what is missing, and the folder that was looked in."""
     write(stage / "x.png", b"")
@@ -142,13 +166,25 @@ def absolute_paths(stage: Stage, *words: str) -> None:
         stage.fault("silent", f"{seen.line}: paths that are not absolute: {', '.join(paths) or 'none'}")
 
 
-@case("command_line", "people", version=(("--version",), printed(r"deit-ray \d+\.\d+")), help=(("--help",), printed("tune", "prepare")),
-      unknown=(("trian",), refused("trian")), option=(("train", "--epoch"), refused("--epoch")),
-      nothing=(("train",), refused("experiment")), both=(("tune", "x.yaml", "--resume", "a"), refused("resume")),
-      typo_format=(("data", "prepare", "digits", "--out", "out", "--format", "folder"), refused("folder", "folders")),
-      no_out=(("data", "prepare", "digits"), refused("--out")), bad_set=(("plan", "x.yaml", "--set", "lr"), refused("lr", "=|KEY")),
-      no_model=(("predict",), refused("MODEL")), quality=(("data", "prepare", "digits", "--out", "o", "--quality", "0"), refused("quality")),
-      typo_source=(("data", "prepare", "digts", "--out", "o"), refused("digts")))  # fmt: skip
+@case(
+    "command_line",
+    "people",
+    version=(("--version",), printed(r"deit-ray \d+\.\d+")),
+    help=(("--help",), printed("tune", "prepare")),
+    unknown=(("trian",), refused("trian")),
+    option=(("train", "--epoch"), refused("--epoch")),
+    nothing=(("train",), refused("experiment")),
+    both=(("tune", "x.yaml", "--resume", "a"), refused("resume")),
+    typo_format=(
+        ("data", "prepare", "digits", "--out", "out", "--format", "folder"),
+        refused("folder", "folders"),
+    ),
+    no_out=(("data", "prepare", "digits"), refused("--out")),
+    bad_set=(("plan", "x.yaml", "--set", "lr"), refused("lr", "=|KEY")),
+    no_model=(("predict",), refused("MODEL")),
+    quality=(("data", "prepare", "digits", "--out", "o", "--quality", "0"), refused("quality")),
+    typo_source=(("data", "prepare", "digts", "--out", "o"), refused("digts")),
+)
 def command_line(stage: Stage, words: tuple, expected) -> None:
     """The command line itself: versions, help, typing errors."""
     expect(stage, words, expected)

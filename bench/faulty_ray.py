@@ -1,4 +1,4 @@
-"""Cases of bench/faults.py that need a local Ray: runs, studies, evaluations, and what breaks while they run."""
+"""Cases of bench/faults.py that need a local Ray: runs, studies, evaluations, and what breaks meanwhile."""
 
 import json
 import os
@@ -223,7 +223,7 @@ def proxies(stage: Stage, command: str) -> None:
 
 @case("artifacts_refused", "environment", ray=True, unwritable=("/proc/artifacts",))
 def artifacts_refused(stage: Stage, root: str) -> None:
-    """An MLflow server whose artifact root cannot be written: metrics arrive, the artifacts are named once."""
+    """A server whose artifact root cannot be written: metrics arrive, the artifacts are named once."""
     with RefusingServer(stage / "server", root) as server:
         seen = train(stage, {"tracking.uri": server.uri}, printed("finished", "artifact"), within_s=120)
         arrived = rows(stage / "server/mlflow.db", "select count(*) from metrics where key like 'val/top1%'")
@@ -245,8 +245,23 @@ class RefusingServer(MlflowServer):
 
     def start(self, wait: bool = True) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        words = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self.backend, "--host", "127.0.0.1",
-                 "--default-artifact-root", self.root, "--no-serve-artifacts", "--port", str(self.port), "--workers", "1"]  # fmt: skip
+        words = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--backend-store-uri",
+            self.backend,
+            "--host",
+            "127.0.0.1",
+            "--default-artifact-root",
+            self.root,
+            "--no-serve-artifacts",
+            "--port",
+            str(self.port),
+            "--workers",
+            "1",
+        ]
         with open(self.folder / "server.log", "ab") as log:
             quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
             self.process = subprocess.Popen(
@@ -326,7 +341,7 @@ def closed_output(stage: Stage, command: str) -> None:
         [1 for state, _ in trials_of(stage).values() if state == "COMPLETE"] if database.exists() else []
     )
     if len(finished) != 2 and not re.search(GO_ON, seen.err):
-        text = f"{len(finished)} of 2 trials finished, exit status {seen.status}, and stderr says {seen.err[-200:]!r}"
+        text = f"{len(finished)} of 2 trials finished, status {seen.status}, stderr says {seen.err[-200:]!r}"
         stage.fault("silent", f"{seen.line} | head -2: {text}")
 
 
@@ -349,7 +364,7 @@ def full_disk(stage: Stage, command: str) -> None:
 
 @case("memory_taken", "environment", ray=True, by_another_process=(5,))
 def memory_taken(stage: Stage, gigabytes: int) -> None:
-    """Another process takes the memory: Ray kills the trial's processes; the trial goes on, or it is said how."""
+    """Memory is taken: Ray kills the trial's processes; the trial goes on, or it is said how."""
     fields = dict(re.findall(r"(\w+): +(\d+) kB", Path("/proc/meminfo").read_text()))
     total, available = int(fields["MemTotal"]), int(fields["MemAvailable"])
     used = (total - available) / total

@@ -34,8 +34,15 @@ def old_results(stage: Stage, folder: str = "results") -> Path:
 # addresses of Ray
 
 
-@case("dead_address", "environment", port=("127.0.0.1:1",), name=("no-such-host.invalid:6379",), word=("nonsense",),
-      client=("ray://127.0.0.1:1",), auto=("auto",))  # fmt: skip
+@case(
+    "dead_address",
+    "environment",
+    port=("127.0.0.1:1",),
+    name=("no-such-host.invalid:6379",),
+    word=("nonsense",),
+    client=("ray://127.0.0.1:1",),
+    auto=("auto",),
+)
 def dead_address(stage: Stage, address: str) -> None:
     """A RAY_ADDRESS at which nothing answers: one sentence within 20 s."""
     file = write_experiment(stage)
@@ -51,8 +58,16 @@ def dead_address(stage: Stage, address: str) -> None:
 # MLflow's address
 
 
-@case("tracking_uri", "environment", file_uri=("file:results/mlruns",), file_path=("file:///tmp/mlruns",), folder=("./mlruns",),
-      typo=("htp://localhost:5000",), databricks=("databricks",), word=("mlflow",))  # fmt: skip
+@case(
+    "tracking_uri",
+    "environment",
+    file_uri=("file:results/mlruns",),
+    file_path=("file:///tmp/mlruns",),
+    folder=("./mlruns",),
+    typo=("htp://localhost:5000",),
+    databricks=("databricks",),
+    word=("mlflow",),
+)
 def tracking_uri(stage: Stage, uri: str) -> None:
     """A tracking.uri that MLflow cannot use is refused at the start."""
     judge(stage, {"tracking.uri": uri}, refused(r"tracking\.uri", re.escape(uri)), ("train",))
@@ -94,8 +109,12 @@ def read_only_results(stage: Stage, mode: str) -> None:
     expect(stage, ["diff", "finished-1/0", "student-1"], printed(r"optim\.lr"), **as_a_person)
     write(stage / "x.png", packed(scene(1)))
     expect(stage, ["predict", "run:teacher-1", "x.png"], printed(r"x\.png: "), **as_a_person)
-    expect(stage, ["best", "finished-1"], either(printed(), refused("results|finished-1", "writ|read-only|permission")),
-           **as_a_person)  # fmt: skip
+    expect(
+        stage,
+        ["best", "finished-1"],
+        either(printed(), refused("results|finished-1", "writ|read-only|permission")),
+        **as_a_person,
+    )
     judge(
         stage,
         distilled("run:teacher-1"),
@@ -105,9 +124,15 @@ def read_only_results(stage: Stage, mode: str) -> None:
     )
 
 
-@case("broken_study", "environment", database=("study.db", b"SQLite format 3\0broken"), empty=("study.db", b""),
-      experiment=("experiment.yaml", b"name: [\n"), older_key=("experiment.yaml", b"name: x\nnew: {key: 1}\ndata: {uri: d}\n"),
-      no_experiment=("experiment.yaml", None))  # fmt: skip
+@case(
+    "broken_study",
+    "environment",
+    database=("study.db", b"SQLite format 3\0broken"),
+    empty=("study.db", b""),
+    experiment=("experiment.yaml", b"name: [\n"),
+    older_key=("experiment.yaml", b"name: x\nnew: {key: 1}\ndata: {uri: d}\n"),
+    no_experiment=("experiment.yaml", None),
+)
 def broken_study(stage: Stage, name: str, content: bytes | None) -> None:
     """A broken study among good ones is a line; the good ones are shown."""
     results = old_results(stage)
@@ -147,8 +172,14 @@ def hints(stage: Stage, *words: str) -> None:
 # pipes and signals
 
 
-@case("closed_pipe", "environment", status=("status",), study=("status", "finished-1"), plan=("plan", "x.yaml"),
-      prepare=("data", "prepare", "digits", "--out", "out"))  # fmt: skip
+@case(
+    "closed_pipe",
+    "environment",
+    status=("status",),
+    study=("status", "finished-1"),
+    plan=("plan", "x.yaml"),
+    prepare=("data", "prepare", "digits", "--out", "out"),
+)
 def closed_pipe(stage: Stage, *words: str) -> None:
     """`deit-ray ... | head -1` ends without a word of Python's."""
     old_results(stage)
@@ -202,8 +233,11 @@ def busy_port(stage: Stage, taken: bool) -> None:
         other = [found for found in re.findall(r"127\.0\.0\.1:(\d+)", seen.text) if int(found) != port]
         named = re.search(rf"error: .*{port}", seen.text)
         if not (named and seen.status) and not other:
-            stage.fault("silent", f"{seen.line}: exit status {seen.status}, neither an error nor another port: "
-                                  f"{seen.text[-200:]!r}")  # fmt: skip
+            stage.fault(
+                "silent",
+                f"{seen.line}: exit status {seen.status}, neither an error nor another port: "
+                f"{seen.text[-200:]!r}",
+            )
 
 
 @case("sync", "environment", dead=("http://127.0.0.1:1",))
@@ -223,8 +257,14 @@ def sync(stage: Stage, uri: str) -> None:
 def bfloat16(stage: Stage, command: str) -> None:
     """bfloat16 on a CPU with AVX512-BF16: refused where a convolution may see 1x1 pixels; else it plans."""
     unsafe = "avx512_bf16" in Path("/proc/cpuinfo").read_text()
-    keys = {"train.precision": "bfloat16", "student.model": "test_resnet", "student.patch_size": None,
-            "student.width": None, "student.depth": None, "student.heads": None}  # fmt: skip
+    keys = {
+        "train.precision": "bfloat16",
+        "student.model": "test_resnet",
+        "student.patch_size": None,
+        "student.width": None,
+        "student.depth": None,
+        "student.heads": None,
+    }
     if unsafe:
         judge(stage, keys, refused("precision", "bfloat16"), (command,))
     else:
