@@ -70,6 +70,7 @@ CONFIRMED = 5
 
 def main() -> None:
     arguments = parse()
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     signal.signal(signal.SIGINT, signal.default_int_handler)  # children must not inherit that it is ignored
     cases = chosen(arguments)
     if arguments.list:
@@ -228,7 +229,7 @@ class Bench:
         for text in self.broken:
             print(f"the bench failed: {text}")
         if arguments.table:
-            Path(arguments.table).write_text(table(cases, self.faults))
+            Path(arguments.table).write_text(table(cases, self.faults), errors="backslashreplace")
         figures = {name: counts[name] for name in FIGURES} | {"cases": len(cases)}
         if self.broken:
             raise SystemExit(f"{figures}: not recorded, since {len(self.broken)} cases could not run")

@@ -17,7 +17,6 @@ from bench.faulty_inputs import (
 from bench.faulty_stage import Stage, case
 
 LARGEST_BYTES = 900 << 20  # memory of a command that imports torch; one thin image took 1.3 GB
-NOTE = r"\b(convert|scal|range|rescal|divid|as float|float|uint16|16.bit|12.bit|bits?)"
 
 # image files
 

@@ -144,9 +144,19 @@ def teacher_space(stage: Stage, factor: float) -> None:
             path.parent.name: teachers_in(path)
             for path in (stage / "results/small-1").glob("trial-*/experiment.yaml")
         }
-        values = [trials_of(stage)[int(name[-4:])][1] for name in drawn]
-        if len(set(drawn.values())) > 1 and len(set(values)) == 1:
-            stage.fault("silent", f"{seen.line}: trials of two teachers are equal to the last bit: {values}")
+        losses = [last_loss(stage / "results/small-1" / name) for name in drawn]
+        if len(set(drawn.values())) > 1 and len(set(losses)) == 1:
+            stage.fault("silent", f"{seen.line}: trials of two teachers are equal to the last bit: {losses}")
+
+
+def last_loss(folder: Path) -> float:
+    """The last training loss in a trial's journal."""
+    points = [
+        json.loads(line)
+        for file in (folder / "journal").glob("*.jsonl")
+        for line in file.read_text().splitlines()
+    ]
+    return max((step, value) for name, value, step, _ in points if name == "train/loss")[1]
 
 
 def teachers_in(path: Path) -> str:
