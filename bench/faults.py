@@ -62,6 +62,7 @@ from bench.faulty_stage import (  # noqa: E402
     first_line_s,
 )
 from bench.record import record  # noqa: E402
+from bench.revisions import clean_up_when_terminated  # noqa: E402
 
 FIGURES = ("lost", "silent", "raw", "late")
 TERMINAL = 80  # columns
@@ -70,6 +71,7 @@ CONFIRMED = 5
 
 def main() -> None:
     arguments = parse()
+    clean_up_when_terminated()
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     signal.signal(signal.SIGINT, signal.default_int_handler)  # children must not inherit that it is ignored
     cases = chosen(arguments)
@@ -78,7 +80,7 @@ def main() -> None:
             print(f"{case.name:40} {case.owner}{', needs Ray' if case.ray else ''}")
         return
     with tempfile.TemporaryDirectory(prefix="b-") as folder:
-        bench = Bench(Path(folder), arguments.jobs, arguments.quick)
+        bench = Bench(Path(folder), arguments.jobs, arguments.quick, arguments.minutes or float("inf"))
         bench.run(cases)
         bench.report(cases, arguments)
 
@@ -90,6 +92,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--without-ray", action="store_true", help="leave out cases that start a Ray")
     parser.add_argument("--inputs", metavar="FILE", help="run also the CASES of a script that makes inputs")
     parser.add_argument("--jobs", type=int, default=2, help="cases without Ray that run at once")
+    parser.add_argument("--minutes", type=float, help="start no further case after so long; record nothing")
     parser.add_argument("--quick", action="store_true", help="measure no first lines, and record nothing")
     parser.add_argument("--table", metavar="FILE", help="write the failing cases as a table by owner")
     return parser.parse_args()
@@ -121,10 +124,11 @@ class Bench:
         folder: a folder for everything; it is removed afterwards.
         jobs: cases without Ray that run at once.
         quick: measures no first lines.
+        minutes: no case starts later.
     """
 
-    def __init__(self, folder: Path, jobs: int, quick: bool):
-        self.folder, self.jobs, self.quick = folder, jobs, quick
+    def __init__(self, folder: Path, jobs: int, quick: bool, minutes: float):
+        self.folder, self.jobs, self.quick, self.minutes = folder, jobs, quick, minutes
         self.faults: dict[str, list[Fault]] = {}
         self.stages: list[Stage] = []
         self.broken: list[str] = []
@@ -139,7 +143,11 @@ class Bench:
         first_of_rows = {case.row: case.name for case in reversed(cases)}
         with ThreadPoolExecutor(self.jobs) as pool:
             quick = [case for case in cases if not case.ray]
-            list(pool.map(lambda case: self.run_one(case, first_of_rows[case.row] == case.name), quick))
+            try:
+                list(pool.map(lambda case: self.run_one(case, first_of_rows[case.row] == case.name), quick))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
         for case in cases:
             if case.ray:
                 self.run_one(case, False)
@@ -152,6 +160,8 @@ class Bench:
             stage.remove()
 
     def run_one(self, case: Case, in_terminal: bool) -> None:
+        if time.monotonic() - self.began > 60 * self.minutes:
+            return
         began = time.monotonic()
         stage = Stage(self.folder / f"{next(self.numbers):03d}", self.shared, case.name)
         try:
@@ -233,8 +243,8 @@ class Bench:
         figures = {name: counts[name] for name in FIGURES} | {"cases": len(cases)}
         if self.broken:
             raise SystemExit(f"{figures}: not recorded, since {len(self.broken)} cases could not run")
-        if arguments.quick:
-            print(figures)
+        if arguments.quick or len(self.seconds) < len(cases):
+            print(f"{figures}, {len(self.seconds)} of them run: not recorded")
         else:
             record("faults", figures)
         if failing:
