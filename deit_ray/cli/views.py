@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +10,10 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from deit_ray import storage
+from deit_ray import hints, storage
 from deit_ray.outcome import Kind
-from deit_ray.results.folders import BEST, MODEL
-from deit_ray.terminal.format import STATE_COLOURS, duration, relative, short, short_key
+from deit_ray.results.folders import BEST, MODEL, results_of
+from deit_ray.terminal.format import STATE_COLOURS, duration, short, short_key
 
 if TYPE_CHECKING:  # their imports take seconds, and `status` does not need them
     import pandas as pd
@@ -210,17 +209,18 @@ def show_result(study: Study) -> Group:
     best, metric, keys = study.best(), study.experiment.search.metric, list(study.experiment.search.space)
     tested = study.tested.metrics if study.tested else {}
     score = f", test/top1 {tested['test/top1']:.4f}" if "test/top1" in tested else ""
-    command = sys.argv[0] if sys.argv[0].endswith("deit-ray") else "deit-ray"
-    config, model = (relative(storage.join(study.folder, name)) for name in (BEST, MODEL))
+    config, model = (storage.absolute(storage.join(study.folder, name)) for name in (BEST, MODEL))
+    ui = hints.command("ui", results=results_of(study.folder))
+    evaluate = hints.command("evaluate", model, "--data", storage.absolute(study.experiment.data.uri))
     return Group(
         show_leaderboard(study.leaderboard(), metric, keys),
         Text(f"\nbest: trial {best.number}, {metric} {best.value:.4f}{score}", "bold green"),
         *(Text(f"  {key}: {short(value)}") for key, value in best.params.items()),
         Text("\nlook at every run in MLflow"),
-        Text(f"  {command} ui{storage.results_option(study.experiment.results.uri)}"),
+        Text(f"  {ui}"),
         Text("train the best configuration again, or use its weights"),
-        Text(f"  {command} train {config}"),
-        Text(f"  {command} evaluate {model} --data {study.experiment.data.uri}"),
+        Text(f"  {hints.command('train', config)}"),
+        Text(f"  {evaluate}"),
     )
 
 
@@ -284,7 +284,8 @@ def show_study(status: StudyStatus) -> Group:
         pid, host = status.driver["pid"], status.driver["host"]
         lines.append(Text(f"  driven by process {pid} on {host} for {elapsed}"))
     elif status.state == "interrupted":
-        lines.append(Text(f"  resume with: deit-ray tune --resume {status.name}"))
+        again = hints.command("tune", "--resume", status.name, results=results_of(status.folder))
+        lines.append(Text(f"  resume with: {again}"))
     gpu = f", {status.gpu_s / 3600:.2f} GPU-hours" if status.gpu_s else ""
     lines.append(Text(f"  {_counts(status)}; {duration(status.spent_s)} so far{gpu}"))
     return Group(*lines, show_leaderboard(status.board, status.metric, status.keys))
@@ -329,7 +330,7 @@ def _trial_facts(status: TrialStatus) -> dict[str, str]:
         facts[status.metric] = f"best {status.value:.4f}, last {status.last:.4f}"
     for worker in status.workers:
         facts[f"rank {worker['rank']}"] = f"on {worker['host']}, process {worker['pid']}"
-    facts["checkpoint"] = relative(status.checkpoint) if status.checkpoint else "none"
+    facts["checkpoint"] = status.checkpoint if status.checkpoint else "none"
     return facts
 
 
