@@ -45,7 +45,7 @@ def test_damage_is_named_with_the_command_that_repairs_it(prepared):
     assert f"train-00001.parquet: its checksum is not the manifest's {sizes}" in result.output
     assert "train-00001.parquet: is not a whole Parquet file" in result.output
     assert "3 problems in 2 shards" in result.output
-    assert "deit-ray data prepare x --out y" in result.output
+    assert f"deit-ray data prepare x --out {prepared}" in result.output  # where it is now, not y
 
 
 def test_the_suggested_command_repairs_the_data_set(tmp_path):

@@ -1,5 +1,6 @@
 """From a source to shards: digits, class folders of many kinds, and what is refused."""
 
+import csv
 import os
 import signal
 import subprocess
@@ -91,9 +92,10 @@ def test_an_unreadable_image_is_left_out_and_listed_with_its_reason(folders, tmp
     prepared = prepare(str(folders), str(tmp_path / "out"), max_bad=0.1)
     assert [name for names in prepared.unreadable.values() for name in names] == ["dog/broken.jpg"]
     assert sum(prepared.manifest.rows(split) for split in ("train", "test")) == 15
-    split, name, reason = (tmp_path / "out" / "unreadable.csv").read_text().splitlines()[1].split(",")
+    with open(tmp_path / "out" / "unreadable.csv") as file:
+        _, (split, name, reason) = csv.reader(file)
     assert prepared.manifest.unreadable == {split: 1}
-    assert (name, reason) == ("dog/broken.jpg", "not an image: it begins with b'no image'")
+    assert (name, reason) == ("dog/broken.jpg", 'not an image: it begins with "no image"')
 
 
 def test_more_unreadable_images_than_allowed_stop_it_and_are_listed(folders, tmp_path):
