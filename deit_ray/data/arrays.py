@@ -307,10 +307,11 @@ def _find_arrays(uris: list[str], folder: str) -> tuple[dict[tuple[str, str], Ar
     found, unknown = {}, []
     for uri in uris:
         path = uri[len(folder) :].strip("/")
-        for array in _arrays_in(uri):
+        inside = _arrays_in(uri)
+        for array in inside:
             place = path.rpartition(".")[0]
             own = array.name if array.member else place.rpartition("/")[2]
-            kind = _kind(own) or _kind(place)
+            kind = _kind(own) or (_kind(place) if len(inside) == 1 else None)
             split = split_word(_spaced(own)) or split_word(_spaced(place))
             if kind is None:
                 unknown.append(array)

@@ -9,6 +9,7 @@ import logging
 import warnings
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -22,6 +23,7 @@ JPEG_BLOCK = 512  # pixels that a byte of a JPEG can stand for at most: 64 for e
 ORIENTATION = 0x0112  # EXIF's tag
 JPEG, EXIF, XMP = b"\xff\xd8", b"Exif\x00\x00", b"http://ns.adobe.com/xap/"
 FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the markers that begin a frame
+ARITHMETIC = 0xC9  # the first marker of arithmetic coding
 PROGRAMS = {
     "EPS",
     "WMF",
@@ -99,12 +101,11 @@ def decode_jpeg(content: bytes | np.ndarray, buffer: np.ndarray | None = None) -
         buffer: uint8 memory for the pixels, used if they fit. Fresh memory costs time.
     """
     header = jpeg_header(content)
-    if header is None or header[2] not in (1, 3):
+    if header is None or header.channels not in (1, 3) or header.pixels > MOST_PIXELS:
         return None
-    size = header[0] * header[1]
-    if not 0 < size <= min(MOST_PIXELS, JPEG_BLOCK * len(content)):  # else libjpeg would fill all memory
+    if not header.fits(len(content)):  # libjpeg would fill all memory with grey
         return None
-    if buffer is not None and 3 * size > len(buffer):
+    if buffer is not None and 3 * header.pixels > len(buffer):
         buffer = None
     try:
         return simplejpeg.decode_jpeg(content, "RGB", buffer=buffer)
@@ -112,11 +113,33 @@ def decode_jpeg(content: bytes | np.ndarray, buffer: np.ndarray | None = None) -
         return None
 
 
-def jpeg_header(content: bytes | np.ndarray) -> tuple[int, int, int, int] | None:
-    """(height, width, channels, place behind the frame header) of a JPEG; None where there is no such header.
+class JpegHeader(NamedTuple):
+    """The frame header of a JPEG.
 
-    A JPEG has 1 channel (grey), 3 (colour), or 4 (CMYK).
+    Attributes:
+        height, width: in pixels.
+        channels: 1 (grey), 3 (colour) or 4 (CMYK).
+        marker: the byte that begins the header, and names the kind of compression.
+        end: place behind the header.
     """
+
+    height: int
+    width: int
+    channels: int
+    marker: int
+    end: int
+
+    @property
+    def pixels(self) -> int:
+        return self.height * self.width
+
+    def fits(self, length: int) -> bool:
+        """Whether so many bytes can hold the declared pixels. Arithmetic coding has no such bound."""
+        return self.marker >= ARITHMETIC or self.pixels <= JPEG_BLOCK * length
+
+
+def jpeg_header(content: bytes | np.ndarray) -> JpegHeader | None:
+    """The frame header of a JPEG; None where there is none."""
     content, place = memoryview(content), 2
     if content[:2] != JPEG:
         return None
@@ -124,7 +147,7 @@ def jpeg_header(content: bytes | np.ndarray) -> tuple[int, int, int, int] | None
         marker = content[place + 1]
         if marker in FRAMES:
             height, width = (int.from_bytes(content[place + at : place + at + 2]) for at in (5, 7))
-            return height, width, content[place + 9], place + 10
+            return JpegHeader(height, width, content[place + 9], marker, place + 10)
         if marker == 0xFF:  # a fill byte
             place += 1
         elif marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers without a length
@@ -136,7 +159,7 @@ def jpeg_header(content: bytes | np.ndarray) -> tuple[int, int, int, int] | None
 
 def _jpeg_orientation(content: bytes) -> int:
     """EXIF's orientation of a sound JPEG."""
-    head = content[: jpeg_header(content)[3]]
+    head = content[: jpeg_header(content).end]
     if EXIF not in head and XMP not in head:
         return 1
     with _quiet(), Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
@@ -171,6 +194,11 @@ def _decode_pil(content: bytes) -> tuple[np.ndarray, int, list[str]]:
     """
     if not content:
         raise Unreadable("an empty file")
+    header = jpeg_header(content)
+    if header and header.pixels <= MOST_PIXELS and not header.fits(len(content)):
+        raise Unreadable(
+            f"damaged: {len(content)} bytes are too few for {header.width}x{header.height} pixels"
+        )
     try:
         with _quiet(), Image.open(io.BytesIO(content), formats=_formats()) as image:
             deep = _is_deep(image)
@@ -184,6 +212,8 @@ def _decode_pil(content: bytes) -> tuple[np.ndarray, int, list[str]]:
                 remarks.append(PAGES)
             return pixels, _orientation(image), remarks
     except Image.UnidentifiedImageError:
+        if kind := _kind_of(content):
+            raise Unreadable(f"damaged, or of an unusual kind: it begins as {kind} does") from None
         raise Unreadable(f"not an image: it begins with {_beginning(content)}") from None
     except Image.DecompressionBombError:
         raise Unreadable(f"too large: it declares more than {MOST_PIXELS:,} pixels") from None
@@ -250,6 +280,12 @@ def _deep_remarks(values: np.ndarray, top: int) -> tuple[str, ...]:
     return (DEEP, SMALL) if is_small else (DEEP,)
 
 
+def _kind_of(content: bytes) -> str | None:
+    """The format that the first bytes are of; None where they are of none."""
+    accepts = {name: Image.OPEN[name][1] for name in _formats()}
+    return next((name for name, accept in accepts.items() if accept and accept(content[:16]) is True), None)
+
+
 def _beginning(content: bytes) -> str:
     """The first bytes of a file, as text if they are text, else as hexadecimal numbers."""
     first = content[:8]
@@ -265,10 +301,20 @@ def describe_remarks(remarks: dict[str, list], exif: bool) -> list[str]:
     """
     applied = "applied" if exif else "not applied, as in timm (--exif applies it)"
     texts = {
-        ROTATED: f"ask for a rotation in EXIF, which was {applied}",
-        DEEP: "have more than 8 bits; their declared range became 0 to 255",
-        SMALL: "of them use less than a quarter of that range, so they are nearly even, perhaps black",
-        PAGES: "have several pages or frames, of which the first was taken",
-    }
-    found = [(*remarks[remark], text) for remark, text in texts.items() if remark in remarks]
-    return [f"{count} image{'s' * (count != 1)} {text}; the first is {name}" for count, name, text in found]
+        ROTATED: (f"asks for a rotation in EXIF, which was {applied}",
+                  f"ask for a rotation in EXIF, which was {applied}"),
+        DEEP: ("has more than 8 bits; its declared range became 0 to 255",
+               "have more than 8 bits; their declared range became 0 to 255"),
+        SMALL: ("of more than 8 bits uses less than a quarter of it: it is nearly even, perhaps black",
+                "of more than 8 bits use less than a quarter of it: they are nearly even, perhaps black"),
+        PAGES: ("has several pages or frames, of which the first was taken",
+                "have several pages or frames, of which the first was taken"),
+    }  # fmt: skip
+    notes = []
+    for remark, (one, many) in texts.items():
+        count, name = remarks.get(remark, (0, ""))
+        if count == 1:
+            notes.append(f"1 image {one}; it is {name}")
+        elif count:
+            notes.append(f"{count} images {many}; the first is {name}")
+    return notes

@@ -75,7 +75,7 @@ def _as_it_is(content: bytes, decoded: Decoded, exif: bool) -> bytes | None:
     result is None instead.
     """
     header = jpeg_header(content)
-    if header is None or header[2] not in (1, 3):
+    if header is None or header.channels not in (1, 3):
         return None
     if decoded.orientation == 1:
         return content

@@ -151,10 +151,10 @@ class _Tables:
                 raise UserError(
                     f"{uri}: has no column {name}, which {self.uris[0]} has; it has {', '.join(schema.names)}"
                 )
-        kinds = [_image_kind(found.field(self.image).type) for found in (schema, first)]
-        if kinds[0] != kinds[1]:
+        own, wanted = (_image_kind(found.field(self.image).type) for found in (schema, first))
+        if own != wanted:
             raise UserError(
-                f"{uri}: its column {self.image} holds {kinds[0]}, that of {self.uris[0]} {kinds[1]}"
+                f"{uri}: its column {self.image} holds {own or 'no images'}, that of {self.uris[0]} {wanted}"
             )
         self.names.append(_hub_features(uri, schema).get(self.label, {}).get("names"))
         if self.label is None:
