@@ -283,7 +283,8 @@ def _deep_remarks(values: np.ndarray, top: int) -> tuple[str, ...]:
 def _kind_of(content: bytes) -> str | None:
     """The format that the first bytes are of; None where they are of none."""
     accepts = {name: Image.OPEN[name][1] for name in _formats()}
-    return next((name for name, accept in accepts.items() if accept and accept(content[:16]) is True), None)
+    first = content[:16].ljust(16, b"\0")  # some of PIL's checks need so many bytes
+    return next((name for name, accept in accepts.items() if accept and accept(first) is True), None)
 
 
 def _beginning(content: bytes) -> str:

@@ -193,8 +193,7 @@ class _Tables:
 
 def _label_column(schema: pa.Schema) -> str | None:
     """The column of labels: the first known name, else the only one that the hub's metadata calls a label."""
-    lower = {name.lower(): name for name in reversed(schema.names)}
-    if found := next((lower[name] for name in LABELS if name in lower), None):
+    if found := _first_known(schema.names, LABELS):
         return found
     features = _hub_features("", schema)
     described = [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]
@@ -208,8 +207,7 @@ def _image_column(uri: str, schema: pa.Schema) -> str:
         UserError: no column holds images, or several with unknown names do.
     """
     able = [name for name in schema.names if _image_kind(schema.field(name).type)]
-    lower = {name.lower(): name for name in reversed(able)}
-    if found := next((lower[name] for name in IMAGES if name in lower), None):
+    if found := _first_known(able, IMAGES):
         return found
     if len(able) == 1:
         return able[0]
@@ -231,6 +229,12 @@ def _image_column(uri: str, schema: pa.Schema) -> str:
         f"{uri}: no column of images; wanted is a column image with the bytes of image files, a struct with "
         f"bytes, or pixels; it has {', '.join(schema.names)}"
     )
+
+
+def _first_known(names: list[str], known: tuple[str, ...]) -> str | None:
+    """The name that comes first among the known ones; in capital letters too, where there is no other."""
+    by_lower = {name.lower(): name for name in reversed(names)} | {name: name for name in names}
+    return next((by_lower[name] for name in known if name in by_lower), None)
 
 
 def _image_kind(kind: pa.DataType) -> str | None:
