@@ -219,10 +219,10 @@ def _decode_pil(content: bytes) -> tuple[np.ndarray, int, list[str]]:
         raise Unreadable(f"too large: it declares more than {MOST_PIXELS:,} pixels") from None
     except Unreadable:
         raise
-    except (OSError, SyntaxError, ValueError) as error:
-        raise Unreadable(f"damaged: {error}") from None
-    except Exception:  # whatever else PIL's decoders raise on damaged files: struct.error, KeyError, ...
-        raise Unreadable("damaged: its parts do not fit together") from None
+    except Exception as error:  # PIL's decoders raise any kind on damaged files: OSError, struct.error, ...
+        is_sentence = isinstance(error, OSError) and "'" not in str(error) and str(error).strip()
+        reason = str(error) if is_sentence else "its parts do not fit together"
+        raise Unreadable(f"damaged: {reason}") from None
 
 
 def _quiet() -> warnings.catch_warnings:
