@@ -9,11 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from deit_ray.data.listing import LARGEST_LABEL
 from deit_ray.errors import UserError
 
-LARGEST_LABEL = 10_000  # a label up to this number, or up to ten times the number of images, is allowed
-NAMED = 5  # classes that a note names at most
-FEW = 5  # a class of fewer images is reported
+NAMED = 5  # classes that a message names at most
 WANTED = "a label is one whole number or one word"
 
 
@@ -196,33 +195,6 @@ def places(labels: pa.Array, classes: list[str], where: str) -> np.ndarray:
             f'{where}: row {row} has the label "{labels[row]}", which is none of the classes {known}'
         )
     return found.to_numpy().astype(np.int64)
-
-
-def describe_counts(classes: list[str], counts: dict[str, list[int]]) -> list[str]:
-    """Notes about classes without images, in some split or in all, and about classes of few images.
-
-    Args:
-        counts: number of images of each class, by split.
-    """
-    of_class = np.array(list(counts.values())).reshape(len(counts), len(classes))
-    total, notes = of_class.sum(0), []
-    if empty := _names(classes, total == 0):
-        notes.append(f"classes without an image: {empty}")
-    for split, found in zip(counts, of_class, strict=True):
-        if missing := _names(classes, (found == 0) & (total > 0)):
-            notes.append(f"classes without an image in {split}: {missing}")
-    if few := _names(classes, (total > 0) & (total < FEW)):
-        notes.append(f"classes of fewer than {FEW} images: {few}")
-    return notes
-
-
-def _names(classes: list[str], chosen: np.ndarray) -> str:
-    """How many classes are chosen, and the names of the first; empty where none is."""
-    names = [classes[label] for label in np.flatnonzero(chosen)]
-    if not names:
-        return ""
-    more = f" and {len(names) - NAMED} more" if names[NAMED:] else ""
-    return f"{len(names)} of {len(classes)} ({', '.join(names[:NAMED])}{more})"
 
 
 def _first(flags: pa.Array) -> int | None:

@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 from deit_ray.cli.main import app
 from deit_ray.data import shards, shuffle
 from deit_ray.data.crop import decode
-from deit_ray.data.labels import describe_counts
 from deit_ray.data.prepare import prepare
 from deit_ray.errors import UserError
 from tests.support.commands import call
@@ -322,13 +321,3 @@ def test_a_preparation_that_was_interrupted_still_counts_all_images(tmp_path, mo
         with pytest.raises(OSError, match="the disk is gone"):
             prepare(str(tmp_path / "in"), str(tmp_path / "out"))
     assert prepare(str(tmp_path / "in"), str(tmp_path / "out")).manifest.remarks["rotated"][0] == 10
-
-
-def test_empty_missing_and_rare_classes_are_reported():
-    counts = {"train": [0, 8, 2, 0, 9], "test": [0, 2, 1, 3, 0]}
-    assert describe_counts(["a", "b", "c", "d", "e"], counts) == [
-        "classes without an image: 1 of 5 (a)",
-        "classes without an image in train: 1 of 5 (d)",
-        "classes without an image in test: 1 of 5 (e)",
-        "classes of fewer than 5 images: 2 of 5 (c, d)",
-    ]
