@@ -60,12 +60,13 @@ def pictures(tmp_path):
 
 
 def test_a_folder_is_read_and_a_bad_image_costs_only_its_own_answer(tmp_path, pictures):
-    answered = call("predict", write_model(tmp_path), pictures, tmp_path / "missing.png", pictures / "a.jpg")
+    model = write_model(tmp_path)
+    answered = call("predict", model, pictures, tmp_path / "missing.png", pictures / "a.jpg")
     assert answered.status == 1
     answers = re.findall(r"^(\S+): (?:cat|dog) \d+\.\d%, (?:cat|dog) \d+\.\d%$", answered.out, re.MULTILINE)
     names = ["a.jpg", "inner/b.PNG", "thin.png", "a.jpg"]
     assert answers == [str(pictures / name) for name in names]
-    problems = [line for line in answered.err.splitlines() if not line.startswith("warning: ")]
+    problems = [line for line in answered.err.splitlines() if not line.startswith(("warning: ", model))]
     assert problems[0].startswith(f"{pictures}/broken.jpg: damaged: ")
     assert problems[1].startswith(f"{pictures}/float.tif: floating-point pixels, whose range is not declared")
     assert problems[2] == f"{tmp_path}/missing.png: cannot be read: No such file or directory"
