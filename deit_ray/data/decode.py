@@ -306,8 +306,8 @@ def describe_remarks(remarks: dict[str, list], exif: bool) -> list[str]:
                   f"ask for a rotation in EXIF, which was {applied}"),
         DEEP: ("has more than 8 bits; its declared range became 0 to 255",
                "have more than 8 bits; their declared range became 0 to 255"),
-        SMALL: ("of more than 8 bits uses less than a quarter of it: it is nearly even, perhaps black",
-                "of more than 8 bits use less than a quarter of it: they are nearly even, perhaps black"),
+        SMALL: ("uses less than a quarter of its declared range: it is nearly even, perhaps black",
+                "use less than a quarter of their declared range: they are nearly even, perhaps black"),
         PAGES: ("has several pages or frames, of which the first was taken",
                 "have several pages or frames, of which the first was taken"),
     }  # fmt: skip
