@@ -114,17 +114,22 @@ def evaluate(
 @app.command()
 def predict(
     model: Model,
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="image files")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="image files, or folders of them")],
     results: Results = "results",
 ):
-    """Print the most likely classes of images."""
+    """Print the most likely classes of images; the exit status is 1 if one cannot be read."""
     session = Session(results=results, console=Console())
     session.console.begin(f"{model}: reading its weights")
     from deit_ray.commands.predict import predict
 
-    for prediction in predict(model, images, session=session):
+    predictions = predict(model, images, session=session)
+    for prediction in predictions:
+        if prediction.problem:
+            session.console.err.print(f"{prediction.image}: {prediction.problem}", style="red", markup=False)
+            continue
         classes = ", ".join(f"{name} {p:.1%}" for name, p in prediction.classes)
         session.console.say(f"{prediction.image}: {classes}")
+    raise typer.Exit(1 if any(prediction.problem for prediction in predictions) else 0)
 
 
 def _begin(console: Console, name: str, results: str) -> None:

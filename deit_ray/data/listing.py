@@ -51,8 +51,8 @@ class Reader(Protocol):
     """Fetches images."""
 
     def read(self, images: pa.Table) -> Iterator[bytes | np.ndarray | Unreadable]:
-        """Yields for each row, in order, an encoded file, RGB pixels uint8 [height, width, 3], or the reason
-        why the image cannot be read."""
+        """Yields for each row, in order, an encoded file, RGB pixels [height, width, 3] (uint8, uint16 or
+        bool), or the reason why the image cannot be read."""
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,8 @@ def save_model(path: Path, state: dict[str, torch.Tensor], description: dict) ->
     """Writes weights, with a description inside, that timm.create_model(..., checkpoint_path=path) loads.
 
     Args:
-        description: model, arguments (of timm.create_model), classes, image_size, eval_crop, mean, std.
+        description: model, arguments (of timm.create_model), classes, image_size, eval_crop, mean, std, and
+            exif (whether images are turned as their EXIF says; absent in models of earlier versions).
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, path, metadata={"format": "pt", METADATA: json.dumps(description)})

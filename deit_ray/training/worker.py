@@ -38,6 +38,7 @@ class TrainJob:
     Attributes:
         experiment: the trial's.
         classes: names, by label.
+        exif: whether the data set's images were turned as their EXIF says.
         worklist: the run's work list.
         stream: this rank's batches; the stream has been started.
         teacher: Ray object reference of `TeacherWeights`, or None.
@@ -47,6 +48,7 @@ class TrainJob:
 
     experiment: Experiment
     classes: list[str]
+    exif: bool
     worklist: WorkList
     stream: Stream
     teacher: object
@@ -67,7 +69,7 @@ def train_worker(**fields) -> None:
     device = ray.train.torch.get_device()
     torch.set_num_threads(experiment.train.threads)
     train_step = make_train_step(job, rank, world_size, device)
-    model, description = train_step.model, describe(experiment, job.classes)
+    model, description = train_step.model, describe(experiment, job.classes, job.exif)
 
     progress, checkpoint = Progress(0), ray.train.get_checkpoint()
     if checkpoint:
@@ -151,7 +153,7 @@ def make_train_step(job: TrainJob, rank: int, world_size: int, device: torch.dev
     return TrainStep(experiment, model, wrapped, teacher, classes, job.worklist.steps_per_epoch, rank, device)
 
 
-def describe(experiment: Experiment, classes: list[str]) -> dict:
+def describe(experiment: Experiment, classes: list[str], exif: bool) -> dict:
     """The description that a model.safetensors holds beside the weights; see `save_model`."""
     data, student = experiment.data, experiment.student
     return {
@@ -162,6 +164,7 @@ def describe(experiment: Experiment, classes: list[str]) -> dict:
         "eval_crop": data.eval_crop,
         "mean": data.mean,
         "std": data.std,
+        "exif": exif,
     }
 
 

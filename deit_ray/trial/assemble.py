@@ -68,6 +68,7 @@ def make_trial(
     worklist = make_worklist(own, shared.manifest, shared.data, splits)
     job = {
         "classes": shared.manifest.classes,
+        "exif": shared.manifest.exif,
         "teacher": shared.teacher,
         "initial": shared.initial,
         "folder": config["folder"],
