@@ -291,9 +291,7 @@ def test_images_that_ask_for_a_rotation_are_deep_or_have_pages_are_counted(tmp_p
     assert "2 images ask for a rotation in EXIF, which was not applied, as in timm" in said
     assert "the first is a/turned." in said
     assert "1 image has more than 8 bits; its declared range became 0 to 255; it is b/deep.png" in said
-    assert (
-        "1 image uses less than a quarter of its declared range: it is nearly even, perhaps black" in said
-    )
+    assert "1 image uses less than a quarter of its declared range: it is nearly even, perhaps black" in said
     manifest = shards.read_manifest(out)
     assert (manifest.exif, manifest.remarks["rotated"][0]) == (False, 2)
     again = prepare(source, out)  # what was counted is kept with the data set
