@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
+from deit_ray.accuracy import show_accuracy
 from deit_ray.cli.options import Address, Model, Results, Study, Verbose
+from deit_ray.errors import UserError
 from deit_ray.terminal.console import Console
 from deit_ray.terminal.session import Session
 
@@ -32,8 +34,9 @@ def best(
     trial = found.best()
     config, model = found.save_best()
     session = Session(address, results, Console(), verbose)
+    value = show_accuracy(trial.value, trial.images, trial.choices)
     session.console.say(
-        f"{found.name}: trial {trial.number}, {found.experiment.search.metric} {trial.value:.4f}\n"
+        f"{found.name}: trial {trial.number}, {found.experiment.search.metric} {value}\n"
         f"  {os.path.relpath(config)}\n  {os.path.relpath(model)}"
     )
     if verify:
@@ -99,11 +102,21 @@ def evaluate(
     results: Results = "results",
     verbose: Verbose = False,
 ):
-    """Evaluate a model on every image of a data set."""
+    """Evaluate a model on every image of a data set: metrics, accuracy by class, and its worst mistakes."""
+    from deit_ray.cli.views import show_evaluation
+    from deit_ray.commands.mistakes import save_answers
     from deit_ray.commands.predict import evaluate
 
     session = Session(address, results, Console(), verbose)
-    session.console.say(metrics_line(evaluate(model, data, split, session)))
+    found = evaluate(model, data, split, session)
+    session.console.say(metrics_line(found))
+    try:
+        files, reason = save_answers(found), None
+    except UserError as error:  # looking at a model needs no place to write
+        files, reason = [], str(error)
+    session.console.out.print(show_evaluation(found, files))
+    if reason:
+        session.console.warn(reason)
 
 
 @app.command()

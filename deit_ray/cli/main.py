@@ -110,8 +110,10 @@ def train(
     session.console.say(
         f"{run.name}: finished; {finished.metrics_line(run.metrics)}\n"
         f"  {os.path.relpath(run.folder)}/model.safetensors",
-        "bold green",
+        "bold yellow" if run.remark else "bold green",
     )
+    if run.remark:
+        session.console.warn(run.remark)
 
 
 @app.command()

@@ -31,12 +31,12 @@ def shown_on(console: Console) -> ShowProgress:
             return
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=None),  # takes what is left of the width
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=console.out, transient=True) as bar:
+        with Progress(*columns, console=console.out, transient=True, expand=True) as bar:
             task, begin, count = bar.add_task(name, total=total, rate=""), time.monotonic(), 0
 
             def advance(done: int) -> None:
