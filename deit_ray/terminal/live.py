@@ -14,11 +14,11 @@ from deit_ray.experiment.config import Experiment
 from deit_ray.outcome import Kind, Outcome
 from deit_ray.terminal.console import Console
 from deit_ray.terminal.format import STATE_COLOURS, assignments, duration, short, short_key
-from deit_ray.terminal.table import FittedTable
+from deit_ray.terminal.table import FittedTable, wrapped
 
 REFRESH_PER_S = 2
 SHOWN = 30  # rows of the live table at most
-AROUND = 4  # lines of the live view that are no trial: title, headings, and what is not shown
+LONG = 120  # characters that the title, or the list of columns that are not shown, has at most
 SHOWN_METRICS = ("val/loss", "val/top1", "val/top1_balanced", "val/top1_dist", "test/top1")
 RUNNING = "running"
 
@@ -177,7 +177,8 @@ class StudyView:
 
     def _table(self) -> Group:
         with self.lock:
-            rows = self._shown_rows(max(1, min(SHOWN, self.console.out.height - AROUND)))
+            around = 2 + 2 * -(-LONG // self.console.out.width)  # lines that are no trial
+            rows = self._shown_rows(max(1, min(SHOWN, self.console.out.height - around)))
             ended = sum(row.state != RUNNING for row in self.rows.values())
         elapsed_s = time.monotonic() - self.began
         left = f", about {duration(elapsed_s / ended * (self.total - ended))} left" if ended else ""
@@ -187,7 +188,7 @@ class StudyView:
         table = FittedTable(*columns, *(short_key(key, keys) for key in keys), right=("trial",))
         for number, row in rows.items():
             table.add_row(*self._cells(number, row), *_values(row, keys))
-        return Group(Text(title, "bold", overflow="fold"), table)
+        return Group(wrapped(title, "bold"), table)
 
     def _shown_rows(self, most: int) -> dict[int, Row]:
         """The running trials, and as many of the latest others as fit, by number."""

@@ -11,6 +11,14 @@ GAP = 2  # columns of the terminal between two columns of a table
 LEAST = 16  # of a column that wraps
 
 
+def wrapped(text: str, style: str = "") -> Table:
+    """A text that takes as many lines as it needs, also where the console does not wrap."""
+    grid = Table.grid()
+    grid.add_column(overflow="fold")
+    grid.add_row(Text(text, style))
+    return grid
+
+
 class FittedTable:
     """A table whose columns are dropped from the right until it fits. A line below it names them.
 
@@ -41,7 +49,7 @@ class FittedTable:
         count = self.shown(options.max_width)
         yield from self._table(count, options.max_width)
         if dropped := self.columns[count:]:
-            yield Text(f"not shown, for want of room: {', '.join(dropped)}", "dim", overflow="fold")
+            yield wrapped(f"not shown, for want of room: {', '.join(dropped)}", "dim")
 
     def _table(self, count: int, width: int) -> Iterator[Table]:
         table = Table(box=None, pad_edge=False, header_style="bold")
@@ -101,4 +109,4 @@ class PairTable:
         for key, values in self.rows.items():
             yield Text(key)
             for name, value in zip(self.names, values, strict=True):
-                yield Text(f"  {name}: {value}", overflow="fold")
+                yield Text(f"  {name}: {value}")
