@@ -123,7 +123,7 @@ def save_for_timm(weights: Path, out: Path) -> None:
     model = timm.create_model("tf_efficientnet_lite0")
     own = model.state_dict()
     names = [name for name in own if not name.endswith("num_batches_tracked")]
-    values = [value for name, value in state.items() if not name.endswith("num_batches_tracked")]
+    values = [value.contiguous() for name, value in state.items() if not name.endswith("num_batches_tracked")]
     save_file(own | dict(zip(names, values, strict=True)), out)
 
 
