@@ -73,10 +73,12 @@ def few_images_warning(split: str, images: int, fraction: float = 0.9) -> str | 
     if not 0 < images < FEW_IMAGES:
         return None
     low, high = interval(fraction, images)
-    needed = [f"{images_for(d, fraction):,} images for a difference of {d:g}" for d in DIFFERENCES]
+    needed = ", ".join(
+        f"{images_for(d, fraction):,} images to see a difference of {d:g}" for d in DIFFERENCES
+    )
     return (
-        f"{split} has {images} images: an accuracy of {fraction:g} there is one between {low:.2f} and "
-        f"{high:.2f}; two models can be told apart by {', '.join(needed[:-1])}, {needed[-1]}"
+        f"{split} has only {images} images: where {fraction:g} is measured, the accuracy lies between "
+        f"{low:.2f} and {high:.2f}; two models need {needed}"
     )
 
 

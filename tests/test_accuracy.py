@@ -57,8 +57,8 @@ def test_so_many_images_tell_a_difference_apart(difference):
 def test_few_val_images_are_warned_of_and_enough_are_not():
     assert few_images_warning("val", 200) is few_images_warning("val", 0) is None
     warning = few_images_warning("val", 24)
-    assert warning.startswith("val has 24 images: an accuracy of 0.9 there is one between 0.72 and 0.97")
-    assert "277 images for a difference of 0.05" in warning  # 1.96^2 x 2 x 0.9 x 0.1 / 0.05^2 = 276.6
+    assert "val has only 24 images: where 0.9 is measured, the accuracy lies between 0.72 and 0.97" in warning
+    assert "277 images to see a difference of 0.05" in warning  # 1.96^2 x 2 x 0.9 x 0.1 / 0.05^2 = 276.6
 
 
 def test_not_better_than_the_largest_class_is_said_where_it_is_true():

@@ -188,6 +188,6 @@ def test_few_val_images_are_said_before_anything_is_trained(images, warned, caps
     view.reported(metrics)
     view.kept("val/top1", {10: 0.5, 20: 1.0, 30: float("nan")}, metrics)
     output = capsys.readouterr()
-    assert output.err.count(f"val has {images} images") == (2 if warned else 0)
+    assert output.err.count(f"val has only {images} images") == (2 if warned else 0)
     assert ("val/top1 1.000 (0.862-1.000)" in output.out) == warned
     assert "kept: the model of step 20, val/top1 1.0000 (" in output.out
