@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deit_ray import storage
-from deit_ray.accuracy import chance_remark, few_images_warning, show_accuracy
+from deit_ray.accuracy import chance_remark, show_accuracy
 from deit_ray.outcome import Kind
 from deit_ray.results.folders import BEST, MODEL
 from deit_ray.terminal.format import STATE_COLOURS, duration, relative, short, short_key
@@ -59,8 +59,8 @@ def show_plan(found: Plan) -> Group:
         rows["ends early when"] = ", ".join(
             BUDGETS[key].format(value, search.metric) for key, value in budgets.items()
         )
-    if warning := few_images_warning("val", found.val_images):
-        rows["warning"] = warning
+    if found.remarks:
+        rows["warning"] = "\n".join(found.remarks)
     parts.append(_facts(f"plan of {experiment.name} on {found.device}", rows))
     return Group(*parts)
 
@@ -237,7 +237,8 @@ def _remarks(
 
     The test images decide, if the model was tested; else those by which it was chosen.
     """
-    remark = chance_remark(metric, value, images, largest.get(metric.partition("/")[0]))
+    split, _, name = metric.partition("/")
+    remark = chance_remark(metric, value, images, largest.get(split) if name.startswith("top1") else None)
     if "test/top1" in tested:
         remark = chance_remark(
             "test/top1", tested["test/top1"], tested.get("test/images"), largest.get("test")

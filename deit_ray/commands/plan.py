@@ -19,7 +19,8 @@ from deit_ray.results.folders import EXPERIMENT, JOURNAL, experiment_of, measure
 from deit_ray.results.origin import origin_of
 from deit_ray.terminal.session import Session
 from deit_ray.trial.needs import Needs
-from deit_ray.trial.reading import count_val, make_worklist
+from deit_ray.trial.reading import make_worklist
+from deit_ray.trial.remarks import remarks_before
 from deit_ray.trial.resolve import Resolved, resolve
 
 SAMPLED = 5  # trials that are shown
@@ -51,7 +52,7 @@ class Plan:
         concurrent: trials that will run at once.
         epochs, steps, samples: sums over all trials of full length; a scheduler stops some trials early.
         rate: training speed; None if it is not known.
-        val_images: images on which trials are ranked, or a run's best model is chosen.
+        remarks: warnings, see `trial.remarks`.
     """
 
     experiment: Experiment
@@ -68,7 +69,7 @@ class Plan:
     steps: int
     samples: int
     rate: Rate | None
-    val_images: int = 0
+    remarks: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def worker_hours(self) -> float | None:
@@ -135,7 +136,7 @@ def plan_of(resolved: Resolved, resources: dict[str, float], where: str) -> Plan
         steps=epochs * max(worklist.train.images // size for size in batch_sizes),
         samples=epochs * max(worklist.train.images // size * size for size in batch_sizes),
         rate=rate_of(experiment, device),
-        val_images=count_val(experiment, resolved.manifest),
+        remarks=remarks_before(experiment, resolved.manifest),
     )
 
 

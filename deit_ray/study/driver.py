@@ -30,7 +30,8 @@ from deit_ray.trial.assemble import make_trial
 from deit_ray.trial.failure import Failure
 from deit_ray.trial.launch import share
 from deit_ray.trial.needs import Needs
-from deit_ray.trial.reading import count_val, largest_shares
+from deit_ray.trial.reading import largest_shares
+from deit_ray.trial.remarks import remarks_before
 from deit_ray.trial.resolve import Resolved
 from deit_ray.trial.train_private import without_runtime_environment
 from deit_ray.trial.trial import Trial
@@ -61,8 +62,8 @@ class Driver:
         fit = needs.fit(resources)
         self.concurrent = max(1, min(fit, search.trials, search.max_concurrent or fit))
         self.resources, self.tracking = Resources(study, needs.gpus), Tracking(study, console)
-        val_images = count_val(self.experiment, resolved.manifest)
-        self.terminal = Terminal(study, console, device, self.concurrent, val_images)
+        remarks = remarks_before(self.experiment, resolved.manifest)
+        self.terminal = Terminal(study, console, device, self.concurrent, remarks)
         self.observers: list[Observer] = [self.resources, Database(study), self.tracking, self.terminal]
         self.trials = Trials(study, self.observers)
         self.ticked = time.monotonic()

@@ -3,13 +3,14 @@
 import math
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from deit_ray.accuracy import FEW_IMAGES, few_images_warning, show_accuracy
+from deit_ray.accuracy import FEW_IMAGES, show_accuracy
 from deit_ray.experiment.config import Experiment
 from deit_ray.outcome import Kind, Outcome
 from deit_ray.terminal.console import Console
@@ -30,13 +31,13 @@ class RunView:
         self.console, self.name, self.experiment = console, name, experiment
         self.began = time.monotonic()
 
-    def started(self, device: str, val_images: int = 0) -> None:
-        """Says what is trained; warns if there are few val images."""
+    def started(self, device: str, remarks: Sequence[str] = ()) -> None:
+        """Says what is trained, and the remarks as warnings."""
         self.began = time.monotonic()
         model, epochs = self.experiment.student.model, self.experiment.train.epochs
         self.console.say(f"{self.name}: training {model} for {epochs} epochs on {device}")
-        if warning := few_images_warning("val", val_images):
-            self.console.warn(warning)
+        for remark in remarks:
+            self.console.warn(remark)
 
     def reported(self, metrics: dict[str, float]) -> None:
         epoch, total = metrics["epoch"], self.experiment.train.epochs
@@ -105,15 +106,20 @@ class StudyView:
         self.total, self.began = 0, time.monotonic()
 
     def start(
-        self, device: str, concurrent: int, total: int, resumed: dict[int, str], val_images: int = 0
+        self,
+        device: str,
+        concurrent: int,
+        total: int,
+        resumed: dict[int, str],
+        remarks: Sequence[str] = (),
     ) -> None:
-        """Says which trials will run; warns if there are few val images to rank them.
+        """Says which trials will run, and the remarks as warnings.
 
         Args:
             concurrent: number of trials at a time.
             total: number of trials to run.
             resumed: by number, what a resume does with each trial that it found open, in words.
-            val_images: number of val images.
+            remarks: see `trial.remarks`.
         """
         self.total, self.began = total, time.monotonic()
         say, search, epochs = self.console.say, self.experiment.search, self.experiment.train.epochs
@@ -121,8 +127,8 @@ class StudyView:
             say(f"  trial {number:>3} {text}")
         say(f"{self.name}: {total} trials of {epochs} epochs on {device}, {concurrent} at a time")
         say(f"  searching {', '.join(search.space)} for the best {self.metric}")
-        if self.metric.startswith("val/") and (warning := few_images_warning("val", val_images)):
-            self.console.warn(warning)
+        for remark in remarks:
+            self.console.warn(remark)
         if self.console.out.is_terminal and not self.console.quiet:
             self.live = Live(
                 get_renderable=self._table,

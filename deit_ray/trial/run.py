@@ -39,7 +39,8 @@ from deit_ray.tracking.tracked import Run
 from deit_ray.tracking.tracker import Tracker
 from deit_ray.trial.failure import read_failure, reason_of
 from deit_ray.trial.needs import MODULES
-from deit_ray.trial.reading import count_val, largest_shares, make_worklist
+from deit_ray.trial.reading import largest_shares, make_worklist
+from deit_ray.trial.remarks import remarks_before
 
 if TYPE_CHECKING:
     from deit_ray.trial.resolve import Resolved
@@ -118,7 +119,7 @@ def train_in(
         with driving(folder, name), Tracker.of(experiment, session.console) as tracker:
             run = start_single(tracker, experiment, folder)
             view = RunView(session.console, name, experiment)
-            view.started(device, count_val(experiment, resolved.manifest))
+            view.started(device, remarks_before(experiment, resolved.manifest))
             with _explaining(folder, experiment, tracker, run):
                 metrics = _train_on(folder, resolved, device, splits, view.reported)
             keep_best_model(folder, experiment.search.metric)

@@ -1,6 +1,7 @@
 """Tables fit the terminal: columns are dropped from the right, and what people type is never cut."""
 
 import io
+import json
 import re
 
 import optuna
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from deit_ray.cli.views import show_difference, show_studies, show_study
 from deit_ray.commands.diff import Difference
+from deit_ray.data import shards
 from deit_ray.experiment.load import load_experiment
 from deit_ray.outcome import Outcome
 from deit_ray.study.leaderboard import leaderboard
@@ -19,6 +21,7 @@ from deit_ray.terminal.console import Console as DeitConsole
 from deit_ray.terminal.live import RunView, StudyView
 from deit_ray.terminal.progress import shown_on
 from deit_ray.terminal.table import FittedTable
+from deit_ray.trial.remarks import remarks_before, teacher_remark
 from tests.conftest import EXPERIMENTS
 
 WIDTHS = (40, 60, 80, 200)
@@ -179,11 +182,15 @@ def test_one_winner_for_the_leaderboard_and_optuna_whatever_the_last_values_are(
 
 
 @pytest.mark.parametrize(("images", "warned"), [(24, True), (500, False)])
-def test_few_val_images_are_said_before_anything_is_trained(images, warned, capsys):
-    experiment = load_experiment(EXPERIMENTS / "digits_search.yaml")
-    StudyView(DeitConsole(), STUDY, experiment).start("cpu", 1, 10, {}, images)
+def test_few_val_images_are_said_and_their_accuracy_is_shown_with_its_interval(images, warned, capsys):
+    experiment = load_experiment(
+        EXPERIMENTS / "digits_search.yaml", {"distillation.kind": "none", "search.space": {}}
+    )
+    manifest = shards.Manifest(["a"], {"train": [shards.Shard("x", [10 * images], 0, "")]}, {}, "")
+    remarks = remarks_before(experiment, manifest)
+    StudyView(DeitConsole(), STUDY, experiment).start("cpu", 1, 10, {}, remarks)
     view = RunView(DeitConsole(), "run-1", experiment)
-    view.started("cpu", images)
+    view.started("cpu", remarks)
     metrics = {"epoch": 1, "val/top1": 1.0, "val/images": float(images), "perf/images_per_s": 5.0}
     view.reported(metrics)
     view.kept("val/top1", {10: 0.5, 20: 1.0, 30: float("nan")}, metrics)
@@ -191,3 +198,22 @@ def test_few_val_images_are_said_before_anything_is_trained(images, warned, caps
     assert output.err.count(f"val has only {images} images") == (2 if warned else 0)
     assert ("val/top1 1.000 (0.862-1.000)" in output.out) == warned
     assert "kept: the model of step 20, val/top1 1.0000 (" in output.out
+
+
+@pytest.mark.parametrize(("top1", "said"), [(0.1, True), (0.13, True), (0.9, False)])
+def test_a_teacher_at_chance_is_said_with_its_own_accuracy(top1, said, tmp_path):
+    folder = tmp_path / "teacher-1"
+    folder.mkdir()
+    (folder / "run.json").write_text(
+        json.dumps({"outcome": "finished", "metrics": {"test/top1": top1, "test/images": 200.0}})
+    )
+    manifest = shards.Manifest(list("abcdefghij"), {}, {"train": [9] * 10, "test": [20] * 10}, "")
+    for weights in ("run:teacher", "run:teacher-1", f"{folder}/model.safetensors"):
+        keys = {"distillation.teacher.weights": weights, "results.uri": str(tmp_path)}
+        remark = teacher_remark(load_experiment(EXPERIMENTS / "digits_student.yaml", keys), manifest)
+        assert (remark is not None) == said
+        if said:
+            assert remark.startswith(f"the teacher teacher-1 has test/top1 {top1:.4f} (")
+            assert "not better than always answering the largest class (0.1000)" in remark
+    keys["distillation.teacher.weights"] = "run:nobody"
+    assert teacher_remark(load_experiment(EXPERIMENTS / "digits_student.yaml", keys), manifest) is None
