@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # their imports take seconds, and `status` does not need them
     from deit_ray.commands.diff import Difference, Pair
     from deit_ray.commands.plan import Plan
     from deit_ray.commands.reproduce import Reproduction
+    from deit_ray.study.records import TrialRecord
     from deit_ray.study.resume import Preview
     from deit_ray.study.status import StudyStatus, TrialStatus
     from deit_ray.study.study import Study
@@ -205,21 +206,18 @@ def show_result(study: Study) -> Group:
     """A study that has ended, with its best trial and what to do next."""
     best, metric, keys = study.best(), study.experiment.search.metric, list(study.experiment.search.space)
     tested = study.tested_best()
-    score = "".join(
-        f", {name} {show_accuracy(tested[name], tested.get('test/images'))}"
-        for name in ("test/top1", "test/top1_balanced")
-        if name in tested
-    )
-    value = show_accuracy(best.value, best.images, best.choices)
+    names = [name for name in ("test/top1", "test/top1_balanced") if name in tested]
+    score = "".join(f", {name} {tested[name]:.4f}" for name in names)
     remarks = _remarks(metric, best.value, best.images, tested, study.largest)
     command = sys.argv[0] if sys.argv[0].endswith("deit-ray") else "deit-ray"
     config, model = (relative(storage.join(study.folder, name)) for name in (BEST, MODEL))
     return Group(
         show_leaderboard(study.leaderboard(), metric, keys),
         Text(
-            f"\nbest: trial {best.number}, {metric} {value}{score}",
+            f"\nbest: trial {best.number}, {metric} {best.value:.4f}{score}",
             "bold yellow" if remarks else "bold green",
         ),
+        *_intervals(metric, best, tested),
         *remarks,
         *(Text(f"  {key}: {short(value)}") for key, value in best.params.items()),
         Text("\nlook at every run in MLflow"),
@@ -228,6 +226,17 @@ def show_result(study: Study) -> Group:
         Text(f"  {command} train {config}"),
         Text(f"  {command} evaluate {model} --data {study.experiment.data.uri}"),
     )
+
+
+def _intervals(metric: str, best: TrialRecord, tested: dict[str, float]) -> list[Text]:
+    """The intervals of the best trial's values; no line if the numbers of images are not known."""
+    shown = []
+    if best.images:
+        chosen = f", as the best of {best.choices} evaluations" if best.choices > 1 else ""
+        shown.append(f"{metric} {show_accuracy(best.value, best.images, best.choices)}{chosen}")
+    if "test/top1" in tested and "test/images" in tested:
+        shown.append(f"test/top1 {show_accuracy(tested['test/top1'], tested['test/images'])}")
+    return [Text(f"  95% interval of {text}") for text in shown]
 
 
 def _remarks(

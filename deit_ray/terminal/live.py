@@ -149,11 +149,12 @@ class StudyView:
         value = result[self.metric]
         with self.lock:
             row = self.rows.setdefault(number, Row())
+            is_new = result["epoch"] > row.epoch  # Tune repeats the last result at the end
             row.epoch, row.step = result["epoch"], result["step"]
             row.images_per_s = result.get("perf/images_per_s")
             row.images = result[f"{self.metric.split('/')[0]}/images"]
             if math.isfinite(value):
-                row.choices += 1
+                row.choices += is_new
                 row.best = value if row.best is None else max(value, row.best)
 
     def trial_ended(self, number: int, outcome: Outcome, best: float | None) -> None:
