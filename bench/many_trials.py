@@ -112,13 +112,17 @@ def measure(folder: Path, trials: int, concurrent: int, sampler: str) -> dict[st
         def trainable(self) -> type:
             return Idle
 
+    class AnyValues(Resolved):
+        def refusal(self, params: dict) -> None:
+            return None
+
     class Ends(Observer):
         def trial_ended(self, end) -> None:
             ends.append((time.process_time(), time.monotonic()))
 
     experiment = make_experiment(folder, trials, concurrent, sampler)
     data = Manifest(["a", "b"], {}, {}, "")
-    resolved = Resolved(experiment, data, str(folder), None, None)
+    resolved = AnyValues(experiment, data, str(folder), None, None)
     os.environ.pop("RAY_ADDRESS", None)
     console = Console()
     with connect.connected("local", False, console.warn):

@@ -9,6 +9,9 @@ from enum import StrEnum
 MODEL, BAD_IMAGES = "model.safetensors", "bad_images.csv"  # files that become artifacts when a run ends
 
 
+REFUSED = "not started: "  # begins the reason of a trial that cannot run with its searched values
+
+
 class Kind(StrEnum):
     """The four ways to end. A run that was interrupted has no outcome until a resume decides."""
 
@@ -57,6 +60,11 @@ class Outcome:
         return cls(Kind.FAILED, reason)
 
     @classmethod
+    def refused(cls, reason: str) -> "Outcome":
+        """The failure of a trial that was not started, since it cannot run with its searched values."""
+        return cls(Kind.FAILED, REFUSED + reason)
+
+    @classmethod
     def cancelled(cls) -> "Outcome":
         return cls(Kind.CANCELLED)
 
@@ -77,6 +85,11 @@ class Outcome:
             f"{text!r} is not an outcome; allowed: finished, stopped early at epoch N, failed: REASON, "
             "cancelled"
         )
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether it is the outcome of a trial that was not started."""
+        return self.kind == Kind.FAILED and self.detail.startswith(REFUSED)
 
     @property
     def text(self) -> str:

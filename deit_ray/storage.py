@@ -1,4 +1,7 @@
-"""Files on a local disk or an object store (pyarrow.fs): one way to name, read and write them."""
+"""Files on a local disk or an object store (pyarrow.fs): one way to name, read and write them.
+
+A local file is read without pyarrow, whose import would delay every message.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deit_ray.errors import UnavailableError, UserError
+from deit_ray.errors import UnavailableError, UserError, explain_os_error
 
 if TYPE_CHECKING:
     from pyarrow import fs
@@ -61,11 +64,6 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([folder.rstrip("/"), *parts]) + mark + options
 
 
-def results_option(uri: str) -> str:
-    """The option that a command needs to find results at a URI; empty for the default folder `results`."""
-    return "" if uri == "results" else f" --results {uri}"
-
-
 def read_bytes(uri: str) -> bytes:
     """The content of a file.
 
@@ -73,6 +71,9 @@ def read_bytes(uri: str) -> bytes:
         FileNotFoundError: there is no such file.
         UnavailableError: the file cannot be read or reached.
     """
+    if is_local(uri):
+        with _naming(uri, "read"):
+            return Path(local_path(uri)).read_bytes()
     filesystem, path = open_uri(uri)
     with _naming(uri, "read"), filesystem.open_input_stream(path) as stream:
         return stream.read()
@@ -119,7 +120,8 @@ def _naming(uri: str, what: str) -> Iterator[None]:
     except (FileExistsError, FileNotFoundError):
         raise
     except OSError as error:
-        raise UnavailableError(f"{uri}: cannot be {what}: {error.strerror or error}") from error
+        reason = explain_os_error(OSError(error.errno, error.strerror or str(error)))
+        raise UnavailableError(f"{uri}: cannot be {what}: {reason}") from error
 
 
 @contextlib.contextmanager
@@ -157,18 +159,33 @@ def _upload(uri: str, content: bytes) -> None:
 
 def remove(uri: str) -> None:
     """Deletes a file, if it exists."""
-    if exists(uri):
+    if is_local(uri):
+        with _naming(uri, "deleted"):
+            Path(local_path(uri)).unlink(missing_ok=True)
+    elif exists(uri):
         filesystem, path = open_uri(uri)
         filesystem.delete_file(path)
 
 
 def exists(uri: str) -> bool:
     """Whether a file or folder exists."""
+    if is_local(uri):
+        with _naming(uri, "read"):
+            return _exists(local_path(uri))
     from pyarrow import fs
 
     filesystem, path = open_uri(uri)
     with _naming(uri, "read"):
         return filesystem.get_file_info(path).type != fs.FileType.NotFound
+
+
+def _exists(path: str) -> bool:
+    """Whether a local file or folder exists; `os.path.exists` would hide that it cannot be looked at."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def modified_ns(uri: str) -> int | None:
@@ -179,6 +196,10 @@ def modified_ns(uri: str) -> int | None:
 
 def list_names(uri: str) -> list[str]:
     """The names of a folder's entries, sorted; an empty list if there is no folder."""
+    if is_local(uri):  # pyarrow fails at names that are not UTF-8
+        with _naming(uri, "read"), contextlib.suppress(FileNotFoundError):
+            return sorted(os.listdir(local_path(uri)))
+        return []
     from pyarrow import fs
 
     filesystem, path = open_uri(uri)

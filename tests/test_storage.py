@@ -27,7 +27,9 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_is_named_and_leaves_nothing_half_written(small_disk):
     storage.write_bytes(f"{small_disk}/a", b"x" * 100_000)
-    with pytest.raises(UnavailableError, match=r"disk/b: cannot be written: No space left on device"):
+    with pytest.raises(
+        UnavailableError, match=r"disk/b: cannot be written: no space left on device; make room"
+    ):
         storage.write_bytes(f"{small_disk}/b", b"x" * 300_000)
     assert os.listdir(small_disk) == ["a"]
     storage.write_bytes(f"{small_disk}/b", b"x" * 1000)

@@ -40,6 +40,13 @@ def data_prepare(
         str | None,
         typer.Option(help="file with the labels of ILSVRC2012's validation images, one 'name synset' a line"),
     ] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SUFFIX",
+            help="which image of a WebDataset sample to use, if samples have several, such as jpg",
+        ),
+    ] = None,
     exif: Annotated[
         bool,
         typer.Option(
@@ -58,10 +65,11 @@ def data_prepare(
 ):
     """Prepare a data set: images become shards for training. A second call replaces bad shards."""
     allowed_bad = fraction_of("--max-bad", max_bad)
+    console = Console()
+    console.begin(f"looking at {source}")
     from deit_ray.data.prepare import prepare
     from deit_ray.terminal.progress import shown_on
 
-    console = Console()
     prepared = prepare(
         source,
         out,
@@ -70,6 +78,7 @@ def data_prepare(
         command="deit-ray " + shlex.join(sys.argv[1:]),
         format=format,
         labels=labels,
+        image=image,
         exif=exif,
         max_bad=allowed_bad,
         address=address,
@@ -81,13 +90,18 @@ def data_prepare(
 
 
 def _show_prepared(console: Console, out: str, prepared) -> None:
-    """Prints a `Prepared`: the counts of images, and warnings."""
+    """Prints a `Prepared`: what was recognised, the counts of images, and warnings."""
+    from deit_ray.data.listing import printable
+
     manifest = prepared.manifest
+    console.say(f"recognised as {manifest.source['format']}")
+    for line in prepared.recognised:
+        console.say(f"  {line}")
     images = ", ".join(f"{manifest.rows(split)} {split}" for split in manifest.splits)
     console.say(f"{out}: {images} images of {len(manifest.classes)} classes")
     for label, name in list(enumerate(manifest.classes))[:SHOWN]:
         counts = ", ".join(f"{count[label]} {split}" for split, count in manifest.class_counts.items())
-        console.say(f"  {name}: {counts}")
+        console.say(f"  {printable(name)}: {counts}")
     if len(manifest.classes) > SHOWN:
         console.say(f"  and {len(manifest.classes) - SHOWN} more classes")
     shards = sum(map(len, manifest.splits.values()))
@@ -98,23 +112,24 @@ def _show_prepared(console: Console, out: str, prepared) -> None:
     for split, names in prepared.unreadable.items():
         if names:
             console.warn(
-                f"{len(names)} images for {split} cannot be read and were left out, such as {names[0]}; "
-                f"see {out}/unreadable.csv"
+                f"{len(names)} images for {split} cannot be read and were left out, such as "
+                f"{printable(names[0])}; see {out}/unreadable.csv"
             )
     if twice := manifest.duplicates.get("count"):
         console.warn(
             f"{twice} test images are training images too, byte for byte, "
-            f"such as {manifest.duplicates['such as'][0]}"
+            f"such as {printable(manifest.duplicates['such as'][0])}"
         )
 
 
 @app.command("check")
 def data_check(uri: Uri, address: Address = None, verbose: Verbose = False):
     """Check the checksums, counts, labels and images of a data set; the exit status is 1 if any is wrong."""
+    console = Console()
+    console.begin(f"reading {uri}")
     from deit_ray.data.check import check
     from deit_ray.terminal.progress import shown_on
 
-    console = Console()
     checked = check(uri, address=address, progress=shown_on(console), warn=console.warn, verbose=verbose)
     for problem in checked.problems[:SHOWN]:
         console.say(f"  {problem}", "red")
@@ -148,6 +163,8 @@ def data_show(
         load(experiment, set)  # a mistake in the file is reported before torch is imported
     else:
         check_overrides(set)
+    console = Console()
+    console.begin(f"reading {uri}")
     from deit_ray.commands.show import show
 
-    Console().say(show(uri, out, experiment, overrides_of(set), samples, strengths))
+    console.say(show(uri, out, experiment, overrides_of(set), samples, strengths))

@@ -1,12 +1,11 @@
 """The commands for finished studies, runs and models: best, diff, reproduce, sync, evaluate, predict."""
 
-import os
 from typing import Annotated
 
 import typer
 
 from deit_ray.accuracy import show_accuracy
-from deit_ray.cli.options import Address, Model, Results, Study, Verbose
+from deit_ray.cli.options import Address, Model, Results, Study, Verbose, check_run
 from deit_ray.errors import UserError
 from deit_ray.terminal.console import Console
 from deit_ray.terminal.session import Session
@@ -28,16 +27,16 @@ def best(
     verbose: Verbose = False,
 ):
     """Write the best configuration of a study as an experiment file, and its weights."""
+    session = Session(address, results, Console(), verbose)
+    _begin(session.console, study, results)
     from deit_ray.study.study import Study
 
     found = Study.open(study, results)
     trial = found.best()
     config, model = found.save_best()
-    session = Session(address, results, Console(), verbose)
     value = show_accuracy(trial.value, trial.images, trial.choices)
     session.console.say(
-        f"{found.name}: trial {trial.number}, {found.experiment.search.metric} {value}\n"
-        f"  {os.path.relpath(config)}\n  {os.path.relpath(model)}"
+        f"{found.name}: trial {trial.number}, {found.experiment.search.metric} {value}\n  {config}\n  {model}"
     )
     if verify:
         from deit_ray.commands.predict import verify_best
@@ -60,10 +59,12 @@ def diff(
     results: Results = "results",
 ):
     """Show how two runs differ: in settings, code, packages, data and machine."""
+    console = Console()
+    console.begin(f"comparing {a} and {b}")
     from deit_ray.cli.views import show_difference
     from deit_ray.commands.diff import compare
 
-    Console().out.print(show_difference(compare(a, b, results)))
+    console.out.print(show_difference(compare(a, b, results)))
 
 
 @app.command()
@@ -74,10 +75,11 @@ def reproduce(
     verbose: Verbose = False,
 ):
     """Train a trial again and compare every metric; the exit status is 0 if all are equal."""
+    session = Session(address, results, Console(), verbose)
+    _begin(session.console, trial, results)
     from deit_ray.cli.views import show_reproduction
     from deit_ray.commands.reproduce import reproduce
 
-    session = Session(address, results, Console(), verbose)
     reproduced = reproduce(trial, session)
     session.console.out.print(show_reproduction(reproduced))
     raise typer.Exit(0 if reproduced.same else 1)
@@ -86,9 +88,10 @@ def reproduce(
 @app.command()
 def sync(study: Study, results: Results = "results"):
     """Deliver to MLflow what is missing there of a study, or of a run made by train."""
+    console = Console()
+    _begin(console, study, results)
     from deit_ray.study.sync import sync
 
-    console = Console()
     runs = sync(study, results, console)
     console.say(f"{study}: MLflow has all {runs} run{'s' * (runs != 1)}")
 
@@ -103,11 +106,12 @@ def evaluate(
     verbose: Verbose = False,
 ):
     """Evaluate a model on every image of a data set: metrics, accuracy by class, and its worst mistakes."""
+    session = Session(address, results, Console(), verbose)
+    session.console.begin(f"{model}: reading its weights")
     from deit_ray.cli.views import show_evaluation
     from deit_ray.commands.mistakes import save_answers
     from deit_ray.commands.predict import evaluate
 
-    session = Session(address, results, Console(), verbose)
     found = evaluate(model, data, split, session)
     session.console.say(metrics_line(found))
     try:
@@ -126,12 +130,20 @@ def predict(
     results: Results = "results",
 ):
     """Print the most likely classes of images."""
+    session = Session(results=results, console=Console())
+    session.console.begin(f"{model}: reading its weights")
     from deit_ray.commands.predict import predict
 
-    session = Session(results=results, console=Console())
     for prediction in predict(model, images, session=session):
         classes = ", ".join(f"{name} {p:.1%}" for name, p in prediction.classes)
         session.console.say(f"{prediction.image}: {classes}")
+
+
+def _begin(console: Console, name: str, results: str) -> None:
+    """Answers a wrong name of a run or study before anything large is imported; then says that work
+    begins."""
+    check_run(name, results)
+    console.begin(f"{name}: reading its results")
 
 
 def metrics_line(metrics: dict[str, float]) -> str:

@@ -4,16 +4,26 @@ Each command imports its own modules, so that `--help` and mistakes are answered
 imported.
 """
 
-import os
-import sys
 from typing import Annotated, Literal
 
 import typer
 
 import deit_ray
 from deit_ray.cli import data, finished
-from deit_ray.cli.options import Address, Experiment, OnHead, Results, Set, Study, Verbose, load, overrides_of
-from deit_ray.errors import Interrupted, UserError
+from deit_ray.cli.answers import run
+from deit_ray.cli.options import (
+    Address,
+    Experiment,
+    OnHead,
+    Results,
+    Set,
+    Study,
+    Verbose,
+    check_run,
+    load,
+    overrides_of,
+)
+from deit_ray.errors import UserError
 from deit_ray.terminal.console import Console
 from deit_ray.terminal.session import Session
 
@@ -56,9 +66,10 @@ def bench_data(
 ):
     """Measure whether the stream or the step limits a run, and how many CPUs the stream needs."""
     loaded = load(experiment, set)
+    session = Session(address, console=Console(), verbose=verbose)
+    session.console.begin(f"{loaded.name}: reading {loaded.data.uri}")
     from deit_ray.commands.bench_data import bench_data
 
-    session = Session(address, console=Console(), verbose=verbose)
     session.console.say(f"{loaded.name}: {bench_data(loaded, seconds, session).sentence()}")
 
 
@@ -100,16 +111,18 @@ def train(
     session = Session(address, results, Console(), verbose)
     if experiment:
         loaded = load(experiment, set)
+        session.console.begin(f"{loaded.name}: checking the experiment and its data")
         from deit_ray.trial.run import train
 
         run = train(loaded, session)
     else:
+        check_run(continued, results)  # a wrong name is answered before torch is imported
+        session.console.begin(f"{continued}: reading its results")
         from deit_ray.commands.continuing import continue_run
 
         run = continue_run(continued, epochs, schedule or "stretch", session)
     session.console.say(
-        f"{run.name}: finished; {finished.metrics_line(run.metrics)}\n"
-        f"  {os.path.relpath(run.folder)}/model.safetensors",
+        f"{run.name}: finished; {finished.metrics_line(run.metrics)}\n  {run.folder}/model.safetensors",
         "bold yellow" if run.remark else "bold green",
     )
     if run.remark:
@@ -120,10 +133,11 @@ def train(
 def plan(experiment: Experiment, set: Set = [], address: Address = None):  # noqa: B006
     """Estimate the trials, time and money of a study or run; nothing is started."""
     loaded = load(experiment, set)
+    session = Session(address, console=Console())
+    session.console.begin(f"{loaded.name}: checking the experiment and its data")
     from deit_ray.cli.views import show_plan
     from deit_ray.commands.plan import plan
 
-    session = Session(address, console=Console())
     session.console.out.print(show_plan(plan(loaded, session)))
 
 
@@ -155,10 +169,15 @@ def tune(
         raise UserError(f"tune: --trials {trials}: must be +N, a number of trials to add, such as +20")
     session = Session(address, results or "results", Console(), verbose)
     more, overrides = int(trials or 0), overrides_of(set)
+    loaded = load(experiment, set) if experiment else None
+    if loaded:
+        session.console.begin(f"{loaded.name}: checking the experiment and its data")
+    else:
+        check_run(resume, session.results)  # a wrong name is answered before torch is imported
+        session.console.begin(f"{resume}: reading its results")
     from deit_ray.cli.views import show_result, show_resume
 
-    if experiment:
-        loaded = load(experiment, set)
+    if loaded:
         from deit_ray.study.search import tune
 
         view = show_result(tune(loaded, session))
@@ -182,6 +201,9 @@ def status(
 ):
     """Show all studies, the leaderboard of one study, or the state of one trial and the reason for it."""
     console = Console()
+    if address is None and study is not None:
+        check_run(study, results)
+    console.begin(f"reading {results if address is None else address}")
     from deit_ray.cli.views import show_studies, show_study, show_trial
     from deit_ray.cluster.connect import calling
     from deit_ray.study.status import list_status, study_status, trial_status
@@ -200,6 +222,9 @@ def status(
 def stop(study: Study, trial: TrialNumber = None, address: OnHead = None, results: Results = "results"):
     """Cancel a trial of a running study, or cancel all its trials and end it."""
     console = Console()
+    if address is None:
+        check_run(study, results)
+    console.begin(f"{study}: asking its driver")
     from deit_ray.cluster.connect import calling
     from deit_ray.study.status import stop
 
@@ -221,27 +246,8 @@ def ui(results: Results = "results", port: Annotated[int, typer.Option(help="por
 
 
 def main() -> None:
-    """The entry point: one clear message for a mistake of the user; --verbose shows the traceback."""
-    verbose = "--verbose" in sys.argv or "-v" in sys.argv
-    console = Console()
-    try:
-        sys.exit(app(standalone_mode=False))  # 130 if Ctrl-C came before there was anything to keep
-    except Interrupted as error:
-        console.err.print(f"\n{error}", style="yellow", markup=False)
-        sys.exit(130)
-    except UserError as error:
-        if verbose:
-            raise
-        console.err.print(f"error: {error}", style="red", markup=False)
-        sys.exit(1)
-    except Exception as error:
-        if verbose:
-            raise
-        message = f"{type(error).__name__}: {error}"
-        if hasattr(error, "format_message"):  # an error of typer: a wrong command, option or value
-            message = error.format_message()
-        console.err.print(f"error: {message}\n(--verbose shows where)", style="red", markup=False)
-        sys.exit(getattr(error, "exit_code", 1))
+    """The entry point of the command line; see `answers.run`."""
+    run(typer.main.get_command(app))
 
 
 if __name__ == "__main__":

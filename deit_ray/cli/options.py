@@ -54,6 +54,13 @@ def check_overrides(texts: list[str]) -> None:
     default_experiment(overrides_of(texts))
 
 
+def check_run(name: str, results: str) -> None:
+    """Refuses a name of a run, study or trial that does not exist, before anything large is imported."""
+    from deit_ray.results.folders import find_run
+
+    find_run(name, results)
+
+
 def fraction_of(option: str, text: str) -> float:
     """The fraction that a text states: 0.001 for "0.1%" and for "0.001".
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +10,11 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from deit_ray import storage
+from deit_ray import hints, storage
 from deit_ray.accuracy import chance_remark, show_accuracy
 from deit_ray.outcome import Kind
-from deit_ray.results.folders import BEST, MODEL
-from deit_ray.terminal.format import STATE_COLOURS, duration, relative, short, short_key
+from deit_ray.results.folders import BEST, MODEL, results_of
+from deit_ray.terminal.format import STATE_COLOURS, duration, short, short_key
 from deit_ray.terminal.table import FittedTable, PairTable
 
 if TYPE_CHECKING:  # their imports take seconds, and `status` does not need them
@@ -209,8 +208,9 @@ def show_result(study: Study) -> Group:
     names = [name for name in ("test/top1", "test/top1_balanced") if name in tested]
     score = "".join(f", {name} {tested[name]:.4f}" for name in names)
     remarks = _remarks(metric, best.value, best.images, tested, study.largest)
-    command = sys.argv[0] if sys.argv[0].endswith("deit-ray") else "deit-ray"
-    config, model = (relative(storage.join(study.folder, name)) for name in (BEST, MODEL))
+    config, model = (storage.absolute(storage.join(study.folder, name)) for name in (BEST, MODEL))
+    ui = hints.command("ui", results=results_of(study.folder))
+    evaluate = hints.command("evaluate", model, "--data", storage.absolute(study.experiment.data.uri))
     return Group(
         show_leaderboard(study.leaderboard(), metric, keys),
         Text(
@@ -221,10 +221,10 @@ def show_result(study: Study) -> Group:
         *remarks,
         *(Text(f"  {key}: {short(value)}") for key, value in best.params.items()),
         Text("\nlook at every run in MLflow"),
-        Text(f"  {command} ui{storage.results_option(study.experiment.results.uri)}"),
+        Text(f"  {ui}"),
         Text("train the best configuration again, or use its weights"),
-        Text(f"  {command} train {config}"),
-        Text(f"  {command} evaluate {model} --data {study.experiment.data.uri}"),
+        Text(f"  {hints.command('train', config)}"),
+        Text(f"  {evaluate}"),
     )
 
 
@@ -273,7 +273,7 @@ def show_evaluation(found: Evaluation, files: list[str]) -> Group:
         parts += [Text(), _confusion_table(found)]
     if len(by_class) > len(worst):
         parts.append(Text(f"the worst {len(worst)} of {len(by_class)} classes; classes.csv has all", "dim"))
-    return Group(*parts, *(Text(f"  {relative(file)}") for file in files))
+    return Group(*parts, *(Text(f"  {file}") for file in files))
 
 
 SHOWN_CLASSES = 20
@@ -350,7 +350,8 @@ def show_study(status: StudyStatus) -> Group:
         pid, host = status.driver["pid"], status.driver["host"]
         lines.append(Text(f"  driven by process {pid} on {host} for {elapsed}"))
     elif status.state == "interrupted":
-        lines.append(Text(f"  resume with: deit-ray tune --resume {status.name}"))
+        again = hints.command("tune", "--resume", status.name, results=results_of(status.folder))
+        lines.append(Text(f"  resume with: {again}"))
     gpu = f", {status.gpu_s / 3600:.2f} GPU-hours" if status.gpu_s else ""
     lines.append(Text(f"  {_counts(status)}; {duration(status.spent_s)} so far{gpu}"))
     board = show_leaderboard(status.board, status.metric, status.keys)
@@ -404,7 +405,7 @@ def _trial_facts(status: TrialStatus) -> dict[str, str]:
         facts[balanced] = f"last {status.metrics[balanced]:.4f}"
     for worker in status.workers:
         facts[f"rank {worker['rank']}"] = f"on {worker['host']}, process {worker['pid']}"
-    facts["checkpoint"] = relative(status.checkpoint) if status.checkpoint else "none"
+    facts["checkpoint"] = status.checkpoint if status.checkpoint else "none"
     return facts
 
 

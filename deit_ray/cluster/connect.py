@@ -11,17 +11,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import grpc
 import ray
 import yaml
 
 from deit_ray import storage
-from deit_ray.cluster import ray_private
+from deit_ray.cluster import ray_private, surroundings
 from deit_ray.cluster.ray_private import HEAD
+from deit_ray.cluster.signals import kept_handlers
 from deit_ray.errors import UserError
 
-BOOTSTRAP = Path(
-    "~/ray_bootstrap_config.yaml"
-)  # `ray up` leaves the cluster's description here, on the head node
 EMERGENCIES = (
     "memory",
     "out of disk",
@@ -44,7 +43,11 @@ SETTINGS = {
 
 @contextlib.contextmanager
 def connected(
-    address: str | None, verbose: bool, warn: Callable[[str], None], modules: tuple[str, ...] = ()
+    address: str | None,
+    verbose: bool,
+    warn: Callable[[str], None],
+    modules: tuple[str, ...] = (),
+    begin: Callable[[str], None] = lambda text: None,
 ) -> Iterator[None]:
     """Connects this process to a Ray while the context is entered.
 
@@ -58,12 +61,12 @@ def connected(
         warn: called with what a person must know.
         modules: dotted names of what most processes of a local Ray will import: they start with it
             (forkserver.py).
+        begin: called with what begins, before it takes seconds.
 
     Raises:
-        UserError: nothing answers at the address.
+        UserError: nothing answers at the address, or Ray cannot start here; within seconds.
     """
-    on_head = BOOTSTRAP.expanduser().is_file()
-    address = address or os.environ.get("RAY_ADDRESS") or ("auto" if on_head else "local")
+    address = chosen_address(address)
     os.environ.update(SETTINGS)
     if ray.is_initialized():
         yield
@@ -76,9 +79,11 @@ def connected(
             logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
             stack.enter_context(ray_private.messages_handled_by(lambda lines: _pass_on(lines, warn)))
         stack.callback(ray.shutdown)
+        begin("starting Ray on this machine" if address == "local" else f"connecting to Ray at {address}")
+        _prepare(address, warn)
         if address == "local" and sys.platform == "linux":
             stack.enter_context(ray_private.forked_workers(modules))
-        try:
+        with kept_handlers(), ray_private.without_uv_environment(), _explaining(address):
             ray.init(
                 address=address,
                 include_dashboard=False if address == "local" else None,
@@ -86,10 +91,65 @@ def connected(
                 configure_logging=verbose,
                 logging_level=logging.INFO if verbose else logging.CRITICAL,
             )
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(f"Ray: cannot connect to {address}: {error}") from None
+        surroundings.go_direct(node["NodeManagerAddress"] for node in ray.nodes())
         with _watching(warn):
             yield
+
+
+def chosen_address(address: str | None) -> str:
+    """The address of the Ray to use: the one that is given, else RAY_ADDRESS, else "auto" on the head node
+    of a cluster, else "local"."""
+    on_head = surroundings.on_head() is not None
+    return address or os.environ.get("RAY_ADDRESS") or ("auto" if on_head else "local")
+
+
+def _prepare(address: str, warn: Callable[[str], None]) -> None:
+    """Checks and prepares what Ray takes from its surroundings.
+
+    Raises:
+        UserError: nothing answers at the address, or no folder can be used.
+    """
+    surroundings.go_direct([ray.util.get_node_ip_address()])
+    if address == "local":
+        folder, why = surroundings.base_folder()
+        if why is not None:
+            warn(f"Ray keeps its temporary files in {folder}: {why}")
+            os.environ["RAY_TMPDIR"] = folder
+        surroundings.bring_token()
+    else:
+        with _explaining(address):
+            address = ray_private.address_found(address)
+        surroundings.go_direct([surroundings.check_address(address)])
+        try:
+            ray_private.check_is_cluster(address, surroundings.ANSWER_S)
+        except grpc.RpcError as error:
+            why = "what listens there is no Ray of this version"
+            if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+                why = "it asks for its token: set RAY_AUTH_MODE=token, and copy its ~/.ray/auth_token to here"
+            raise UserError(surroundings.silent(address, why)) from error
+
+
+@contextlib.contextmanager
+def _explaining(address: str) -> Iterator[None]:
+    """Turns whatever keeps Ray from starting, or from being connected, into one sentence."""
+    try:
+        yield
+    except (ConnectionError, ValueError, RuntimeError, OSError, ray.exceptions.RayError) as error:
+        if address == "local":
+            raise UserError(
+                f"Ray cannot start on this machine: {_first_line(error)}; the logs of its processes are in "
+                f"{ray_private.log_folder()}, if it came that far"
+            ) from error
+        if address == "auto":
+            raise UserError(
+                'Ray: the address is "auto", but no Ray runs on this machine; start one with `ray start '
+                "--head`, or use --address local"
+            ) from error
+        raise UserError(surroundings.silent(address, _first_line(error))) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), "no reason")
 
 
 @contextlib.contextmanager
@@ -144,14 +204,15 @@ def _watching(warn: Callable[[str], None]) -> Iterator[None]:
                 continue
             looked = time.monotonic()
             try:
-                total = ray_private.store_stats(address).spilled_bytes_total
+                ray_private.check_answers(address)
             except Exception:  # Ray has not answered, whichever exception its client raises
                 missed += 1
                 if missed == MISSES:
                     return _thread.interrupt_main()
                 continue
             missed = 0
-            if total - spilled > SPILL_WARNING_BYTES:
+            total = ray_private.spilled_bytes(address)
+            if total is not None and total - spilled > SPILL_WARNING_BYTES:
                 spilled = total
                 warn(
                     f"the object store is full: {spilled / 1e9:.1f} GB of blocks were written to the disk, "
@@ -195,8 +256,8 @@ def possible_nodes() -> int:
 def _node_types() -> list[tuple[int, dict[str, float]]]:
     """For each node type of a cluster that `ray up` made: (the most nodes, the resources of one). Empty off
     the head node."""
-    path = BOOTSTRAP.expanduser()
-    if not path.is_file():
+    path = surroundings.on_head()
+    if path is None:
         return []
     config = yaml.safe_load(path.read_text())
     head = config.get("head_node_type")

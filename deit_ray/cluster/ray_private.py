@@ -11,9 +11,12 @@ import importlib
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
+from unittest import mock
 
 import ray
 from ray._common.constants import HEAD_NODE_RESOURCE_NAME
+from ray._common.utils import get_default_ray_temp_dir
+from ray._private import ray_constants
 from ray.experimental import internal_kv
 
 from deit_ray.cluster import forkserver
@@ -97,6 +100,10 @@ def _import_executor(coordinator) -> None:
         importlib.import_module(module)
 
 
+DIRECT = ray_constants.GLOBAL_GRPC_OPTIONS  # of a channel that uses no proxy
+STATS_S = 10.0  # longest wait for an answer
+
+
 def store_stats(address: str):
     """How full the object stores of a cluster are, and what they have written to the disk since the cluster
     began.
@@ -107,9 +114,84 @@ def store_stats(address: str):
     Args:
         address: of the cluster's GCS.
     """
-    from ray._private.internal_api import get_memory_info_reply
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated import node_manager_pb2, node_manager_pb2_grpc
 
-    return get_memory_info_reply(_state_of(address)).store_stats
+    node = next(node for node in _state_of(address).node_table() if node["Alive"])
+    raylet = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+    with contextlib.closing(init_grpc_channel(raylet, DIRECT)) as channel:
+        stub = node_manager_pb2_grpc.NodeManagerServiceStub(channel)
+        request = node_manager_pb2.FormatGlobalMemoryInfoRequest(include_memory_info=False)
+        return stub.FormatGlobalMemoryInfo(request, timeout=STATS_S).store_stats
+
+
+def spilled_bytes(address: str) -> int | None:
+    """Bytes that a cluster's object stores have written to the disk; None if that cannot be found out: no
+    statistic ends a run.
+
+    Args:
+        address: of the cluster's GCS.
+    """
+    try:
+        return store_stats(address).spilled_bytes_total
+    except Exception:  # whichever exception Ray's client raises
+        return None
+
+
+def address_found(address: str) -> str:
+    """The address of the cluster that "auto" means on this machine; another address as it is.
+
+    As in `ray.init`, "auto" brings this machine's token along. When the helpers are gone: leave it to
+    `ray.init`, which waits for a quarter of an hour if that cluster is dead.
+
+    Raises:
+        ConnectionError: no cluster runs on this machine, or several do.
+    """
+    from ray._private.authentication import authentication_token_setup
+    from ray._private.services import canonicalize_bootstrap_address_or_die
+
+    if address != "auto":
+        return address
+    found = canonicalize_bootstrap_address_or_die(address)
+    authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    return found
+
+
+def check_is_cluster(address: str, seconds: float) -> None:
+    """Asks whether the GCS of a Ray cluster of this version answers at an address, for so many seconds.
+
+    `ray.init` waits for a quarter of an hour, whatever listens there. When the service is gone: connect to
+    the port, and leave the rest to `ray.init`.
+
+    Raises:
+        grpc.RpcError: what listens there gives no such answer.
+    """
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+
+    with contextlib.closing(init_grpc_channel(address, DIRECT)) as channel:
+        stub = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+        stub.CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=seconds)
+
+
+@contextlib.contextmanager
+def without_uv_environment() -> Iterator[None]:
+    """While it is entered, `ray.init` makes no runtime environment of its own under `uv run`.
+
+    Ray would upload the working folder, and start each process by `uv run` in a copy of it: none ever starts
+    there. All processes use this process's Python instead. When the constant is gone: see whether
+    `uv run deit-ray train` works without it.
+    """
+    with mock.patch.object(ray_constants, "RAY_ENABLE_UV_RUN_RUNTIME_ENV", False):
+        yield
+
+
+def log_folder() -> str:
+    """The folder with the logs of the Ray that was started last on this machine.
+
+    When the helper is gone: name the folder of temporary files.
+    """
+    return f"{get_default_ray_temp_dir()}/session_latest/logs"
 
 
 def check_answers(address: str) -> None:

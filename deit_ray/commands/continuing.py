@@ -6,7 +6,7 @@ from typing import Literal
 
 from optuna.trial import TrialState
 
-from deit_ray import storage
+from deit_ray import hints, storage
 from deit_ray.data import shards
 from deit_ray.errors import UserError
 from deit_ray.experiment.config import Experiment
@@ -30,6 +30,7 @@ from deit_ray.terminal.session import Session
 from deit_ray.trial.run import TrainedRun, steps_per_epoch, train_in
 
 Schedule = Literal["stretch", "hold"]
+LONGEST_NAME = 240  # characters; see `config.Name`
 
 
 def continue_run(
@@ -60,7 +61,8 @@ def continue_run(
     experiment = experiment_of(folder)
     if storage.exists(storage.join(folder, DATABASE)):
         raise UserError(
-            f"{name}: is a study; resume it with: deit-ray tune --resume {posixpath.basename(folder)}, "
+            f"{name}: is a study; resume it with: "
+            f"{hints.command('tune', '--resume', posixpath.basename(folder), results=results_of(folder))}, "
             "or name one of its trials"
         )
     finished = _has_ended(folder, results_of(folder))
@@ -69,9 +71,10 @@ def continue_run(
         if epochs is not None:
             raise UserError(
                 f"{name}: --epochs {epochs}: it was interrupted before its {experiment.train.epochs} epochs "
-                f"were over; finish it first: deit-ray train --continue {name}"
+                "were over; finish it first: "
+                + hints.command("train", "--continue", name_of(folder), results=results_of(folder))
             )
-        return train_in(lambda _: folder, experiment, session)
+        return train_in(lambda _: folder, experiment, session, has_begun=True)
     step = _last_checkpoint(folder)
     reached = step // steps_per_epoch(experiment)
     if epochs is None:
@@ -84,10 +87,12 @@ def continue_run(
             f"{name}: --epochs {epochs}: it has {reached} epochs already; allowed: above {reached}"
         )
     longer = lengthen(experiment, epochs, schedule).with_overrides(
-        {"name": name_of(folder).replace("/", "-")}
+        {"name": name_of(folder).replace("/", "-")[:LONGEST_NAME]}
     )
     origin = {"folder": folder, "step": step, "schedule": schedule}
-    return train_in(partial(_copy_run, folder, step, schedule), longer, session, continues=origin)
+    return train_in(
+        partial(_copy_run, folder, step, schedule), longer, session, continues=origin, has_begun=True
+    )
 
 
 def lengthen(experiment: Experiment, epochs: int, schedule: Schedule) -> Experiment:
@@ -108,9 +113,8 @@ def _has_ended(folder: str, results: str) -> bool:
     study, number = posixpath.basename(parent), int(last.removeprefix("trial-"))
     trials = Study.open(study, results).optuna.get_trials(deepcopy=False)
     if trials[number].state in (TrialState.RUNNING, TrialState.WAITING):
-        raise UserError(
-            f"{study}/{number}: has not ended; resume its study with: deit-ray tune --resume {study}"
-        )
+        again = hints.command("tune", "--resume", study, results=results)
+        raise UserError(f"{study}/{number}: has not ended; resume its study with: {again}")
     return True
 
 

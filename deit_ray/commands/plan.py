@@ -6,7 +6,6 @@ answered sooner.
 
 import dataclasses
 import math
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from deit_ray import storage
 from deit_ray.errors import UserError
 from deit_ray.experiment.config import Distillation, Experiment, flatten
 from deit_ray.experiment.load import default_experiment
+from deit_ray.experiment.space import Refusal
 from deit_ray.results.folders import EXPERIMENT, JOURNAL, experiment_of, measured, trials_of
 from deit_ray.results.origin import origin_of
 from deit_ray.terminal.session import Session
@@ -106,8 +106,10 @@ def plan(experiment: Experiment, session: Session | None = None) -> Plan:
     Raises:
         UserError: the experiment could not run.
     """
+    session = session or Session()
     resolved = resolve(experiment)
-    return plan_of(resolved, *resources_of(experiment, session or Session()))
+    session.warn_of(resolved.notes)
+    return plan_of(resolved, *resources_of(experiment, session))
 
 
 def plan_of(resolved: Resolved, resources: dict[str, float], where: str) -> Plan:
@@ -116,7 +118,8 @@ def plan_of(resolved: Resolved, resources: dict[str, float], where: str) -> Plan
 
     experiment, search = resolved.experiment, resolved.experiment.search
     device = check_fits(experiment, resources)
-    needs, trials = Needs.of(experiment, device), search.trials if search.space else 1
+    needs = Needs.of(experiment, device)
+    trials = search.trials if search.space else 1
     fit = needs.fit(resources)
     worklist = make_worklist(experiment, resolved.manifest, resolved.data, ("val",))
     epochs = trials * experiment.train.epochs
@@ -127,7 +130,7 @@ def plan_of(resolved: Resolved, resources: dict[str, float], where: str) -> Plan
         device=device,
         where=where,
         resources=resources,
-        sampled=sample_trials(experiment, min(SAMPLED, trials)),
+        sampled=sample_trials(experiment, resolved.refusal),
         trials=trials,
         needs=needs,
         fit=fit,
@@ -149,12 +152,8 @@ def resources_of(experiment: Experiment, session: Session) -> tuple[dict[str, fl
 
     from deit_ray.cluster import connect, ray_private
 
-    address = (
-        session.address
-        or os.environ.get("RAY_ADDRESS")
-        or ("auto" if connect.BOOTSTRAP.expanduser().is_file() else None)
-    )
-    if ray.is_initialized() or (address and address != "local"):
+    address = connect.chosen_address(session.address)
+    if ray.is_initialized() or address != "local":
         with dataclasses.replace(session, address=address).connected():
             for key, uri in (("results.uri", experiment.results.uri), ("data.uri", experiment.data.uri)):
                 connect.check_reachable(key, uri)
@@ -162,8 +161,12 @@ def resources_of(experiment: Experiment, session: Session) -> tuple[dict[str, fl
     return ray_private.machine_resources(), "this machine"
 
 
-def sample_trials(experiment: Experiment, count: int) -> list[dict]:
-    """The searched values of a study's first trials, as the study draws them while no result is known."""
+def sample_trials(experiment: Experiment, refusal: Refusal) -> list[dict]:
+    """The searched values of a study's first trials, as the study draws them while no result is known.
+
+    Args:
+        refusal: see `StudySearcher`.
+    """
     if not experiment.search.space:
         return []
     import optuna
@@ -171,8 +174,8 @@ def sample_trials(experiment: Experiment, count: int) -> list[dict]:
     from deit_ray.study.searcher import StudySearcher
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    searcher = StudySearcher(optuna.create_study(direction="maximize"), experiment, folder_of=str)
-    return [searcher.ask().params for _ in range(count)]
+    searcher = StudySearcher(optuna.create_study(direction="maximize"), experiment, str, refusal)
+    return [searcher.ask().params for _ in range(min(SAMPLED, searcher.remaining()))]
 
 
 def changed_settings(experiment: Experiment) -> dict:

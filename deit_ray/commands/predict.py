@@ -5,15 +5,17 @@ torch, timm and Ray are imported once the model is found, so that a wrong name i
 
 from __future__ import annotations
 
+import posixpath
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deit_ray import storage
 from deit_ray.data import shards
+from deit_ray.data.worklist import EVALUATIONS
 from deit_ray.errors import UserError
-from deit_ray.experiment.config import Experiment
-from deit_ray.results.folders import MODEL, runs_of
+from deit_ray.experiment.config import Data, Experiment
+from deit_ray.results.folders import EXPERIMENT, MODEL, experiment_of, runs_of
 from deit_ray.results.origin import check_same_inputs
 from deit_ray.terminal.session import Session
 from deit_ray.trial.needs import MODULES
@@ -30,7 +32,8 @@ def evaluate(model: str, data: str, split: str = "test", session: Session | None
     Args:
         model: path of a model.safetensors, or name of a run or study.
         data: URI of a prepared data set.
-        split: test, or val for the part of train that `data.holdout: 0.1` holds out.
+        split: test, or val for the part of train that the run of the model held out with its `data.holdout`;
+            for a model without a run, the last tenth.
         session: see `Session`; a run or study is looked up in its `results`.
 
     Returns:
@@ -38,24 +41,48 @@ def evaluate(model: str, data: str, split: str = "test", session: Session | None
         model answered for each image, which `save_answers` writes as files.
 
     Raises:
-        UserError: the model or the data cannot be read, or their classes differ.
+        UserError: the model or the data cannot be read, their classes differ, or there is no such split.
     """
     session = session or Session()
     path = find_model(model, session.results)
     manifest = shards.read_manifest(data)
-    from deit_ray.trial.evaluation import describe_model
+    holdout = _holdout(path, data, split, manifest, session)
+    from deit_ray.trial.evaluation import check_model
 
-    description = describe_model(path)
+    description, _, notes = check_model(path, data, manifest)
+    session.warn_of(notes)
     sized = {key: description[key] for key in ("image_size", "eval_crop", "mean", "std")}
     experiment = Experiment.model_validate(
         {
             "name": "evaluate",
-            "data": {"uri": data, **sized},
+            "data": {"uri": data, "holdout": holdout, **sized},
             "distillation": {"kind": "none"},
             "train": {"batch_size": 64},
         }
     )
     return _evaluate(path, experiment, manifest, split, session)[0]
+
+
+def _holdout(model: str, data: str, split: str, manifest: shards.Manifest, session: Session) -> float:
+    """The part of the training images that is `val`: that of the model's own run, if it has one.
+
+    Raises:
+        UserError: the split does not exist, or has no images.
+    """
+    if split not in EVALUATIONS:
+        raise UserError(f"--split {split}: there is no such split; allowed: {', '.join(EVALUATIONS)}")
+    folder = posixpath.dirname(storage.absolute(model))
+    has_run = storage.exists(storage.join(folder, EXPERIMENT))
+    holdout = experiment_of(folder).data.holdout if has_run else Data.model_fields["holdout"].default
+    if split == "val" and not has_run:
+        session.console.warn(
+            f"{model}: its run is not known, so val is the last {holdout:.0%} of the training images, on "
+            "which it may have been trained"
+        )
+    if not shards.row_groups(data, manifest, split, holdout).images:
+        held = f"the run of {model} held out {holdout:g} of the training images" if split == "val" else data
+        raise UserError(f"--split {split}: has no images: {held}")
+    return holdout
 
 
 @dataclass(frozen=True)
@@ -143,15 +170,12 @@ def predict(model: str, images: list[str], top: int = 5, session: Session | None
     missing = next((image for image in images if not Path(image).is_file()), None)
     if missing is not None:
         raise UserError(f"{missing}: no such file")
-    import timm
     import torch
 
-    from deit_ray.models.student import weights_of
-    from deit_ray.trial.evaluation import describe_model
+    from deit_ray.models.weights import load_described
 
-    description = describe_model(path)
-    network = timm.create_model(description["model"], **description["arguments"]).eval()
-    network.load_state_dict(weights_of(path))
+    network, description = load_described(path)
+    network.eval()
     predictions = []
     for image in images:
         with torch.no_grad():
@@ -193,6 +217,8 @@ def find_model(model: str, results: str) -> str:
     """
     if Path(model).is_file():
         return model
+    if (Path(model) / MODEL).is_file():  # the folder of a run or study
+        return str(Path(model) / MODEL)
     for run in reversed(runs_of(model.removeprefix("run:"), results) or [model]):
         if storage.exists(storage.join(results, run, MODEL)):
             return storage.local_path(storage.join(results, run, MODEL))

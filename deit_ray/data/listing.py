@@ -5,16 +5,20 @@ of that table, and fetches the bytes there. Neither needs Ray.
 """
 
 import hashlib
+import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from deit_ray import rng, storage
+from deit_ray.errors import UserError
 
 # file: index into the reader's files. offset, size: place of the image's bytes in that file; some readers
 # give offset another meaning, such as a row
@@ -27,10 +31,14 @@ SCHEMA = pa.schema(
         ("size", pa.int64()),
     ]
 )
-TEST_FOLDERS = ("test", "val", "valid", "validation")
-SPLIT_WORDS = ("train", *TEST_FOLDERS)
+TEST_FOLDERS = ("test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation")
+TRAIN_FOLDERS = ("train", "training", "trn")
+SPLIT_WORDS = (*TRAIN_FOLDERS, *TEST_FOLDERS)
+SET_WORDS = ("set", "data", "dataset", "split", "images", "image", "imgs", "img", "seg", "folder")
 TEST_FRACTION = 0.2  # part of the images that become test images, if a source has none
 SPLIT_SEED = 0  # fixed, since the split belongs to the data set, not to an experiment
+NAMED = 10  # names that a note gives at most
+LARGEST_LABEL = 10_000  # a label up to this number, or up to ten times the number of images, is allowed
 REMOTE_THREADS = 16  # requests at a time to an object store; each waits tens of milliseconds
 
 
@@ -70,13 +78,20 @@ class Source:
         format: the name that `--format` takes.
         classes: names, by label.
         splits: train and test.
-        notes: assumptions about the source that a person should know.
+        notes: assumptions about the source that a person should know, and what of it is not used.
+        recognised: what was recognised, a line each: files of each split, column, axis order, dtype.
     """
 
     format: str
     classes: list[str]
     splits: dict[str, Split]
     notes: list[str] = field(default_factory=list)
+    recognised: list[str] = field(default_factory=list)
+
+    def files(self) -> list[str]:
+        """The archives, tables or arrays that its images are read from."""
+        readers = [split.reader for split in self.splits.values()]
+        return sorted({file for reader in readers for file in getattr(reader, "files", ())})
 
     def fingerprint(self) -> str:
         """A hash of the classes and of the names, labels, sizes and order of the images.
@@ -90,6 +105,66 @@ class Source:
                 digest.update("\n".join(batch["name"].to_pylist()).encode())
                 digest.update(batch["label"].to_numpy().tobytes() + batch["size"].to_numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+class Unused:
+    """Counts what a source holds and `prepare` does not use, by reason, and keeps the first names."""
+
+    def __init__(self):
+        self.counts: Counter[str] = Counter()
+        self.names: dict[str, list[str]] = {}
+
+    def add(self, name: str, reason: str, files: int | None = None) -> None:
+        """Counts a file, or a folder with a number of files."""
+        self.counts[reason] += 1 if files is None else files
+        named = self.names.setdefault(reason, [])
+        held = "" if files is None else f" ({files} file{'s' * (files != 1)})"
+        named.append(printable(name) + held)
+        del named[NAMED + 1 :]
+
+    def notes(self) -> list[str]:
+        """A line for each reason."""
+        lines = []
+        for reason, count in self.counts.items():
+            named = ", ".join(self.names[reason][:NAMED])
+            more = " and more" if len(self.names[reason]) > NAMED else ""
+            one = count == 1
+            lines.append(
+                f"{count} file{'s' * (not one)} {'is' if one else 'are'} not used, {reason}: {named}{more}"
+            )
+        return lines
+
+
+def printable(name: str) -> str:
+    """A name on one line: characters that a terminal does not show, and bytes that are not UTF-8, escaped."""
+    escaped = [c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name]
+    return "".join(escaped).replace("\\udc", "\\x")
+
+
+def decoded(name: str) -> str:
+    """A file name as valid Unicode: bytes that are not UTF-8 become \\xNN."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def numbered_classes(labels: np.ndarray, where: str) -> list[str]:
+    """The labels themselves as class names, from 0 to the largest.
+
+    Args:
+        labels: whole numbers, one for each image.
+        where: what holds them, for the message.
+
+    Raises:
+        UserError: a label is below 0, or so large that it can be no number of a class.
+    """
+    largest, most = int(labels.max()), max(LARGEST_LABEL, 10 * len(labels))
+    if int(labels.min()) < 0:
+        raise UserError(f"{where}: the label {int(labels.min())} is no class; classes are numbered from 0")
+    if largest > most:
+        raise UserError(
+            f"{where}: the label {largest} of {len(labels)} images can be no class number; number the "
+            f"classes from 0 (allowed is up to {most})"
+        )
+    return [str(label) for label in range(largest + 1)]
 
 
 def listing(names: list[str], labels, file=0, offsets=0, sizes=0) -> pa.Table:
@@ -125,16 +200,36 @@ def find_split(names: Iterable[str]) -> tuple[str | None, list[str]]:
 
 
 def split_word(path: str) -> str:
-    """The first word of a path that names a split, such as train or val; empty where there is none."""
+    """The first word of a path that names a split, such as train or val; empty where there is none.
+
+    Other words for training, such as training, become train.
+    """
     words = re.split(r"[^a-z]+", path.lower())
-    return next((word for word in words if word in SPLIT_WORDS), "")
+    found = next((word for word in words if word in SPLIT_WORDS), "")
+    return "train" if found in TRAIN_FOLDERS else found
+
+
+def split_of_folder(name: str) -> str:
+    """The split that a folder's name means, as a word of `split_word`; empty for any other name.
+
+    Training, test_set and seg_train mean splits; trains and test-tubes do not.
+    """
+    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word]
+    splits = [word for word in words if word in SPLIT_WORDS]
+    if len(splits) != 1 or not all(word in (*SPLIT_WORDS, *SET_WORDS) for word in words):
+        return ""
+    return split_word(splits[0])
 
 
 @dataclass(frozen=True)
 class Files:
-    """Reads whole files: `file` is the index of a folder, `name` the path inside it."""
+    """Reads whole files: `file` is the index of a folder, `name` the path inside it.
+
+    A name in Arrow is Unicode. Where a path on the disk is not, `offset` is 1 + the path's index in `paths`.
+    """
 
     folders: tuple[str, ...]
+    paths: tuple[bytes, ...] = ()
 
     def read(self, images: pa.Table) -> Iterator[bytes | Unreadable]:
         opened = [storage.open_uri(folder) for folder in self.folders]
@@ -142,6 +237,8 @@ class Files:
         def fetch(row: dict) -> bytes | Unreadable:
             filesystem, folder = opened[row["file"]]
             try:
+                if row["offset"]:
+                    return Path(folder, os.fsdecode(self.paths[row["offset"] - 1])).read_bytes()
                 with filesystem.open_input_stream(f"{folder}/{row['name']}") as stream:
                     return stream.read()
             except OSError as error:

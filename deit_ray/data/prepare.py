@@ -5,7 +5,6 @@ an interruption or after damage, keeps the whole shards. The manifest is written
 manifest is unfinished.
 """
 
-import contextlib
 import csv
 import hashlib
 import io
@@ -22,7 +21,9 @@ import pyarrow.parquet as pq
 import deit_ray
 from deit_ray import rng, storage
 from deit_ray.data import shards, shuffle, sources
-from deit_ray.data.listing import Source
+from deit_ray.data.claim import check_unclaimed, claimed
+from deit_ray.data.listing import Source, printable
+from deit_ray.data.target import UNREADABLE, Target, check_apart, check_files_apart, describe
 from deit_ray.data.tasks import run_tasks, workers
 from deit_ray.errors import UserError
 from deit_ray.terminal.progress import ShowProgress, silent
@@ -31,9 +32,9 @@ SHORT_SIDE = 256  # pixels
 QUALITY = 92
 MAX_BAD = 0.001
 ORDER_SEED = 0
-PARTS, PLAN = ".parts", "plan.json"  # a folder that is removed once all shards are written, and a file in it
-UNREADABLE = "unreadable.csv"
 NAMED = 20  # number of duplicates that the manifest names
+FEW = 5  # images; a class with fewer is reported
+CLASSES_NAMED = 10  # in a note
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,15 @@ class Prepared:
         manifest: the data set's manifest.
         unreadable: names of the images that could not be read, by split.
         written: number of shards that this call wrote; the others were there already.
-        notes: assumptions about the source that a person should know.
+        notes: assumptions about the source that a person should know, and what of it is not used.
+        recognised: what was recognised in the source, a line each.
     """
 
     manifest: shards.Manifest
     unreadable: dict[str, list[str]]
     written: int
     notes: list[str]
+    recognised: list[str]
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ def prepare(
     *,
     format: str | None = None,
     labels: str | None = None,
+    image: str | None = None,
     exif: bool = False,
     max_bad: float = MAX_BAD,
     address: str | None = None,
@@ -106,13 +110,15 @@ def prepare(
 
     Args:
         source: `digits`, or a folder, file or URI; see `sources.open_source`.
-        out: URI of the folder to write. A data set of another source or other settings is replaced.
+        out: URI of the folder to write: empty, or one that this function wrote. A data set of another
+            source or other settings is replaced.
         short_side: images with a longer short side are scaled down to it. 0 keeps sizes, and keeps JPEGs
             unchanged.
         quality: JPEG quality, 1 to 100.
         command: the command line, recorded in the manifest.
         format: the source's format; by default it is recognised.
         labels: a file with the labels of ILSVRC2012's validation images, instead of the devkit's.
+        image: of WebDataset samples with several images, the one to use, such as jpg or input.jpg.
         exif: whether to apply the rotation in EXIF; timm's loader does not.
         max_bad: fraction of the images that may be unreadable; with more the preparation stops.
         address: address of a Ray cluster. Without one, a few thousand images are prepared in this process,
@@ -122,40 +128,73 @@ def prepare(
         shard_images: images in a shard.
 
     Raises:
-        UserError: the source, or too many of its images, cannot be read; or it holds no images.
+        UserError: the source, or too many of its images, cannot be read; or it holds no images; or `out`
+            holds files of others, overlaps with the source, or is written by another preparation.
+        UnavailableError: `out` cannot be written.
     """
-    out = storage.absolute(out)
-    opened = sources.open_source(source, format, labels)
-    preparation = Preparation(opened, shuffle.Settings(short_side, quality, exif, shard_images))
-    places = {"--out": out}
+    _check_unicode("SOURCE", source)
+    _check_unicode("--out", out)
+    out, places = storage.absolute(out), {"--out": out}
     if source != sources.DIGITS:
         places["SOURCE"] = source
-    with workers(preparation.images, places, address, warn, verbose) as parallel:
-        return _Folder(preparation, out, max_bad, parallel, progress).write(source, command)
+        check_apart(storage.absolute(source), out)
+    check_unclaimed(out)
+    Target(out)  # before a long look at the source
+    opened = sources.open_source(source, format, labels, image)
+    check_files_apart(opened.files(), out)
+    preparation = Preparation(opened, shuffle.Settings(short_side, quality, exif, shard_images))
+    with (
+        claimed(out) as check_claim,
+        workers(preparation.images, places, address, warn, verbose) as parallel,
+    ):
+        folder = _Folder(preparation, Target(out), check_claim, max_bad, parallel, progress)
+        return folder.write(source, command)
+
+
+def _check_unicode(name: str, path: str) -> None:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{name} {printable(path)}: a path in UTF-8 is needed; rename the folder") from None
 
 
 class _Folder:
-    """The folder that a preparation writes."""
+    """The folder that a preparation writes.
+
+    Args:
+        check_claim: raises if another preparation may write the folder by now.
+    """
 
     def __init__(
-        self, preparation: Preparation, out: str, max_bad: float, parallel: bool, progress: ShowProgress
+        self,
+        preparation: Preparation,
+        target: Target,
+        check_claim: Callable[[], None],
+        max_bad: float,
+        parallel: bool,
+        progress: ShowProgress,
     ):
-        self.preparation, self.source, self.out = preparation, preparation.source, out
-        self.max_bad, self.parallel, self.progress = max_bad, parallel, progress
-        self.parts = storage.join(out, PARTS)
+        self.preparation, self.source = preparation, preparation.source
+        self.target, self.out, self.parts = target, target.out, target.parts
+        self.check_claim, self.max_bad, self.parallel, self.progress = (
+            check_claim,
+            max_bad,
+            parallel,
+            progress,
+        )
 
     def write(self, source: str, command: str) -> Prepared:
         """Writes what is missing or damaged."""
-        before = self._manifest_before()
+        before = self.target.manifest
+        if before and before.made_by.get("key") != self.preparation.key:
+            before = None
         reports = self._finished(before)
         wanted = {
             split: [n for n in range(self.preparation.shards(split)) if n not in reports[split]]
             for split in self.source.splits
         }
         if any(wanted.values()):
-            planned = self._begin(wanted)
-            self._write_parts(planned)
-            self._write_shards(planned, wanted, reports)
+            self._write_missing(wanted, reports, before)
         in_order = {split: [found[n] for n in sorted(found)] for split, found in reports.items()}
         bad = []
         for split, found in in_order.items():
@@ -169,30 +208,40 @@ class _Folder:
             raise UserError(
                 f"{self.out}: the repaired shards differ from the manifest: it was made with OpenCV "
                 f"{before.made_by['opencv']} (this is {cv2.__version__}), or images of the source have "
-                f"changed since; remove {shards.MANIFEST} there and prepare the data again"
+                f"changed since; prepare the data into another --out, or remove that folder first"
             )
+        self.check_claim()
         self._write_unreadable(bad)
-        storage.write_bytes(storage.join(self.out, shards.MANIFEST), (before or manifest).to_json().encode())
+        if not before:
+            where = storage.join(self.out, shards.MANIFEST)
+            storage.write_bytes(where, manifest.to_json().encode())
         self._clean(manifest)
         unreadable = {split: [name for s, name, _ in bad if s == split] for split in self.source.splits}
-        return Prepared(before or manifest, unreadable, sum(map(len, wanted.values())), self.source.notes)
+        notes = [*self.source.notes, *self.target.notes, *_class_notes(manifest)]
+        written = sum(map(len, wanted.values()))
+        return Prepared(before or manifest, unreadable, written, notes, self.source.recognised)
 
-    def _manifest_before(self) -> shards.Manifest | None:
-        """The manifest of this preparation, if it was finished earlier.
+    def _write_missing(self, wanted: dict[str, list[int]], reports: dict, before) -> None:
+        """Writes the wanted shards, and adds their reports.
 
-        Another preparation's manifest is removed.
+        An earlier data set stays until all images are read.
+
+        Args:
+            before: the manifest of this preparation, if it was finished earlier; its shards are repaired.
         """
-        where = storage.join(self.out, shards.MANIFEST)
-        try:
-            found = json.loads(storage.read_bytes(where))
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            found = {}
-        if found.get("made_by", {}).get("key") == self.preparation.key:
-            return shards.read_manifest(self.out)
-        storage.remove(where)
-        return None
+        files = [shards.shard_file(split, number) for split in wanted for number in wanted[split]]
+        is_repair = before is not None
+        self.target.check_free(files, damaged_too=is_repair)
+        self.target.check_free([UNREADABLE], damaged_too=False)
+        planned = self._begin(wanted)
+        self._write_parts(planned)
+        self.check_claim()
+        self.target.check_free(files, damaged_too=is_repair)
+        if is_repair:
+            self.target.set_aside(files)
+        elif self.target.manifest:
+            self.target.remove_manifest()
+        self._write_shards(planned, wanted, reports)
 
     def _finished(self, before: shards.Manifest | None) -> dict[str, dict[int, shuffle.Report]]:
         """The reports of the shards that exist and are whole, by split and number."""
@@ -215,19 +264,21 @@ class _Folder:
         return reports
 
     def _begin(self, wanted: dict[str, list[int]]) -> dict[str, list[int]]:
-        """The shards to write parts for: the wanted ones, or those of an earlier call with usable parts."""
-        where = storage.join(self.parts, PLAN)
-        try:
-            earlier = json.loads(storage.read_bytes(where))
-        except (FileNotFoundError, ValueError):
-            earlier = {}
-        if earlier.get("key") == self.preparation.key:
+        """The shards to write parts for: the wanted ones, or those of an earlier call with usable parts.
+
+        The plan lists the files of an earlier data set too: without its manifest, they are ours by the plan.
+        """
+        earlier, key = self.target.plan, self.preparation.key
+        planned = wanted
+        if earlier.get("key") == key and all(set(wanted[s]) <= set(earlier["shards"][s]) for s in wanted):
             planned = earlier["shards"]
-            if all(set(wanted[split]) <= set(planned[split]) for split in wanted):
-                return planned
-        self._remove_parts()
-        storage.write_bytes(where, json.dumps({"key": self.preparation.key, "shards": wanted}).encode())
-        return wanted
+        else:
+            self.target.remove_part_files()
+        replaced = sorted(self.target.keys - {key})
+        self.target.write_plan(
+            {"key": key, "shards": planned, "files": self.target.listed, "replaces": replaced}
+        )
+        return planned
 
     def _part_uris(self, split: str) -> list[str]:
         numbers = range(self.preparation.parts(split))
@@ -235,7 +286,7 @@ class _Folder:
 
     def _write_parts(self, planned: dict[str, list[int]]) -> None:
         """Writes the parts that are missing."""
-        existing, size = set(storage.list_names(self.parts)), shuffle.PART
+        existing, size = set(self.target.check_parts()), shuffle.PART
         todo = []
         for split in planned:
             uris = self._part_uris(split) if planned[split] else []
@@ -294,27 +345,42 @@ class _Folder:
 
     def _write_unreadable(self, bad: list[tuple[str, str, str]]) -> None:
         """Lists the unreadable images in a file, or removes that file if there are none."""
-        where = storage.join(self.out, UNREADABLE)
-        if not bad:
-            storage.remove(where)
-            return
-        text = io.StringIO()
-        csv.writer(text).writerows([("split", "name", "reason"), *bad])
-        storage.write_bytes(where, text.getvalue().encode())
+        if bad:
+            self.target.write(UNREADABLE, _unreadable_csv(bad))
+        else:
+            self.target.remove(UNREADABLE)
 
     def _clean(self, manifest: shards.Manifest) -> None:
-        """Removes the parts, and the shards of an earlier, larger data set."""
-        self._remove_parts()
+        """Removes the parts, and our files of an earlier data set."""
         kept = {shard.file for found in manifest.splits.values() for shard in found}
-        for name in storage.list_names(self.out):
-            is_shard = name.endswith(".parquet") and name.rpartition("-")[0] in ("train", "test")
-            if is_shard and name not in kept:
-                storage.remove(storage.join(self.out, name))
+        self.target.remove_others({*kept, *manifest.files})
+        self.target.remove_parts()
 
-    def _remove_parts(self) -> None:
-        filesystem, path = storage.open_uri(self.parts)
-        with contextlib.suppress(FileNotFoundError):
-            filesystem.delete_dir(path)
+
+def _unreadable_csv(bad: list[tuple[str, str, str]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text).writerows([("split", "name", "reason"), *bad])
+    return text.getvalue().encode()
+
+
+def _class_notes(manifest: shards.Manifest) -> list[str]:
+    """What a person should know about the sizes of the classes."""
+    notes = []
+    counts = {split: np.array(found) for split, found in manifest.class_counts.items()}
+    total = sum(counts.values())
+
+    def note(chosen: np.ndarray, what: str) -> None:
+        if numbers := np.flatnonzero(chosen).tolist():
+            named = ", ".join(printable(manifest.classes[number]) for number in numbers[:CLASSES_NAMED])
+            more = f" and {len(numbers) - CLASSES_NAMED} more" if len(numbers) > CLASSES_NAMED else ""
+            subject = "1 class has" if len(numbers) == 1 else f"{len(numbers)} classes have"
+            notes.append(f"{subject} {what}: {named}{more}")
+
+    note(total == 0, "no images")
+    for split, found in counts.items():
+        note((found == 0) & (total > 0), f"no {split} images")
+    note((total > 0) & (total < FEW), f"fewer than {FEW} images")
+    return notes
 
 
 def _make_manifest(
@@ -344,6 +410,7 @@ def _make_manifest(
         source={"format": source.format, "fingerprint": source.fingerprint()},
         unreadable=dict(Counter(split for split, *_ in bad)),
         duplicates={"count": len(duplicates), "such as": names},
+        files={UNREADABLE: list(describe(_unreadable_csv(bad)))} if bad else {},
     )
 
 

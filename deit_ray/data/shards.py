@@ -63,6 +63,7 @@ class Manifest:
         source: format and fingerprint of the source.
         unreadable: number of images of each split that were left out.
         duplicates: number, and some names, of test images that are also training images, byte for byte.
+        files: [bytes, SHA-256] of the other files in the folder, by name.
     """
 
     classes: list[str]
@@ -73,6 +74,7 @@ class Manifest:
     source: dict = field(default_factory=dict)
     unreadable: dict[str, int] = field(default_factory=dict)
     duplicates: dict = field(default_factory=dict)
+    files: dict[str, list] = field(default_factory=dict)
 
     def rows(self, split: str) -> int:
         return sum(shard.rows for shard in self.splits[split])

@@ -1,4 +1,4 @@
-"""Sources that are tars: ILSVRC2012's own archives, and WebDataset.
+"""ILSVRC2012's own archives from image-net.org: a tar of class tars, and a tar of validation images.
 
 Only headers are read to list the images; nothing is unpacked.
 """
@@ -6,22 +6,18 @@ Only headers are read to list the images; nothing is unpacked.
 import io
 import re
 import tarfile
-from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
 
 from deit_ray import storage
-from deit_ray.data.listing import Ranges, Source, Split, find_split, listing, split_by_class, split_word
+from deit_ray.data.listing import Ranges, Source, Split, Unused, listing, split_by_class
+from deit_ray.data.tarfiles import members
 from deit_ray.errors import UserError
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12"
 GROUND_TRUTH, META = "data/ILSVRC2012_validation_ground_truth.txt", "data/meta.mat"
-IMAGES = ("jpg", "jpeg", "png", "webp", "ppm")  # WebDataset's extensions for an image
-CLASS_FILES = ("classnames.txt", "classes.txt")
-LOCAL_BUFFER = 4096  # bytes read at once from a disk: a few headers
-REMOTE_BUFFER = 1 << 20  # bytes read at once from an object store, where every request waits long
 
 
 def ilsvrc2012(folder: str, labels: str | None) -> Source:
@@ -40,8 +36,11 @@ def ilsvrc2012(folder: str, labels: str | None) -> Source:
     if TRAIN_TAR not in names:
         raise UserError(f"{folder}: holds no {TRAIN_TAR}")
     uri = storage.join(folder, TRAIN_TAR)
-    inside = members(uri)
+    unused, inside = Unused(), members(uri)
     tars = sorted((name.removesuffix(".tar"), *place) for name, *place in inside if name.endswith(".tar"))
+    for name, *_ in inside:
+        if not name.endswith(".tar"):
+            unused.add(name, f"since it is no class tar in {TRAIN_TAR}")
     classes = [name.rpartition("/")[2] for name, _, _ in tars]
     if len(classes) < 2:
         raise UserError(
@@ -49,7 +48,7 @@ def ilsvrc2012(folder: str, labels: str | None) -> Source:
         )
     parts = []
     for label, (_, start, size) in enumerate(tars):
-        found = sorted(members(uri, start, size))
+        found = sorted(members(uri, start, size, f"{uri}: {classes[label]}.tar"))
         if not found:
             raise UserError(f"{uri}: {classes[label]}.tar holds no images")
         inner, offsets, sizes = zip(*found, strict=True)
@@ -57,14 +56,18 @@ def ilsvrc2012(folder: str, labels: str | None) -> Source:
     train = pa.concat_tables(parts).combine_chunks()
     if VAL_TAR not in names:
         note = f"no {VAL_TAR} there: a fifth of each class of the training images is kept for testing"
-        return Source("ilsvrc2012", classes, split_by_class(train, Ranges((uri,))), [note])
+        notes = [note, *unused.notes()]
+        return Source("ilsvrc2012", classes, split_by_class(train, Ranges((uri,))), notes)
     val_uri = storage.join(folder, VAL_TAR)
     inner, offsets, sizes = zip(*sorted(members(val_uri)), strict=True)
     synsets = _given_synsets(labels, inner) if labels else _devkit_synsets(folder, names)
     where = labels or f"the devkit's {GROUND_TRUTH}"
     test_labels = _to_labels(where, synsets, inner, classes)
     test = Split(listing(list(inner), test_labels, 0, offsets, sizes), Ranges((val_uri,)))
-    return Source("ilsvrc2012", classes, {"train": Split(train, Ranges((uri,))), "test": test})
+    recognised = [f"train: {TRAIN_TAR}, {len(train)} images of {len(classes)} class tars"]
+    recognised.append(f"test: {VAL_TAR}, {len(test)} images, labels from {where}")
+    splits = {"train": Split(train, Ranges((uri,))), "test": test}
+    return Source("ilsvrc2012", classes, splits, unused.notes(), recognised)
 
 
 def _devkit_synsets(folder: str, names: list[str]) -> list[str]:
@@ -122,125 +125,3 @@ def _to_labels(where: str, synsets: list[str], images: tuple[str, ...], classes:
             f"whose classes are {classes[0]} to {classes[-1]}"
         )
     return [index[synset] for synset in synsets]
-
-
-def webdataset(uris: list[str], folder: str) -> Source:
-    """WebDataset: tars of samples KEY.jpg and KEY.cls, the label as a number.
-
-    A word in a tar's name or folder names its split. Class names come from classnames.txt (or classes.txt) in
-    the folder; without such a file, the labels are the class names.
-
-    Raises:
-        UserError: a tar or a sample is broken, or no tar belongs to the training split.
-    """
-    by_split: dict[str, list[str]] = {}
-    for uri in uris:
-        by_split.setdefault(split_word(uri[len(folder) :]), []).append(uri)
-    test, others = find_split(by_split)
-    chosen = {"train": by_split.get("train", [])} | ({"test": by_split[test]} if test else {})
-    if not chosen["train"] and not test:
-        chosen = {"train": uris}
-    elif not chosen["train"]:
-        raise UserError(f"{folder}: has tars named {test}, but none named train, such as train-000000.tar")
-    splits = {split: _webdataset_split(files) for split, files in chosen.items()}
-    most = max(int(split.images["label"].to_numpy().max()) for split in splits.values()) + 1
-    names = set(storage.list_names(folder))
-    classes = next(
-        (read_class_names(storage.join(folder, name), most) for name in CLASS_FILES if name in names), None
-    )
-    if "test" not in splits:
-        splits = split_by_class(splits["train"].images, splits["train"].reader)
-    notes = [f"the tars named {other} are not used: {test} is the test split" for other in others]
-    return Source("webdataset", classes or [str(label) for label in range(most)], splits, notes)
-
-
-def _webdataset_split(uris: list[str]) -> Split:
-    parts = []
-    for index, uri in enumerate(uris):
-        images, labels = {}, {}
-        for name, offset, size in members(uri):
-            folder, _, base = name.rpartition("/")
-            key, _, extension = base.partition(".")
-            key = f"{folder}/{key}" if folder else key
-            if extension.lower() in IMAGES:
-                images[key] = (name, offset, size)
-            elif extension.lower() == "cls":
-                labels[key] = (offset, size)
-        if lone := sorted(images.keys() - labels.keys()):
-            raise UserError(f"{uri}: {images[lone[0]][0]} has no label; a sample is KEY.jpg and KEY.cls")
-        if not images:
-            raise UserError(f"{uri}: holds no samples; a sample is KEY.jpg and KEY.cls")
-        reader = Ranges((uri,))
-        offsets, sizes = zip(*(labels[key] for key in images), strict=True)
-        texts = reader.read(listing(list(images), 0, 0, offsets, sizes))
-        numbers = []
-        for key, text in zip(images, texts, strict=True):
-            if not (isinstance(text, bytes) and text.strip().isdigit()):
-                raise UserError(f"{uri}: {key}.cls: is {text!r}; must be the number of the class, from 0")
-            numbers.append(int(text))
-        names, offsets, sizes = zip(*images.values(), strict=True)
-        parts.append(listing(list(names), numbers, index, offsets, sizes))
-    return Split(pa.concat_tables(parts).combine_chunks(), Ranges(tuple(uris)))
-
-
-def read_class_names(uri: str, least: int) -> list[str]:
-    """The class names of a file with one name on each line."""
-    names = [line.strip() for line in storage.read_bytes(uri).decode().splitlines() if line.strip()]
-    if len(names) < least:
-        raise UserError(f"{uri}: has {len(names)} class names, but there are labels up to {least - 1}")
-    return names
-
-
-def members(uri: str, start: int = 0, size: int | None = None) -> Iterator[tuple[str, int, int]]:
-    """Yields (name, offset in the file, size) of each regular file in a tar.
-
-    Args:
-        uri: the file's URI.
-        start, size: place of the tar in that file; by default the whole file.
-
-    Raises:
-        UserError: the file is compressed, is not a tar, or ends too early.
-    """
-    filesystem, path = storage.open_uri(uri)
-    buffer = LOCAL_BUFFER if storage.is_local(uri) else REMOTE_BUFFER
-    with filesystem.open_input_file(path) as file:
-        window = io.BufferedReader(Window(file, start, size), buffer)
-        try:
-            with tarfile.open(fileobj=window, mode="r:") as tar:
-                while (member := tar.next()) is not None:
-                    if member.offset_data + member.size > window.raw.size:
-                        raise tarfile.ReadError(f"it ends within {member.name}")
-                    if member.isreg():
-                        yield member.name, start + member.offset_data, member.size
-                    tar.members.clear()  # tarfile would keep them all
-        except tarfile.TarError as error:
-            raise UserError(
-                f"{uri}: cannot be read as an uncompressed tar ({error}); unpack a .tar.gz to .tar first"
-            ) from None
-
-
-class Window(io.RawIOBase):
-    """A part of a random-access file, as a file."""
-
-    def __init__(self, file: pa.NativeFile, start: int = 0, size: int | None = None):
-        self.file, self.start, self.place = file, start, 0
-        self.size = file.size() - start if size is None else size
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.size}[whence]
-        return self.place
-
-    def tell(self) -> int:
-        return self.place
-
-    def readinto(self, buffer) -> int:
-        content = self.file.read_at(max(0, min(len(buffer), self.size - self.place)), self.start + self.place)
-        buffer[: len(content)] = content
-        self.place += len(content)
-        return len(content)

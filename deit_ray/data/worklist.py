@@ -130,9 +130,12 @@ class WorkList:
 
         A run without epochs evaluates after epoch -1.
         """
-        last = epoch == self.epochs - 1
-        due = {"val": last or (epoch + 1) % self.eval_every == 0, "test": last}
+        due = {"val": self.reports_after(epoch), "test": epoch == self.epochs - 1}
         return [split for split in EVALUATIONS if split in self.evaluations and due[split]]
+
+    def reports_after(self, epoch: int) -> bool:
+        """Whether the run reports and saves a checkpoint after this epoch, evaluated or not."""
+        return epoch == self.epochs - 1 or (epoch + 1) % self.eval_every == 0
 
     def evaluation_steps(self, split: str) -> int:
         """The number of batches that each rank gets of an evaluation."""

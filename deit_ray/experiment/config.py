@@ -4,6 +4,7 @@ Defaults that come from a paper or its reference code say so:
 [DeiT] is Touvron et al. 2021, arXiv:2012.12877, table 9; [ref] is facebookresearch/deit, main.py.
 """
 
+import copy
 import re
 from typing import Annotated, Any, Literal
 
@@ -36,7 +37,8 @@ Areas = Annotated[list[Area], Field(min_length=2, max_length=2), AfterValidator(
 Ratios = Annotated[list[Positive], Field(min_length=2, max_length=2), AfterValidator(_rising)]
 Means = Annotated[list[float], Field(min_length=3, max_length=3)]
 Deviations = Annotated[list[Positive], Field(min_length=3, max_length=3)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+# a run's folder is its name and a number, and a file system allows 255 bytes
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=240)]
 
 
 class Section(BaseModel):
@@ -221,10 +223,9 @@ class Experiment(Section):
     def _check_together(self):
         """Refuses settings that do not fit together."""
         self._check_training()
-        self._check_searched_keys()
         if self.search.space:
             self._check_ranking()
-        check_space(self)
+        check_space(self, field_keys())
         return self
 
     def _check_training(self) -> None:
@@ -251,34 +252,6 @@ class Experiment(Section):
             "distillation.teacher",
             f"missing, but distillation.kind is {self.distillation.kind}; name one (weights: run:NAME, "
             "pretrained or a path) or set distillation.kind to none",
-        )
-
-    def _check_searched_keys(self) -> None:
-        """Refuses searched keys that would change nothing."""
-        searched, policies = self.search.space, set(self.policies)
-        for key in searched:
-            _require(
-                self.distils or not key.startswith("distillation."),
-                f"search.space.{key}",
-                "is searched, but distillation.kind is none: it would change nothing",
-            )
-        _require(
-            "distillation.temperature" not in searched or "soft" in self.distillation_kinds,
-            "search.space.distillation.temperature",
-            "is searched, but distillation.kind is hard, which has no temperature",
-        )
-        for key in searched:
-            _require(
-                not key.startswith("augment.randaugment.") or not policies <= {"none", "three_augment"},
-                f"search.space.{key}",
-                f"is searched, but augment.policy is {self.augment.policy}: it would change nothing",
-            )
-        takes_jitter = self.augment.force_color_jitter or policies & {"none", "three_augment"}
-        _require(
-            "augment.color_jitter" not in searched or takes_jitter,
-            "search.space.augment.color_jitter",
-            f"is searched, but augment.policy is {self.augment.policy}, which takes no colour jitter; "
-            "set augment.force_color_jitter",
         )
 
     def _check_ranking(self) -> None:
@@ -334,10 +307,10 @@ class Experiment(Section):
         return self.model_dump(mode="json")
 
     def get(self, key: str) -> Any:
-        """The value of a dotted key."""
+        """The value of a dotted key; None for a key of a section that is none, as a missing teacher is."""
         value = self
         for part in key.split("."):
-            value = getattr(value, part)
+            value = None if value is None else getattr(value, part)
         return value
 
 
@@ -348,12 +321,15 @@ def _require(holds: bool, key: str, message: str) -> None:
 
 def set_key(tree: dict, key: str, value: Any) -> None:
     """Sets a dotted key in nested mappings, and creates missing mappings."""
-    *path, leaf = key.split(".")
+    if key.startswith("search.space."):
+        path, leaf = ["search", "space"], key.removeprefix("search.space.")  # its keys are dotted themselves
+    else:
+        *path, leaf = key.split(".")
     for part in path:
         if not isinstance(tree.get(part), dict):
             tree[part] = {}
         tree = tree[part]
-    tree[leaf] = value
+    tree[leaf] = copy.deepcopy(value)  # a later key may lie in it, and it is the caller's
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:

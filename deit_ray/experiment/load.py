@@ -4,6 +4,7 @@ Errors name the file, the key, the value and what is allowed.
 """
 
 import difflib
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,13 @@ import yaml
 from pydantic import ValidationError
 
 from deit_ray.errors import UserError
+from deit_ray.experiment.added import with_added_keys
 from deit_ray.experiment.config import Experiment, field_keys, set_key
+from deit_ray.experiment.nearest import nearest_key
+from deit_ray.experiment.searched import check_searched
+from deit_ray.experiment.yaml_text import explain_yaml, parse_yaml, read_yaml, show
+
+SECTIONS = frozenset(key.rpartition(".")[0] for key in field_keys()) - {"", "distillation.teacher"}
 
 
 def load_experiment(path: str | Path, overrides: dict[str, Any] | None = None) -> Experiment:
@@ -32,7 +39,21 @@ def load_experiment(path: str | Path, overrides: dict[str, Any] | None = None) -
     """
     tree, origins = _read(Path(path), ())
     tree.setdefault("name", Path(path).stem)
-    return _validate(tree, origins, str(path), overrides or {})
+    experiment = _validate(tree, origins, str(path), overrides or {})
+    check_searched(experiment, str(path))
+    return experiment
+
+
+def load_recorded(path: str | Path, overrides: dict[str, Any] | None = None) -> Experiment:
+    """The experiment in a file that deit-ray, perhaps an earlier version, wrote into the results.
+
+    Keys that were added since have the values of the earlier behaviour; see `added.ADDED_KEYS`.
+
+    Raises:
+        UserError: as `load_experiment`.
+    """
+    tree, origins = _read(Path(path), ())
+    return _validate(with_added_keys(tree), origins, str(path), overrides or {})
 
 
 def default_experiment(overrides: dict[str, Any] | None = None) -> Experiment:
@@ -73,9 +94,9 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise UserError(f"--set {text}: must be KEY=VALUE, such as optim.lr=1e-3")
     try:
-        return key.strip(), yaml.load(value, _Loader)
+        return key.strip(), parse_yaml(value)
     except yaml.YAMLError as error:
-        raise UserError(f"--set {text}: the value is not valid YAML: {_one_line(error)}") from None
+        raise UserError(f"--set {text}: the value is not valid YAML: {explain_yaml(error)}") from None
 
 
 def _read(path: Path, below: tuple[Path, ...]) -> tuple[dict, dict[str, str]]:
@@ -83,26 +104,34 @@ def _read(path: Path, below: tuple[Path, ...]) -> tuple[dict, dict[str, str]]:
     if path.resolve() in below:
         chain = " -> ".join(p.name for p in (*below, path.resolve()))
         raise UserError(f"{path}: extends: the files extend one another: {chain}")
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file{_nearby(path)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as text: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not a valid experiment file: {_one_line(error)}") from None
+    if not path.exists():
+        by = f" ({below[-1]} extends it)" if below else ""
+        raise UserError(f"{path}: no such file{_nearby(path)}{by}")
+    tree = read_yaml(path)
     if not isinstance(tree, dict):
+        what = "empty" if tree is None else f"a {'list' if isinstance(tree, list) else 'single value'}"
         raise UserError(
-            f"{path}: an experiment file is a mapping of keys to values, not {type(tree).__name__}"
+            f"{path}: an experiment file is a mapping of keys to values, such as name: mine; "
+            f"this one is {what}"
         )
+    tree = _without_empty_sections(tree, SECTIONS)
     parent = tree.pop("extends", None)
     if parent is None:
         return tree, dict.fromkeys(_leaves(tree), str(path))
     if not isinstance(parent, str):
-        raise UserError(f"{path}: extends: must be the path of one file, not {parent!r}")
-    base, origins = _read(path.parent / parent, (*below, path.resolve()))
+        raise UserError(f"{path}: extends: must be the path of one file, not {show(parent)}")
+    base, origins = _read(path.parent / Path(parent).expanduser(), (*below, path.resolve()))
     base.pop("name", None)  # a name is the file's own
     return _merge(base, tree), origins | dict.fromkeys(_leaves(tree), str(path))
+
+
+def _without_empty_sections(tree: dict, sections: frozenset[str], prefix: str = "") -> dict:
+    """The tree without sections that have no keys, as where all of them are commented out."""
+    return {
+        key: _without_empty_sections(value, sections, f"{prefix}{key}.") if isinstance(value, dict) else value
+        for key, value in tree.items()
+        if value is not None or f"{prefix}{key}" not in sections
+    }
 
 
 def _merge(base: dict, top: dict) -> dict:
@@ -131,14 +160,39 @@ def _explain(error: dict, path: str, origins: dict[str, str]) -> str:
         where = f"{path}, --set {key}"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, field_keys(), n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"allowed here: {_siblings(key)}"
+        near = nearest_key(key, field_keys())
+        hint = f"did you mean {near}?" if near else f"allowed here: {_siblings(key)}"
         return f"{where}: no such key; {hint}"
     if error["type"] == "missing":
         return f"{where}: missing; it must be set"
     if not key:
         return f"{where}: {message}"
-    return f"{where}: {error['input']!r} is not allowed: {message[:1].lower()}{message[1:]}"
+    if error["type"] in ("model_type", "dict_type"):
+        message = f"must be a section of keys: {_children(key)}"
+    return f"{where}: {show(error['input'])} is not allowed: {message[:1].lower()}{message[1:]}{_hint(error)}"
+
+
+def _hint(error: dict) -> str:
+    """How YAML may have read something else than a person meant."""
+    value, kind = error["input"], error["type"]
+    if isinstance(value, bool) and kind in ("literal_error", "string_type"):
+        return "; YAML reads yes, no, on and off as true and false: put the word into quotes"
+    if isinstance(value, str) and kind in ("float_type", "int_type", "bool_type") and _is_number(value):
+        return "; write the number without quotes" if not re.match(r"[-+]?0\d|.*:", value) else ""
+    if kind == "int_type" and isinstance(value, float) and value == value // 1:
+        return f"; write {value:.0f}"
+    if isinstance(value, (int, float)) and kind == "string_type":
+        return "; put the text into quotes"
+    if kind == "string_pattern_mismatch":
+        return " (letters, digits, _, . and -, beginning with a letter or digit)"
+    return ""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _parents(key: str) -> list[str]:
@@ -151,37 +205,12 @@ def _siblings(key: str) -> str:
     return ", ".join(k for k in field_keys() if k.rpartition(".")[0] == prefix)
 
 
+def _children(key: str) -> str:
+    names = [known.removeprefix(f"{key}.") for known in field_keys() if known.startswith(f"{key}.")]
+    return ", ".join(name for name in names if "." not in name) or "KEY: value"
+
+
 def _nearby(path: Path) -> str:
     names = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
     return f"; did you mean {path.parent / near[0]}?" if near else ""
-
-
-def _one_line(error: yaml.YAMLError) -> str:
-    return " ".join(str(error).split())
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses Python tags and repeated keys, and in which 1e-3 is a number."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} must be text", key_node.start_mark
-                )
-            if key in keys:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is repeated", key_node.start_mark
-                )
-            keys.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)

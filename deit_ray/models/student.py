@@ -6,23 +6,19 @@ from pathlib import Path
 
 import timm
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from deit_ray.errors import UserError
+from deit_ray.models.weights import METADATA, create_pretrained, make_model, read_weights
 
-METADATA = "deit_ray"  # the key of the description in a model.safetensors
+# keys of the experiment's `student` section, and the arguments of timm.create_model that they set
+ARGUMENTS = {"patch_size": "patch_size", "width": "embed_dim", "depth": "depth", "heads": "num_heads"}
 
 
 def model_arguments(student, image_size: int, num_classes: int) -> dict:
     """The keyword arguments of `timm.create_model` for a `student` section."""
-    sizes = {
-        "patch_size": student.patch_size,
-        "embed_dim": student.width,
-        "depth": student.depth,
-        "num_heads": student.heads,
-    }
+    sizes = {argument: getattr(student, key) for key, argument in ARGUMENTS.items()}
     arguments = {"num_classes": num_classes} | {
         key: value for key, value in sizes.items() if value is not None
     }
@@ -38,16 +34,15 @@ def create_student(student, image_size: int, num_classes: int) -> nn.Module:
         UserError: timm has no such model, or the weights do not fit.
     """
     arguments = model_arguments(student, image_size, num_classes)
-    pretrained = student.init == "pretrained"
-    path = student.init if student.init not in ("scratch", "pretrained") else None
-    try:
-        model = timm.create_model(
-            student.model, pretrained=pretrained, drop_path_rate=student.drop_path, **arguments
-        )
-    except (RuntimeError, TypeError, AssertionError, ValueError) as error:
-        raise UserError(f"student.model: {student.model!r} with {arguments}: {error}") from None
-    if path:
-        load_weights(model, path, "student.init")
+    if student.init == "pretrained":
+        model = create_pretrained(student.model, arguments, "student.init", student.drop_path)
+    else:
+        try:
+            model = make_model(student.model, student.drop_path, arguments)
+        except (RuntimeError, TypeError, AssertionError, ValueError) as error:
+            raise UserError(f"student.model: {student.model!r} with {arguments}: {error}") from None
+    if student.init not in ("scratch", "pretrained"):
+        load_weights(model, student.init, "student.init")
     if has_two_heads(model):
         model.set_distilled_training(True)
     return model
@@ -59,10 +54,17 @@ def takes_image_size(name: str) -> bool:
     Raises:
         UserError: timm has no such model.
     """
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
-        raise UserError(f"timm has no model named {name!r}" + (f"; near: {', '.join(near)}" if near else ""))
+    if why := unknown_model(name):
+        raise UserError(why)
     return bool(timm.get_pretrained_cfg(name).fixed_input_size)
+
+
+def unknown_model(name: str) -> str | None:
+    """Says that timm has no such model, and names near ones; None if it has."""
+    if timm.is_model(name):
+        return None
+    near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
+    return f"timm has no model named {name!r}" + (f"; near: {', '.join(near)}" if near else "")
 
 
 def has_two_heads(model: nn.Module) -> bool:
@@ -92,15 +94,6 @@ def save_model(path: Path, state: dict[str, torch.Tensor], description: dict) ->
     save_file(tensors, path, metadata={"format": "pt", METADATA: json.dumps(description)})
 
 
-def read_description(path: str | Path) -> dict | None:
-    """The description that `save_model` wrote into the file; None if another program wrote the file."""
-    if not str(path).endswith(".safetensors"):
-        return None
-    with safe_open(path, framework="pt") as file:
-        found = (file.metadata() or {}).get(METADATA)
-    return json.loads(found) if found else None
-
-
 def load_weights(model: nn.Module, path: str | Path, key: str) -> None:
     """Loads a checkpoint as timm does.
 
@@ -113,18 +106,20 @@ def load_weights(model: nn.Module, path: str | Path, key: str) -> None:
     Raises:
         UserError: there is no such file, or it holds weights of another architecture.
     """
-    from timm.models import load_state_dict
     from timm.models.vision_transformer import checkpoint_filter_fn
 
-    if not Path(path).is_file():
-        raise UserError(f"{key}: {path}: no such file")
-    try:
-        state = load_state_dict(str(path), weights_only=True)
-    except Exception as error:  # torch, safetensors and pickle each raise their own
-        raise UserError(f"{key}: {path}: cannot be read as weights: {error}") from None
+    state = read_weights(path, key)
     own = model.state_dict()
+    state = without_prefix(state, own)
+    if why := token_mismatch(state, own):
+        raise UserError(f"{key}: {path}: {why}")
     if hasattr(model, "pos_embed") and hasattr(model, "patch_embed"):
-        state = checkpoint_filter_fn(state, model)
+        try:
+            state = checkpoint_filter_fn(state, model)
+        except Exception as error:  # torch's own, about shapes
+            raise UserError(
+                f"{key}: {path}: the weights are of another architecture: {str(error).splitlines()[0]}"
+            ) from None
     heads = tuple(f"{head}." for head in ("head", "head_dist", "fc", "classifier"))
     misfits = [name for name in state if name in own and state[name].shape != own[name].shape]
     for name in [name for name in misfits if name.startswith(heads)]:
@@ -140,8 +135,28 @@ def load_weights(model: nn.Module, path: str | Path, key: str) -> None:
     model.load_state_dict(state, strict=False)
 
 
-def weights_of(path: str | Path) -> dict[str, torch.Tensor]:
-    """The tensors of a weights file, by name."""
-    from timm.models import load_state_dict
+def without_prefix(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights without a first part that a training script put before every name, such as `model.`."""
+    prefixes = {name.partition(".")[0] + "." for name in state}
+    if len(prefixes) != 1 or state.keys() & own.keys():
+        return state
+    (prefix,) = prefixes
+    shorter = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return shorter if shorter.keys() & own.keys() else state
 
-    return load_state_dict(str(path), weights_only=True)
+
+def token_mismatch(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> str | None:
+    """Why weights do not fit a model of which only one has the distillation token; None if that is not so."""
+    if "cls_token" not in state or "cls_token" not in own:
+        return None
+    if "dist_token" in own and "dist_token" not in state:
+        return (
+            "the weights are of a transformer without the distillation token (dist_token), which this model "
+            "has; name a model without it, such as deit_tiny_patch16_224, or weights with it"
+        )
+    if "dist_token" in state and "dist_token" not in own:
+        return (
+            "the weights are of a transformer with the distillation token (dist_token), which this model "
+            "lacks; name a model with it, such as deit_tiny_distilled_patch16_224, or weights without it"
+        )
+    return None

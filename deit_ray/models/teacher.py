@@ -1,7 +1,6 @@
 """The frozen teacher. The driver reads its weights once; the workers get plain tensors."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import timm
 import torch
@@ -9,6 +8,10 @@ from torch import nn
 
 from deit_ray.errors import UserError
 from deit_ray.models import student
+from deit_ray.models.shapes import first_line, shape_of
+from deit_ray.models.weights import create_pretrained, read_description, read_weights
+
+KEY = "distillation.teacher.weights"
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class TeacherWeights:
         model, arguments: for timm.create_model.
         state: the model's tensors, on the CPU.
         mean, std: the teacher's normalisation, for pixels in [0, 1].
+        classes: names, by output; None if its file does not say them.
     """
 
     model: str
@@ -26,6 +30,7 @@ class TeacherWeights:
     state: dict[str, torch.Tensor]
     mean: list[float]
     std: list[float]
+    classes: list[str] | None = None
 
 
 def read_teacher(teacher, path: str | None, image_size: int, num_classes: int) -> TeacherWeights:
@@ -38,33 +43,67 @@ def read_teacher(teacher, path: str | None, image_size: int, num_classes: int) -
         num_classes: number of classes of the student's data.
 
     Raises:
-        UserError: the file, the model or the number of classes is wrong.
+        UserError: the file, the model, the number of classes or the size of the images is wrong.
     """
-    key = "distillation.teacher.weights"
-    if path and not Path(path).is_file():
-        raise UserError(f"{key}: {path}: no such file")
-    description = (student.read_description(path) if path else None) or {}
+    where = KEY if path is None or path == teacher.weights else f"{KEY}: {teacher.weights}"
+    description = (read_description(path, where) if path else None) or {}
     name = teacher.model or description.get("model")
     if name is None:
         raise UserError(
             f"distillation.teacher.model: missing; {teacher.weights} does not say which timm model it is"
         )
+    if why := student.unknown_model(name):
+        raise UserError(f"distillation.teacher.model: {why}")
     arguments = dict(description.get("arguments", {}))
     if not arguments and student.takes_image_size(name):
         arguments = {"img_size": image_size}
-    model = timm.create_model(name, pretrained=path is None, **arguments)
-    if path:
-        _load(model, student.weights_of(path), f"{key}: {path}")
-    if model.num_classes != num_classes:
-        raise UserError(
-            f"{key}: {teacher.weights}: the teacher knows {model.num_classes} classes, but the data set has "
-            f"{num_classes}; a teacher must have been trained on the same classes"
-        )
+    if path is None:
+        _check_count(timm.get_pretrained_cfg(name).num_classes, num_classes, teacher.weights)
+        check_size(name, arguments, image_size, teacher.weights)
+        model = create_pretrained(name, arguments, KEY)
+    else:
+        state = read_weights(path, where)
+        try:
+            model = timm.create_model(name, **arguments)
+        except (RuntimeError, TypeError, AssertionError, ValueError) as error:
+            raise UserError(
+                f"distillation.teacher.model: {name} cannot be built as {path} describes it: "
+                f"{first_line(error)}"
+            ) from None
+        _load(model, state, f"{where}: {path}")
+    _check_count(model.num_classes, num_classes, teacher.weights)
     cfg = model.pretrained_cfg
     mean = teacher.mean or description.get("mean") or list(cfg["mean"])
     std = teacher.std or description.get("std") or list(cfg["std"])
     arguments["num_classes"] = model.num_classes
-    return TeacherWeights(name, arguments, dict(model.state_dict()), list(mean), list(std))
+    check_size(name, arguments, image_size, teacher.weights)
+    state, classes = dict(model.state_dict()), description.get("classes")
+    return TeacherWeights(name, arguments, state, list(mean), list(std), classes)
+
+
+def _check_count(known: int, num_classes: int, weights: str) -> None:
+    if known != num_classes:
+        raise UserError(
+            f"{KEY}: {weights}: the teacher knows {known} classes, but the data set has "
+            f"{num_classes}; a teacher must have been trained on the same classes"
+        )
+
+
+def check_size(name: str, arguments: dict, image_size: int, weights: str) -> None:
+    """Checks that a teacher takes the student's images.
+
+    Raises:
+        UserError: it is a transformer that was built for images of another size.
+    """
+    made_for = arguments.get("img_size", image_size)
+    if made_for != image_size and shape_of(name, arguments, image_size).refusal:
+        raise UserError(
+            f"{KEY}: {weights}: the teacher {name} takes images of {made_for} pixels only, but "
+            f"data.image_size is {image_size}; set data.image_size to {made_for}, or name a teacher for "
+            f"{image_size} pixels or a convolutional one"
+        )
+    if why := shape_of(name, arguments, image_size).refusal:
+        raise UserError(f"{KEY}: {weights}: the teacher {name} {why}")
 
 
 def build_teacher(weights: TeacherWeights, device: torch.device) -> nn.Module:
@@ -82,10 +121,13 @@ def _load(model: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
     Raises:
         UserError: the weights do not fit the model.
     """
+    state = student.without_prefix(state, model.state_dict())
     classifier = model.pretrained_cfg["classifier"]
     bias = state.get(f"{classifier if isinstance(classifier, str) else classifier[0]}.bias")
     if bias is not None and len(bias) != model.num_classes:
         model.reset_classifier(len(bias))
+    if why := student.token_mismatch(state, model.state_dict()):
+        raise UserError(f"{where}: {why}")
     own = {
         name: tensor
         for name, tensor in model.state_dict().items()
@@ -95,6 +137,12 @@ def _load(model: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
     if not own.keys() & state.keys():
         state = dict(zip(own, state.values(), strict=False))
     wrong = [name for name in own if name not in state or state[name].shape != own[name].shape]
+    if wrong == ["pos_embed"] and "pos_embed" in state:
+        raise UserError(
+            f"{where}: the weights are of a transformer for images of another size: its position embedding "
+            f"has {state['pos_embed'].shape[1]} places, and one for data.image_size has "
+            f"{own['pos_embed'].shape[1]}"
+        )
     if wrong:
         raise UserError(
             f"{where}: not the weights of this model: {len(wrong)} tensors do not fit, such as {wrong[0]}"

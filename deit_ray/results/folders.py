@@ -13,7 +13,7 @@ from pathlib import Path
 from deit_ray import storage
 from deit_ray.errors import UserError
 from deit_ray.experiment.config import Experiment
-from deit_ray.experiment.load import dump_experiment, load_experiment
+from deit_ray.experiment.load import dump_experiment, load_recorded
 from deit_ray.outcome import MODEL
 from deit_ray.results.journal import checkpoint_name, iterate_points, step_of
 
@@ -22,6 +22,7 @@ RUN = "run.json"  # in the folder of a run that has finished
 JOURNAL = "journal"
 EMA = "ema.safetensors"  # in a checkpoint: the weights of the moving average
 BEST = "best.yaml"  # in the folder of a study: the configuration of its best trial
+TRIAL = re.compile(r"trial-\d{4,}")  # a trial's folder; see `trial_name`. A run's is NAME-N
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's name for its list of checkpoints
 
 
@@ -78,19 +79,19 @@ def trial_name(number: int) -> str:
 
 def trials_of(folder: str) -> list[str]:
     """The names of the trials' folders in a study's folder; a run's folder has none."""
-    return [name for name in storage.list_names(folder) if name.startswith("trial-")]
+    return [name for name in storage.list_names(folder) if TRIAL.fullmatch(name)]
 
 
 def name_of(folder: str) -> str:
     """The name of a run's folder: digits_student-2, or digits_search-1/trial-0007 for a trial."""
     parent, _, last = folder.rpartition("/")
-    return f"{posixpath.basename(parent)}/{last}" if last.startswith("trial-") else last
+    return f"{posixpath.basename(parent)}/{last}" if TRIAL.fullmatch(last) else last
 
 
 def results_of(folder: str) -> str:
     """The results folder that contains a run's, study's or trial's folder."""
     parent, _, last = folder.rpartition("/")
-    return parent.rpartition("/")[0] if last.startswith("trial-") else parent
+    return parent.rpartition("/")[0] if TRIAL.fullmatch(last) else parent
 
 
 def experiment_of(folder: str) -> Experiment:
@@ -100,12 +101,12 @@ def experiment_of(folder: str) -> Experiment:
     """
     uri = storage.join(folder, EXPERIMENT)
     if storage.is_local(uri):
-        experiment = load_experiment(storage.local_path(uri))
+        experiment = load_recorded(storage.local_path(uri))
     else:
         with tempfile.TemporaryDirectory(prefix="deit_ray-") as local:
             path = Path(local) / EXPERIMENT
             path.write_bytes(storage.read_bytes(uri))
-            experiment = load_experiment(path)
+            experiment = load_recorded(path)
     if storage.absolute(experiment.results.uri) == results_of(folder):
         return experiment
     return experiment.with_overrides({"results.uri": results_of(folder)})

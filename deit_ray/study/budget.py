@@ -44,8 +44,9 @@ def _values(budget: Budget, ended: list[TrialRecord]) -> str | None:
 
 
 def _failures(budget: Budget, ended: list[TrialRecord]) -> str | None:
-    """Counts the failures of trials, given in the order in which they ended."""
-    failed = [trial for trial in ended if trial.outcome and trial.outcome.kind == Kind.FAILED]
+    """Counts the failures of trials, given in the order in which they ended. A trial must have started."""
+    outcomes = [(trial, trial.outcome) for trial in ended if trial.outcome]
+    failed = [trial for trial, outcome in outcomes if outcome.kind == Kind.FAILED and not outcome.is_refused]
     if budget.failures is not None and len(failed) >= budget.failures:
         return f"search.budget.failures: {len(failed)} trial{'s' * (len(failed) > 1)} failed"
     signatures = [trial.signature for trial in failed if trial.signature is not None]

@@ -33,7 +33,7 @@ from deit_ray.trial.needs import Needs
 from deit_ray.trial.reading import largest_shares
 from deit_ray.trial.remarks import remarks_before
 from deit_ray.trial.resolve import Resolved
-from deit_ray.trial.train_private import without_runtime_environment
+from deit_ray.trial.train_private import every_death_known, without_runtime_environment
 from deit_ray.trial.trial import Trial
 
 TICK_S = 1.0
@@ -65,7 +65,7 @@ class Driver:
         remarks = remarks_before(self.experiment, resolved.manifest)
         self.terminal = Terminal(study, console, device, self.concurrent, remarks)
         self.observers: list[Observer] = [self.resources, Database(study), self.tracking, self.terminal]
-        self.trials = Trials(study, self.observers)
+        self.trials = Trials(study, self.observers, resolved.refusal)
         self.ticked = time.monotonic()
 
     def run(self) -> None:
@@ -153,7 +153,7 @@ class Driver:
         study, policy = self.study, self.trials.policy
         # if the study had ended before, and no trial was left to run, the reason stays the same
         before = None if self.trials.scheduler.states() else study.ended
-        study.ended = reason = policy.ending or before or ALL_ENDED
+        study.ended = reason = policy.ending or before or self._why_all_ended()
         best = study.find_best()
         if best is not None:
             self._test(best.number, study.save_best()[1])
@@ -163,6 +163,12 @@ class Driver:
         if best is None:
             outcomes = sorted({trial.outcome.text if trial.outcome else "" for trial in study.trials()})
             raise UserError(f"{study.name}: ended with no finished trial: {reason}; {'; '.join(outcomes)}")
+
+    def _why_all_ended(self) -> str:
+        searcher = self.trials.searcher
+        if searcher.is_exhausted() and len(self.study.trials()) < self.experiment.search.trials:
+            return f"search.space is exhausted: each of its {searcher.size:g} combinations was tried"
+        return ALL_ENDED
 
     def _test(self, number: int, model: str) -> None:
         """Evaluates the best trial's model on the test images, unless that was done before."""
@@ -196,7 +202,7 @@ def run_tuner(trainable: type, trials: Trials, concurrent: int, listener: Listen
         run_config=ray.tune.RunConfig(name="study", storage_path=scratch, verbose=0, callbacks=[listener]),
     )
     try:
-        with without_runtime_environment():
+        with without_runtime_environment(), every_death_known():
             tuner.fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -101,8 +101,7 @@ class Database(Observer):
 
     def trial_ended(self, end: TrialEnd) -> None:
         signature = None
-        # a loss that is not finite is the fault of the searched values, and says nothing about the next trial
-        if end.outcome.kind == Kind.FAILED and end.failure and "NonFiniteLoss" not in end.failure.reason:
+        if end.outcome.kind == Kind.FAILED and end.failure:
             signature = end.failure.signature
         self.study.end_trial(end.number, end.outcome, end.value, signature)
 

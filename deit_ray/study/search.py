@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from deit_ray import storage
-from deit_ray.errors import Interrupted, UnavailableError, UserError
+from deit_ray import hints
+from deit_ray.errors import Interrupted, UnavailableError, UnexpectedError, UserError, explain_os_error
 from deit_ray.experiment.config import Experiment
 from deit_ray.results.origin import check_same_inputs, note_origin
 from deit_ray.terminal.session import Session
@@ -38,6 +38,7 @@ def tune(experiment: Experiment, session: Session | None = None) -> Study:
     from deit_ray.trial.resolve import pin_teacher, resolve
 
     resolved = resolve(pin_teacher(experiment))
+    session.warn_of(resolved.notes)
     from deit_ray.study.study import Study
     from deit_ray.trial.launch import check_cluster
 
@@ -80,7 +81,8 @@ def resume_study(
         experiment = study.amended(overrides)
         from deit_ray.trial.resolve import resolve
 
-        resolved = resolve(experiment)
+        resolved = resolve(experiment, continues=True)
+        session.warn_of(resolved.notes)
         from deit_ray.trial.launch import check_cluster
 
         check_same_inputs(study.folder, experiment, resolved.manifest.fingerprint, resolved.teacher_path)
@@ -124,11 +126,6 @@ def _check_searchable(experiment: Experiment) -> None:
             f"{experiment.name}: search.space is empty; name what to search, such as "
             "optim.lr: {log: [1e-4, 1e-2]}"
         )
-    if not storage.is_local(experiment.results.uri):
-        raise UserError(
-            f"results.uri: {experiment.results.uri}: a study's database needs a local path or a shared "
-            "file system"
-        )
 
 
 def _drive(study: Study, resolved: Resolved, device: str, session: Session) -> None:
@@ -139,18 +136,23 @@ def _drive(study: Study, resolved: Resolved, device: str, session: Session) -> N
 
     experiment = resolved.experiment
     note_origin(study.folder, experiment, resolved.manifest.fingerprint, device, resolved.teacher_path)
-    how = f"resume with: deit-ray tune --resume {study.name}{storage.results_option(experiment.results.uri)}"
-    if session.address:
-        how += f" --address {session.address}"
+    results, address = experiment.results.uri, session.address
+    how = hints.command("tune", "--resume", study.name, results=results, address=address)
+    kept = "what its trials have done is kept"
     try:
         with naming_database(study.folder):
             Driver(study, resolved, device, connect.possible_resources(), session.console).run()
-    except UnavailableError as error:
+    except (UnavailableError, OSError) as error:
+        reason = error if isinstance(error, UserError) else explain_os_error(error)
         raise UnavailableError(
-            f"{study.name}: {error}\nwhat its trials have done is kept; once this is fixed, {how}"
+            f"{study.name}: {reason}\n{kept}; once this is fixed, resume with: {how}"
         ) from error
     except (KeyboardInterrupt, Interrupted) as error:
         why = str(error) or "interrupted"
         if not connect.is_alive():
             why = "Ray has died"
-        raise Interrupted(f"{study.name}: {why}; what its trials have done is kept\n{how}") from error
+        raise Interrupted(f"{study.name}: {why}; {kept}\nresume with: {how}") from error
+    except UserError:
+        raise
+    except Exception as error:
+        raise UnexpectedError(f"{study.name}: ended unexpectedly; {kept}\nresume with: {how}") from error

@@ -38,6 +38,7 @@ class StudyStatus:
     """
 
     name: str
+    folder: str
     metric: str
     keys: list[str]
     epochs: int
@@ -109,6 +110,7 @@ def _status(study: Study) -> StudyStatus:
         state = study.ended or "interrupted"
     return StudyStatus(
         name=study.name,
+        folder=study.folder,
         metric=study.experiment.search.metric,
         keys=list(study.experiment.search.space),
         epochs=study.experiment.train.epochs,

@@ -11,8 +11,9 @@ from optuna.trial import TrialState
 from deit_ray import storage
 from deit_ray.accuracy import show_accuracy
 from deit_ray.errors import UnavailableError, UserError
+from deit_ray.experiment.added import with_added_keys
 from deit_ray.experiment.config import Experiment, flatten
-from deit_ray.experiment.load import dump_experiment, load_experiment
+from deit_ray.experiment.load import dump_experiment, load_recorded
 from deit_ray.results import lock
 from deit_ray.results.folders import BEST, EXPERIMENT, MODEL, experiment_of, new_folder, runs_of, trial_name
 from deit_ray.study.leaderboard import leaderboard
@@ -81,11 +82,11 @@ class Study(StudyRecord):
         """The experiment with values replaced. Only the keys in `AMENDABLE` may change: they affect no trial.
 
         Raises:
-            UserError: another key is named, or a value is not allowed; or an earlier version, which lacks a
-                key, made the study, so that old and new trials could not be compared.
+            UserError: another key is named, or a value is not allowed; or the study was made without a key
+                that `added.ADDED_KEYS` does not know, so that old and new trials could not be compared.
         """
         here = flatten(self.experiment.as_dict())
-        there = flatten(self.made_with or self.experiment.as_dict())
+        there = flatten(with_added_keys(self.made_with or self.experiment.as_dict()))
         if unknown := sorted(here.keys() - there.keys()):
             key = unknown[0]
             raise UserError(
@@ -99,7 +100,7 @@ class Study(StudyRecord):
                     f"--set {key}: cannot change in an existing study, since its trials could not be "
                     f"compared; allowed are: {', '.join(AMENDABLE)}"
                 )
-        return load_experiment(
+        return load_recorded(
             storage.join(self.folder, EXPERIMENT), {"results.uri": self.experiment.results.uri, **overrides}
         )
 
@@ -203,9 +204,9 @@ def naming_database(folder: str) -> Iterator[None]:
 
 
 def _check_same(path: str, found: dict, made_with: dict) -> None:
-    here, there = flatten(found), flatten(made_with)
+    here, there = flatten(found), flatten(with_added_keys(made_with))
     searched = {key for key in here if key.startswith("search.space.")}
-    keys = there.keys() | searched  # a later version has other keys; see `Study.amended`
+    keys = there.keys() | searched  # for keys that neither knows see `Study.amended`
     may_differ = {key for key in keys if _amendable(key)} | {"results.uri"}  # people move folders
     changed = [key for key in keys - may_differ if here.get(key) != there.get(key)]
     if changed:

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from deit_ray import storage
 from deit_ray.errors import UserError
 from deit_ray.experiment.config import Experiment
-from deit_ray.experiment.load import dump_experiment, load_experiment
+from deit_ray.experiment.load import dump_experiment, load_recorded
 from deit_ray.outcome import Kind, Outcome
 from deit_ray.results.folders import BEST, EXPERIMENT, RUN, find_run
 from deit_ray.results.lock import driving
@@ -46,7 +46,7 @@ def sync(name: str, results: str = "results", console: Console | None = None) ->
     folder = find_run(name, results)
     name = posixpath.basename(folder)
     study = Study.open(name, results) if storage.exists(storage.join(folder, DATABASE)) else None
-    experiment = study.experiment if study else load_experiment(storage.join(folder, EXPERIMENT))
+    experiment = study.experiment if study else load_recorded(storage.join(folder, EXPERIMENT))
     with driving(folder, name), Tracker.of(experiment, console) as tracker:
         runs = list(deliver_study(tracker, study) if study else deliver_run(tracker, experiment, folder))
         left = tracker.finish(
@@ -89,9 +89,13 @@ def start_study(tracker: Tracker, study: Study) -> Run:
 
 
 def start_trial(tracker: Tracker, study: Study, trial: TrialRecord, parent: Run) -> Run:
-    """A trial's run. Writes the trial's experiment into the trial's folder, unless it is there already."""
+    """A trial's run. Writes the trial's experiment into the trial's folder, unless it is there already.
+
+    A trial that was not started, since it cannot run, may have no valid experiment.
+    """
     folder, number, params = study.trial_folder(trial.number), trial.number, trial.params
-    if not storage.exists(storage.join(folder, EXPERIMENT)):
+    refused = trial.outcome is not None and trial.outcome.is_refused
+    if not refused and not storage.exists(storage.join(folder, EXPERIMENT)):
         storage.write_bytes(
             storage.join(folder, EXPERIMENT), dump_experiment(study.trial_experiment(params)).encode()
         )

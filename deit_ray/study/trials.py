@@ -6,6 +6,7 @@ from optuna.trial import TrialState
 
 from deit_ray.cluster import connect
 from deit_ray.cluster.holdings import cancel
+from deit_ray.experiment.space import Refusal
 from deit_ray.outcome import Kind, Outcome
 from deit_ray.results.folders import keep_best_model, saved_steps
 from deit_ray.study.observers import Observer, TrialEnd
@@ -23,6 +24,7 @@ class Trials:
 
     Args:
         observers: in the order in which they are called.
+        refusal: says why a trial with some searched values cannot run; None if it can.
 
     Attributes:
         searcher: proposes trials to Ray Tune.
@@ -30,12 +32,14 @@ class Trials:
         policy: decides which other trials end.
     """
 
-    def __init__(self, study: Study, observers: list[Observer]):
+    def __init__(self, study: Study, observers: list[Observer], refusal: Refusal):
         self.study, self.observers = study, observers
         self.metric = study.experiment.search.metric
         self.policy = StopPolicy(study.experiment)
         self.scheduler = StudyScheduler(study.experiment)
-        self.searcher = StudySearcher(study.optuna, study.experiment, study.trial_folder)
+        self.searcher = StudySearcher(
+            study.optuna, study.experiment, study.trial_folder, refusal, self.refused
+        )
 
     # events
 
@@ -63,6 +67,10 @@ class Trials:
             saved = max(saved_steps(self.study.trial_folder(number)), default=0)
             decision = self.policy.after_death(number, saved, connect.is_alive())
         self._do(number, decision, failure)
+
+    def refused(self, number: int, why: str) -> None:
+        """A trial drew values with which it cannot run; it ends without being started."""
+        self._end(number, Outcome.refused(why))
 
     def has_ended(self, number: int) -> bool:
         return self.study.trial(number).state.is_finished()

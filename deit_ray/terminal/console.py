@@ -1,12 +1,20 @@
-"""The terminal: messages and warnings."""
+"""The terminal: messages, warnings and signs of life."""
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Callable
+from typing import TextIO
 
 from rich.console import Console as RichConsole
 
 PIPED_WIDTH = 200  # columns, if the output is not a terminal
+CLOSED = (errno.EPIPE, errno.EIO)  # the reader of a pipe has ended, or the terminal is gone
 
 
 class Console:
-    """Prints messages and warnings.
+    """Prints messages and warnings. An output that can no longer be written ends no command.
 
     Args:
         quiet: whether to print only warnings.
@@ -16,15 +24,73 @@ class Console:
     """
 
     def __init__(self, quiet: bool = False):
-        self.out = RichConsole(highlight=False, soft_wrap=True)
+        self.err = RichConsole(file=_Lasting(sys.stderr), highlight=False, soft_wrap=True)
+        lasting = _Lasting(sys.stdout, self._note_closed)
+        self.out = RichConsole(file=lasting, highlight=False, soft_wrap=True)
         if not (self.out.is_terminal or self.out.is_jupyter):
             self.out.width = PIPED_WIDTH
-        self.err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
         self.quiet = quiet
 
     def say(self, text: str, style: str | None = None) -> None:
         if not self.quiet:
             self.out.print(text, style=style, markup=False)
 
+    def begin(self, text: str) -> None:
+        """Says on standard error what begins now, so that nobody looks at an empty screen."""
+        if not self.quiet:
+            self.err.print(text, style="dim", markup=False)
+
     def warn(self, text: str) -> None:
         self.err.print(f"warning: {text}", style="yellow", markup=False)
+
+    def _note_closed(self, reason: str) -> None:
+        self.warn(
+            f"standard output cannot be written any more ({reason}); the command continues, and its results "
+            "are kept: deit-ray status shows them"
+        )
+
+
+class _Lasting:
+    """A stream that becomes silent when it can no longer be written: what reads it has ended, the terminal is
+    closed, or its disk is full.
+
+    Args:
+        stream: the stream.
+        tell: called once with the reason, if more is written afterwards or the disk is full.
+    """
+
+    def __init__(self, stream: TextIO, tell: Callable[[str], None] = lambda reason: None):
+        self.stream, self.tell = stream, tell
+        self.reason: str | None = None
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        if self.reason is not None:
+            self._tell()
+            return len(text)
+        try:
+            return self.stream.write(text)
+        except OSError as error:
+            self._end(error)
+            return len(text)
+
+    def flush(self) -> None:
+        if self.reason is None:
+            try:
+                self.stream.flush()
+            except OSError as error:
+                self._end(error)
+
+    def _end(self, error: OSError) -> None:
+        self.reason = error.strerror or str(error)
+        with contextlib.suppress(OSError, ValueError):  # the stream has no descriptor
+            # what it still holds is written when Python exits
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+        if error.errno not in CLOSED:
+            self._tell()
+
+    def _tell(self) -> None:
+        tell, self.tell = self.tell, lambda reason: None
+        tell(self.reason)

@@ -1,8 +1,5 @@
 """Values as people write them."""
 
-import os
-
-from deit_ray import storage
 from deit_ray.outcome import Kind
 
 STATE_COLOURS = {  # by the state's text
@@ -39,8 +36,3 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60:02d} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
-
-
-def relative(uri: str) -> str:
-    """A local path as seen from the working directory; another URI as it is."""
-    return os.path.relpath(uri) if storage.is_local(uri) else uri

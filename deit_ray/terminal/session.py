@@ -1,6 +1,7 @@
 """The settings of a call: which Ray it uses, where it looks for results, and where its messages go."""
 
 import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from deit_ray.terminal.console import Console
@@ -28,6 +29,11 @@ class Session:
     console: Console = field(default_factory=lambda: Console(quiet=True))
     verbose: bool = False
 
+    def warn_of(self, notes: Iterable[str]) -> None:
+        """Shows each note as a warning."""
+        for note in notes:
+            self.console.warn(note)
+
     def connected(self, modules: tuple[str, ...] = ()) -> contextlib.AbstractContextManager[None]:
         """A context with a Ray to work with; see `connect.connected`.
 
@@ -39,4 +45,5 @@ class Session:
         """
         from deit_ray.cluster import connect  # here, since most calls need no Ray
 
-        return connect.connected(self.address, self.verbose, self.console.warn, modules)
+        console = self.console
+        return connect.connected(self.address, self.verbose, console.warn, modules, console.begin)

@@ -5,14 +5,13 @@ are not delivered by the end of a study, and `deit-ray sync` delivers them.
 """
 
 import contextlib
-import os
 import random
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from deit_ray import storage
+from deit_ray import hints, storage
 from deit_ray.cluster.phase import show_phase
 from deit_ray.errors import UserError
 from deit_ray.experiment.config import Experiment
@@ -320,8 +319,7 @@ class Contact:
 def sync_command(run: Run) -> str:
     """The command that delivers the rest of a study, or of a single run."""
     results, _, name = run.desired.folder.rpartition("/")
-    results = os.path.relpath(results) if storage.is_local(results) else results
-    return f"deit-ray sync {name}{storage.results_option(results)}"
+    return hints.command("sync", name, results=results)
 
 
 def now_ms() -> int:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from deit_ray.models.student import save_model, weights_of
+from deit_ray.models.student import save_model
+from deit_ray.models.weights import read_weights
 from deit_ray.results.folders import EMA, MODEL
 
 STATE = "state.pt"
@@ -41,6 +42,6 @@ def load_checkpoint(folder: Path, train_step) -> Progress:
     """
     state = torch.load(folder / STATE, map_location=train_step.device, weights_only=True)
     step = state.pop("step")
-    ema = {"ema": weights_of(folder / EMA)} if train_step.ema else {}
-    train_step.load_state_dict({"model": weights_of(folder / MODEL), **ema, **state})
+    ema = {"ema": read_weights(folder / EMA, "checkpoint")} if train_step.ema else {}
+    train_step.load_state_dict({"model": read_weights(folder / MODEL, "checkpoint"), **ema, **state})
     return Progress(step)

@@ -16,6 +16,12 @@ TOP5_FROM = 6  # classes; with five or fewer, top5 would always be 1
 Answered = dict[str, np.ndarray]  # see `evaluate`
 
 
+def metric_names(classes: int, two_heads: bool, has_ema: bool) -> list[str]:
+    """The accuracies that `evaluate` measures, without the split."""
+    names = ["top1", *(["top5"] if classes >= TOP5_FROM else [])]
+    return [*names, *(["top1_cls", "top1_dist"] if two_heads else []), *(["top1_ema"] if has_ema else [])]
+
+
 @torch.no_grad()
 def evaluate(
     split: str,

@@ -16,11 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from deit_ray import storage
 from deit_ray.cluster.phase import show_phase
-from deit_ray.cluster.ray_private import store_stats
+from deit_ray.cluster.ray_private import spilled_bytes
 from deit_ray.data.damage import BAD_IMAGES, Bad, describe_bad, note_bad
 from deit_ray.data.stream import Stream
 from deit_ray.data.worklist import WorkList
-from deit_ray.errors import HopelessError
+from deit_ray.errors import HopelessError, NonFiniteLoss
 from deit_ray.experiment.config import Experiment
 from deit_ray.models.student import create_student, model_arguments
 from deit_ray.results.folders import JOURNAL
@@ -105,9 +105,9 @@ def train_worker(**fields) -> None:
                 if rank == 0:
                     journal.add(scalars, step + 1)
 
-        splits = worklist.evaluations_after(epoch)
-        if not splits:
+        if not worklist.reports_after(epoch):
             continue
+        splits = worklist.evaluations_after(epoch)
         show_phase("evaluation")
         clock.enter("evaluation")
         metrics = {"data/bad_images": sum_over_workers(clock.bad)} | cost.read()
@@ -121,9 +121,8 @@ def train_worker(**fields) -> None:
             job, rank, gather_bad(stream.bad), metrics["data/bad_images"], clock.images
         )
         if rank == 0:
-            metrics["perf/spilled_bytes"] = store_stats(
-                ray.get_runtime_context().gcs_address
-            ).spilled_bytes_total
+            spilled = spilled_bytes(ray.get_runtime_context().gcs_address)
+            metrics |= {} if spilled is None else {"perf/spilled_bytes": spilled}
         show_phase("checkpoint")
         clock.enter("checkpoint")
         metrics |= clock.read() | {"epoch": epoch + 1}
@@ -219,10 +218,6 @@ def evaluate_worker(**fields) -> None:
 
 class TooManyBadImages(HopelessError):
     """The part of the images that could not be decoded is above `data.max_bad`."""
-
-
-class NonFiniteLoss(HopelessError):
-    """The loss is NaN or infinite. The trial must fail, since no scheduler would stop it."""
 
 
 class Cost:

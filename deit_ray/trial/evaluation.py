@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from functools import partial
 
 import ray
+import torch
 
 from deit_ray import storage
 from deit_ray.data import shards
 from deit_ray.errors import UserError
 from deit_ray.experiment.config import Experiment
-from deit_ray.models import student
+from deit_ray.models.classes import check_classes
+from deit_ray.models.shapes import shape_of
+from deit_ray.models.weights import load_described
 from deit_ray.trial.answers import Answers
 from deit_ray.trial.assemble import EVALUATE, make_trainer
 from deit_ray.trial.launch import run_trial
@@ -62,15 +65,11 @@ def evaluate_here(
         split: val or test.
 
     Raises:
-        UserError: deit_ray did not write the file, or the model knows another number of classes than the data
-            has.
+        UserError: see `check_model`.
     """
     path = storage.local_path(model)
-    description = describe_model(path)
-    if len(description["classes"]) != len(manifest.classes):
-        raise UserError(f"{model}: knows {len(description['classes'])} classes, but the data set at "
-                        f"{experiment.data.uri} has {len(manifest.classes)}")  # fmt: skip
-    weights = ray.put((description, student.weights_of(path)))
+    description, state = check_model(path, experiment.data.uri, manifest)[:2]
+    weights = ray.put((description, state))
     data = storage.absolute(experiment.data.uri)
     make = partial(_make_evaluation, experiment, manifest, data, device, (split,), weights)
     parts: list = []
@@ -93,16 +92,34 @@ def _make_evaluation(experiment, manifest, data, device, splits, weights, config
     return make_trainer(experiment, device, EVALUATE, job, worklist, config["folder"], on_report)
 
 
+def check_model(
+    path: str, uri: str, manifest: shards.Manifest
+) -> tuple[dict, dict[str, torch.Tensor], list[str]]:
+    """The description and the tensors of a model.safetensors, and notes for a person. No Ray is needed.
+
+    Args:
+        uri, manifest: the data set on which it will be evaluated.
+
+    Raises:
+        UserError: deit_ray did not write the file, it is damaged, or its classes are not the data set's in
+            the same order.
+    """
+    network, description = load_described(path)
+    known, size = description["classes"], description["image_size"]
+    if len(known) != len(manifest.classes):
+        raise UserError(
+            f"{path}: knows {len(known)} classes, but the data set at {uri} has {len(manifest.classes)}"
+        )
+    notes = check_classes(known, manifest.classes, f"{path}, on the data set at {uri}")
+    if why := shape_of(description["model"], description["arguments"], size).refusal:
+        notes.append(f"{path}: {description['model']} {why}")
+    return description, network.state_dict(), notes
+
+
 def describe_model(path: str) -> dict:
     """The description inside a model.safetensors; see `save_model`.
 
     Raises:
         UserError: deit_ray did not write the file.
     """
-    description = student.read_description(path)
-    if description is None:
-        raise UserError(
-            f"{path}: not a model.safetensors that deit-ray wrote: it does not say which model and "
-            "classes it is"
-        )
-    return description
+    return load_described(path)[1]

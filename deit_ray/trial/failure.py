@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deit_ray import storage
-from deit_ray.errors import UnavailableError
+from deit_ray.errors import NonFiniteLoss, UnavailableError, explain_os_error
 from deit_ray.results.folders import JOURNAL
 from deit_ray.results.journal import last_step
 
@@ -33,7 +33,8 @@ class Failure:
             the study then stops, and the trial can be resumed once the fault is fixed.
         reason: one line.
         traceback: of the exception that began it.
-        signature: equal for failures at the same place in the code, whatever the values.
+        signature: equal for failures at the same place in the code, whatever the values; None for a failure
+            that says nothing about other trials.
         rank, host: of the worker where it began; None where it began in the trial's own process.
         step: the last optimizer step in the journal.
         log: the last lines of that worker's output.
@@ -42,7 +43,7 @@ class Failure:
     kind: str
     reason: str
     traceback: str
-    signature: str
+    signature: str | None
     rank: int | None = None
     host: str | None = None
     step: int | None = None
@@ -60,7 +61,7 @@ class TrialFailed(RuntimeError):
 def describe_failure(error: BaseException, folder: str) -> Failure:
     """Describes, in the trial's own process, the exception that ended it."""
     failures = getattr(error, "worker_failures", None) or {}
-    by_death = {rank: isinstance(root_cause(failure), RayActorError) for rank, failure in failures.items()}
+    by_death = {rank: is_death(root_cause(failure)) for rank, failure in failures.items()}
     rank = min(
         failures, key=lambda rank: (by_death[rank], rank), default=None
     )  # a death is often what another's error led to
@@ -68,10 +69,11 @@ def describe_failure(error: BaseException, folder: str) -> Failure:
     worker = read_worker(folder, rank) if rank is not None else None
     text = _traceback_of(failures[rank] if rank is not None else error)
     return Failure(
-        kind="unavailable" if isinstance(cause, (OSError, UnavailableError)) else "failed",
+        kind="unavailable" if is_outside(cause) else "failed",
         reason=reason_of(cause),
         traceback=text,
-        signature=_signature(text, cause),
+        # a loss that is not finite is the fault of the searched values, and says nothing about another trial
+        signature=None if isinstance(cause, NonFiniteLoss) else _signature(text, cause),
         rank=rank,
         host=worker and worker["host"],
         step=last_step(storage.join(folder, JOURNAL)),
@@ -79,13 +81,32 @@ def describe_failure(error: BaseException, folder: str) -> Failure:
     )
 
 
+def is_outside(error: BaseException) -> bool:
+    """Whether an exception is the fault of a disk, a network or the data, not of what was trained."""
+    return isinstance(root_cause(error), (OSError, UnavailableError))
+
+
+def is_death(error: BaseException) -> bool:
+    """Whether an exception says that a process died: it was killed, its machine is gone, or Ray ended it
+    because memory ran out."""
+    return isinstance(error, RayError) and not isinstance(error, RayTaskError)
+
+
 def reason_of(error: BaseException) -> str:
-    """The reason of a failure in one line."""
+    """The reason of a failure in one line, without names of Python classes."""
     error = root_cause(error)
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    if isinstance(error, UnavailableError):
+    if isinstance(error, TrialFailed):
+        return error.failure.reason
+    if isinstance(error, OutOfMemoryError):
+        return "Ray killed its process, since the memory of the machine was used up"
+    if is_death(error):
+        return "its process died, perhaps since it was killed or memory ran out"
+    if isinstance(error, OSError):
+        return explain_os_error(error)
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    if lines and " " in lines[0]:
         return lines[0]
-    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+    return f"an error in the program ({lines[0]})" if lines else "an error in the program"
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -13,6 +13,7 @@ from deit_ray.experiment.config import Experiment
 from deit_ray.trial.assemble import Shared
 from deit_ray.trial.needs import Needs
 from deit_ray.trial.resolve import Resolved
+from deit_ray.trial.runnable import check_precision
 from deit_ray.trial.trial import Trial
 
 
@@ -32,9 +33,11 @@ def check_fits(experiment: Experiment, resources: dict[str, float]) -> str:
     """The device that a trial runs on, cpu or cuda.
 
     Raises:
-        UserError: a trial does not fit; the message has the sum of its needs, and the resources.
+        UserError: a trial does not fit; the message has the sum of its needs, and the resources. Or the
+            device computes train.precision wrongly.
     """
     device = connect.training_device(experiment.train.device, resources)
+    check_precision(experiment, device)
     needs = Needs.of(experiment, device)
     if needs.fit(resources) < 1:
         have = f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"

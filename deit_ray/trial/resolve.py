@@ -1,18 +1,30 @@
-"""What an experiment names is found: its data, its teacher and its student, before anything starts."""
+"""What an experiment names is found: its data, its teacher and its student, before anything starts.
 
+`plan`, `train` and `tune` check an experiment with one function, `resolve`. The cheapest checks come first;
+torch and timm are imported after them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deit_ray import storage
-from deit_ray.augment.policy import find_policy
 from deit_ray.data import shards
 from deit_ray.errors import UserError
 from deit_ray.experiment.config import Experiment
-from deit_ray.models.student import create_student
-from deit_ray.models.teacher import TeacherWeights, read_teacher
-from deit_ray.results.folders import MODEL, runs_of
-from deit_ray.trial.reading import make_worklist
+from deit_ray.experiment.searched import check_searched, idle_keys
+from deit_ray.results.folders import MODEL, RUN, runs_of
+
+if TYPE_CHECKING:
+    from deit_ray.models.teacher import TeacherWeights
+
+TEACHER = "distillation.teacher.weights"
+DOUBT = 2.0  # standard errors by which a teacher must be better than the largest class
 
 
 @dataclass(frozen=True)
@@ -25,6 +37,7 @@ class Resolved:
         teacher: the teacher's weights; None where nothing is distilled.
         initial: initial weights of the student; None where it starts from scratch.
         teacher_path: local file of the teacher's weights; None where there is no such file.
+        notes: what a person must know before it starts.
     """
 
     experiment: Experiment
@@ -33,27 +46,115 @@ class Resolved:
     teacher: TeacherWeights | None
     initial: dict | None
     teacher_path: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def refusal(self, params: dict) -> str | None:
+        """Why a trial with these searched values cannot run; None if it can."""
+        from deit_ray.trial.runnable import Runnable
+
+        return Runnable(self.experiment, self.manifest, self.data, self.teacher).refusal(params)
 
 
-def resolve(experiment: Experiment) -> Resolved:
+def resolve(experiment: Experiment, continues: bool = False) -> Resolved:
     """Finds the data, the teacher and the student of an experiment, and checks that they fit together.
 
+    Args:
+        continues: whether it has begun already, perhaps with an earlier version, which checked less. What
+            would be refused because it changes nothing is then a note.
+
     Raises:
-        UserError: one of them, or the augmentation policy, is missing or does not fit the others.
+        UserError: one of them, or the augmentation policy, is missing or does not fit the others; or a part
+            of the search space cannot run.
     """
+    notes = []
+    if continues:
+        notes += [f"search.space.{key}: {why}" for key, why in idle_keys(experiment).items()]
+    else:
+        check_searched(experiment, experiment.name)
+    if experiment.search.space and not storage.is_local(experiment.results.uri):
+        raise UserError(
+            f"results.uri: {experiment.results.uri}: a study's database needs a local path or a shared "
+            "file system"
+        )
     manifest = shards.read_manifest(experiment.data.uri)
     data = storage.absolute(experiment.data.uri)
-    make_worklist(experiment, manifest, data, ("val",))
-    for name in experiment.policies:
-        find_policy(name)
-    student = create_student(experiment.student, experiment.data.image_size, len(manifest.classes))
-    initial = student.state_dict() if experiment.student.init != "scratch" else None
+    from deit_ray.trial.runnable import Runnable
+
+    runnable = Runnable(experiment, manifest, data)
+    notes += runnable.notes()
     teacher = path = None
+    if experiment.search.space:
+        notes += _or_note(runnable.check_study, continues)
+    else:
+        notes += _or_note(lambda: runnable.check(experiment), continues)
     if experiment.distils:
-        section = experiment.distillation.teacher
-        path = weights_path(section.weights, experiment.results.uri)
-        teacher = read_teacher(section, path, experiment.data.image_size, len(manifest.classes))
-    return Resolved(experiment, manifest, data, teacher, initial, path)
+        teacher, path = _find_teacher(experiment, manifest, notes)
+        if "data.image_size" in experiment.search.space:  # else the teacher's size is checked
+            _or_note(Runnable(experiment, manifest, data, teacher).check_study, continues)
+    initial = _initial_weights(experiment, manifest, notes)
+    return Resolved(experiment, manifest, data, teacher, initial, path, tuple(notes))
+
+
+def _or_note(check, continues: bool) -> list[str]:
+    """The notes of a check; for something that has begun already, its refusal is a note too."""
+    try:
+        return check() or []
+    except UserError as error:
+        if not continues:
+            raise
+        return [str(error)]
+
+
+def _find_teacher(
+    experiment: Experiment, manifest: shards.Manifest, notes: list[str]
+) -> tuple[TeacherWeights, str | None]:
+    from deit_ray.models.classes import check_classes
+    from deit_ray.models.teacher import read_teacher
+
+    section = experiment.distillation.teacher
+    path = weights_path(section.weights, experiment.results.uri)
+    teacher = read_teacher(section, path, experiment.data.image_size, len(manifest.classes))
+    notes += check_classes(teacher.classes, manifest.classes, f"{TEACHER}: {section.weights}")
+    if path and (doubt := _doubt(section.weights, path, manifest)):
+        notes.append(doubt)
+    return teacher, path
+
+
+def _doubt(weights: str, path: str, manifest: shards.Manifest) -> str | None:
+    """A warning if the run that trained the teacher measured no more than the share of the largest class."""
+    try:
+        metrics = json.loads((Path(path).parent / RUN).read_bytes())["metrics"]
+    except (OSError, ValueError, KeyError):  # another program trained it, or it is a study's
+        return None
+    for split, stored in (("test", "test"), ("val", "train")):
+        value, counts = metrics.get(f"{split}/top1"), manifest.class_counts.get(stored, [])
+        if value is None or not sum(counts):
+            continue
+        share = max(counts) / sum(counts)
+        images = metrics.get(f"{split}/images") or sum(counts)
+        if value <= share + DOUBT * math.sqrt(share * (1 - share) / images):
+            return (
+                f"{TEACHER}: {weights}: the teacher has learnt nothing: its {split}/top1 is {value:.4f}, and "
+                f"{share:.4f} of the {split} images are of the largest class; train a better one first"
+            )
+        return None
+    return None
+
+
+def _initial_weights(experiment: Experiment, manifest: shards.Manifest, notes: list[str]) -> dict | None:
+    """The student's first weights where they come from a file or from timm."""
+    init = experiment.student.init
+    if init == "scratch":
+        return None
+    from deit_ray.models.classes import check_classes
+    from deit_ray.models.student import create_student
+    from deit_ray.models.weights import read_description
+
+    if init != "pretrained":
+        classes = (read_description(init, "student.init") or {}).get("classes")
+        if classes is not None and len(classes) == len(manifest.classes):  # else the student's head is new
+            notes += check_classes(classes, manifest.classes, f"student.init: {init}")
+    return create_student(experiment.student, experiment.data.image_size, len(manifest.classes)).state_dict()
 
 
 def weights_path(weights: str, results: str) -> str | None:
@@ -86,7 +187,7 @@ def pin_teacher(experiment: Experiment) -> Experiment:
     if not weights.startswith("run:"):
         return experiment
     newest = _newest_with_model(weights, experiment.results.uri)
-    return experiment.with_overrides({"distillation.teacher.weights": f"run:{newest}"})
+    return experiment.with_overrides({TEACHER: f"run:{newest}"})
 
 
 def _newest_with_model(weights: str, results: str) -> str:
@@ -95,7 +196,7 @@ def _newest_with_model(weights: str, results: str) -> str:
     runs = [run for run in runs_of(name, results) if storage.exists(storage.join(results, run, MODEL))]
     if not runs:
         raise UserError(
-            f"distillation.teacher.weights: {weights}: no finished run of that name in {results}; "
+            f"{TEACHER}: {weights}: no finished run of that name in {results}; "
             f"train one first, such as: deit-ray train experiments/{name}.yaml"
         )
     return runs[-1]

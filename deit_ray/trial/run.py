@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from deit_ray import storage
+from deit_ray import hints, storage
 from deit_ray.accuracy import chance_remark
 from deit_ray.data import shards
 from deit_ray.data.damage import BAD_IMAGES, describe_bad, read_bad
-from deit_ray.errors import Interrupted, UserError
+from deit_ray.errors import Interrupted, UnavailableError, UnexpectedError, UserError
 from deit_ray.experiment.config import Experiment
 from deit_ray.outcome import Outcome
 from deit_ray.results.folders import (
@@ -28,6 +28,7 @@ from deit_ray.results.folders import (
     keep_best_model,
     measured,
     new_folder,
+    results_of,
     saved_steps,
 )
 from deit_ray.results.journal import iterate_points
@@ -37,7 +38,7 @@ from deit_ray.terminal.live import RunView
 from deit_ray.terminal.session import Session
 from deit_ray.tracking.tracked import Run
 from deit_ray.tracking.tracker import Tracker
-from deit_ray.trial.failure import read_failure, reason_of
+from deit_ray.trial.failure import is_death, is_outside, read_failure, reason_of, root_cause
 from deit_ray.trial.needs import MODULES
 from deit_ray.trial.reading import largest_shares, make_worklist
 from deit_ray.trial.remarks import remarks_before
@@ -94,6 +95,7 @@ def train_in(
     session: Session | None = None,
     splits: tuple[str, ...] = ("val", "test"),
     continues: dict | None = None,
+    has_begun: bool = False,
 ) -> TrainedRun:
     """Trains an experiment in a folder, from its latest checkpoint where there is one; the rest is as in
     `train`.
@@ -102,11 +104,13 @@ def train_in(
         make_folder: gives the URI of the folder, once it is certain that the experiment can run.
         splits: which of val and test are evaluated.
         continues: see `note_origin`.
+        has_begun: whether the folder has the beginning of the run; see `resolve`.
     """
     from deit_ray.trial.resolve import resolve
 
     session = session or Session()
-    resolved = resolve(experiment)
+    resolved = resolve(experiment.with_overrides({"search.space": {}}), has_begun)  # a run searches nothing
+    session.warn_of(resolved.notes)
     from deit_ray.trial.launch import check_cluster
 
     with session.connected(MODULES):
@@ -120,37 +124,39 @@ def train_in(
             run = start_single(tracker, experiment, folder)
             view = RunView(session.console, name, experiment)
             view.started(device, remarks_before(experiment, resolved.manifest))
-            with _explaining(folder, experiment, tracker, run):
-                metrics = _train_on(folder, resolved, device, splits, view.reported)
-            keep_best_model(folder, experiment.search.metric)
+            with _explaining(folder, tracker, run, session.address):
+                metrics = _train_on(folder, resolved, device, splits, view.reported, session.console.warn)
+                keep_best_model(folder, experiment.search.metric)
+                outcome = Outcome.finished()
+                ended = {"outcome": outcome.text, "metrics": metrics}
+                storage.write_bytes(storage.join(folder, RUN), json.dumps(ended).encode())
             view.kept(experiment.search.metric, measured(folder, experiment.search.metric), metrics)
-            outcome = Outcome.finished()
-            ended = {"outcome": outcome.text, "metrics": metrics}
-            storage.write_bytes(storage.join(folder, RUN), json.dumps(ended).encode())
             tracker.end_run(run, outcome, folder, metrics=best_of(experiment, folder))
             warn_of_bad(folder, session.console.warn)
     return TrainedRun(name, folder, metrics, largest_shares(resolved.manifest))
 
 
 @contextlib.contextmanager
-def _explaining(folder: str, experiment: Experiment, tracker: Tracker, run: Run):
+def _explaining(folder: str, tracker: Tracker, run: Run, address: str | None):
     """Turns whatever ends the training early into one message: why, what was kept, and how to continue."""
     name = posixpath.basename(folder)
-    option = storage.results_option(experiment.results.uri)
-    how = f"go on with: deit-ray train --continue {name}{option}"
+    kept = f"its journal and checkpoints are kept in {folder}"
+    again = hints.command("train", "--continue", name, results=results_of(folder), address=address)
     try:
         yield
-    except KeyboardInterrupt:
-        raise Interrupted(f"{name}: interrupted; its journal and checkpoints: {folder}\n{how}") from None
-    except BaseException as error:
-        failure = read_failure(folder)
-        reason = failure.reason if failure else reason_of(error)
-        message = f"{name}: the training failed: {reason}\n  its journal and checkpoints: {folder}"
+    except KeyboardInterrupt as error:
+        raise Interrupted(f"{name}: interrupted; {kept}\ncontinue with: {again}") from error
+    except Exception as error:
+        failure = getattr(root_cause(error), "failure", None) or read_failure(folder)
         if failure is not None and failure.kind == "failed":
-            tracker.end_run(run, Outcome.failed(reason), folder)
-        else:
-            message += f"\nonce this is fixed, {how}"
-        raise UserError(message) from error
+            tracker.end_run(run, Outcome.failed(failure.reason), folder)
+            raise UserError(f"{name}: the training failed: {failure.reason}; {kept}") from error
+        reason = failure.reason if failure else reason_of(error)
+        message = f"{name}: the training stopped: {reason}; {kept}\nonce this is fixed, continue with: "
+        message += again
+        if failure is not None or is_outside(error):
+            raise UnavailableError(message) from error
+        raise UnexpectedError(message) from error
 
 
 def _train_on(
@@ -159,8 +165,12 @@ def _train_on(
     device: str,
     splits: tuple[str, ...],
     on_metrics: Callable[[dict[str, float]], None],
+    warn: Callable[[str], None],
 ) -> dict[str, float]:
-    """Trains from the latest checkpoint to the last epoch; returns the metrics of the last evaluation."""
+    """Trains from the latest checkpoint to the last epoch; returns the metrics of the last evaluation.
+
+    If the process of the run dies, a new one continues from the last checkpoint, as in a study.
+    """
     experiment, manifest = resolved.experiment, resolved.manifest
     splits = tuple(split for split in splits if split == "val" or split in manifest.splits)
     steps, last = saved_steps(folder), make_worklist(experiment, manifest, resolved.data, splits).steps
@@ -168,11 +178,22 @@ def _train_on(
         points = iterate_points(storage.join(folder, JOURNAL))
         metrics = {p.name: p.value for p in points if p.step == last and not p.name.startswith("train/")}
         return metrics | {"step": last}
+    from deit_ray.cluster.connect import is_alive
     from deit_ray.trial.assemble import make_trial
     from deit_ray.trial.launch import run_trial, share
 
     make = partial(make_trial, experiment, device, share(resolved), splits)
-    return run_trial(make, folder, on_metrics)
+    deaths = 0
+    while True:
+        try:
+            return run_trial(make, folder, on_metrics)
+        except Exception as error:
+            before, steps = steps, saved_steps(folder)
+            deaths = deaths + 1 if steps == before else 1
+            if deaths > experiment.train.max_failures or not (is_death(error) and is_alive()):
+                raise
+            place = f"step {steps[-1]}" if steps else "the beginning"
+            warn(f"{posixpath.basename(folder)}: its process died; it resumes from {place}")
 
 
 def start_single(tracker: Tracker, experiment: Experiment, folder: str) -> Run:

@@ -12,6 +12,8 @@ from functools import partial
 from unittest import mock
 
 import ray
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.controller import TrainController
@@ -144,6 +146,28 @@ def without_runtime_environment() -> Iterator[None]:
         mock.patch.object(class_cache, "DEFAULT_ENV_VARS", {}),
         mock.patch.object(class_cache, "ENV_VARS_TO_PROPAGATE", names),
     ):
+        yield
+
+
+@contextlib.contextmanager
+def every_death_known() -> Iterator[None]:
+    """While it is entered, Ray Tune takes every death of a trial's process for the end of that trial alone.
+
+    Tune knows `RayActorError`. Where Ray itself ended the process, since memory ran out, or where the node or
+    the owner died, there is another `RayError`, at which Tune ends all trials. When `_actor_task_failed` is
+    gone: kill a trial's process by OutOfMemoryError (tests/trial/test_memory.py), and see how Tune ends.
+    """
+    original = RayActorManager._actor_task_failed
+
+    def handle(manager, tracked_actor_task, exception: Exception) -> None:
+        known = isinstance(exception, (RayActorError, RayTaskError))
+        if isinstance(exception, RayError) and not known:
+            died = RayActorError(error_msg=str(exception))
+            died.__cause__ = exception
+            exception = died
+        original(manager, tracked_actor_task, exception)
+
+    with mock.patch.object(RayActorManager, "_actor_task_failed", handle):
         yield
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from deit_ray.cluster import connect
+from deit_ray.cluster import connect, surroundings
 from deit_ray.errors import UserError
 from tests.conftest import ROOT
 
@@ -61,7 +61,7 @@ def test_a_cluster_that_scales_from_zero_counts_with_what_it_could_have(tmp_path
 
     described = yaml.safe_load((ROOT / "cluster.yaml").read_text())
     (tmp_path / "bootstrap.yaml").write_text(json.dumps(described))  # JSON is YAML
-    monkeypatch.setattr(connect, "BOOTSTRAP", tmp_path / "bootstrap.yaml")
+    monkeypatch.setattr(surroundings, "BOOTSTRAP", str(tmp_path / "bootstrap.yaml"))
     counted = dict.fromkeys(("CPU", "GPU"), 0.0)
     for count, resources in connect._node_types():
         for name in counted:

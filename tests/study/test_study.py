@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 import timm
 
-from deit_ray.cli.main import main
 from deit_ray.commands.predict import find_model
 from deit_ray.errors import UserError
 from deit_ray.experiment.load import load_experiment
@@ -225,16 +223,12 @@ def test_concurrency_follows_from_needs_and_resources(experiment):
     ],
 )
 def test_wrong_input_ends_in_one_message_before_anything_starts(
-    search_file, tmp_path, monkeypatch, capsys, arguments, message
+    search_file, tmp_path, monkeypatch, arguments, message
 ):
     arguments = [argument.format(file=search_file()) for argument in arguments]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["deit-ray", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 1
-    output = capsys.readouterr()
-    assert message in output.err
-    assert output.err.startswith("error: ")
-    assert output.out == ""
+    ended = call(*arguments)
+    assert ended.status == 1
+    assert message in ended.error
+    assert ended.out == ""
     assert not list((tmp_path / "results").glob("*"))

@@ -31,6 +31,14 @@ class Ended:
     out: str
     err: str
 
+    @property
+    def error(self) -> str:
+        """The one line of an error: the last one. Before it, one line may say what the command has begun."""
+        *begun, error = self.err.splitlines()
+        assert len(begun) <= 1, self.err
+        assert error.startswith("error: "), self.err
+        return error
+
 
 def call(*arguments) -> Ended:
     """Runs a command in this process; a new process would need seconds for imports."""
