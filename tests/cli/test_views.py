@@ -57,7 +57,8 @@ def record(number: int, values: list[float], state=TrialState.COMPLETE, images: 
 def status(trials: list[TrialRecord], **changes) -> StudyStatus:
     board = leaderboard(trials, KEYS)
     fields = {
-        "name": STUDY, "metric": "val/top1", "keys": KEYS, "epochs": 30, "state": REASON, "driver": None,
+        "name": STUDY, "folder": f"/results/{STUDY}",
+        "metric": "val/top1", "keys": KEYS, "epochs": 30, "state": REASON, "driver": None,
         "counts": dict(board["state"].value_counts()), "missing": 3, "spent_s": 5000.0, "gpu_s": 0.0,
         "board": board, "images": IMAGES, "tested": {}, "largest": {},
     }  # fmt: skip
