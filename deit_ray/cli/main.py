@@ -124,8 +124,10 @@ def train(
         run = continue_run(continued, epochs, schedule or "stretch", session)
     session.console.say(
         f"{run.name}: finished; {finished.metrics_line(run.metrics)}\n  {run.folder}/model.safetensors",
-        "bold green",
+        "bold yellow" if run.remark else "bold green",
     )
+    if run.remark:
+        session.console.warn(run.remark)
 
 
 @app.command()

@@ -3,9 +3,12 @@
 torch, timm and Ray are imported once the model is found, so that a wrong name is answered at once.
 """
 
+from __future__ import annotations
+
 import posixpath
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deit_ray import storage
 from deit_ray.data import shards
@@ -19,10 +22,13 @@ from deit_ray.results.origin import check_same_inputs
 from deit_ray.terminal.session import Session
 from deit_ray.trial.needs import MODULES
 
+if TYPE_CHECKING:
+    from deit_ray.trial.evaluation import Evaluation
+
 CUDA_TOLERANCE = 0.002  # of a fraction: a GPU may choose other kernels, which round differently
 
 
-def evaluate(model: str, data: str, split: str = "test", session: Session | None = None) -> dict[str, float]:
+def evaluate(model: str, data: str, split: str = "test", session: Session | None = None) -> Evaluation:
     """Evaluates a model on every image of a split, once.
 
     Args:
@@ -33,7 +39,8 @@ def evaluate(model: str, data: str, split: str = "test", session: Session | None
         session: see `Session`; a run or study is looked up in its `results`.
 
     Returns:
-        top1 and the other metrics of `training.evaluate`, named SPLIT/top1 and so on.
+        top1 and the other metrics of `training.evaluate`, named SPLIT/top1 and so on; as `answers`, what the
+        model answered for each image, which `save_answers` writes as files.
 
     Raises:
         UserError: the model or the data cannot be read, their classes differ, or there is no such split.
@@ -136,7 +143,7 @@ def verify_best(study, session: Session | None = None) -> Verification:
 
 def _evaluate(
     model: str, experiment: Experiment, manifest: shards.Manifest, split: str, session: Session
-) -> tuple[dict[str, float], str]:
+) -> tuple[Evaluation, str]:
     """The metrics of a model on a split, and the device on which it was evaluated."""
     from deit_ray.cluster import connect
     from deit_ray.trial.evaluation import evaluate_here
@@ -144,7 +151,7 @@ def _evaluate(
 
     with session.connected(MODULES):
         device = check_fits(experiment, connect.possible_resources())
-        return evaluate_here(model, experiment, manifest, device, (split,)), device
+        return evaluate_here(model, experiment, manifest, device, split), device
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ Every function returns plain values without a database, so that it can also run 
 """
 
 import json
-import math
 import time
 from dataclasses import dataclass
 
@@ -35,6 +34,9 @@ class StudyStatus:
         missing: the number of trials not drawn yet.
         spent_s, gpu_s: wall time and GPU time so far.
         board: see `Study.leaderboard`.
+        images: the number of images on which the metric is measured; None if it is not known.
+        tested: the best trial's metrics on the test images; empty if they were not measured.
+        largest: see `StudyRecord.largest`.
     """
 
     name: str
@@ -49,6 +51,9 @@ class StudyStatus:
     spent_s: float
     gpu_s: float
     board: pd.DataFrame
+    images: float | None
+    tested: dict[str, float]
+    largest: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class TrialStatus:
         state: running, interrupted, waiting, or the kind of its outcome.
         outcome: how it ended; None before its end.
         value, last: the best and the last value of the metric; None if there is none.
+        images: the number of images on which the metric is measured; None if it is not known.
+        choices: the number of evaluations from which the best value was chosen.
         step: the last step in its journal, and `metrics` the last value of each metric there.
         workers: rank, host, process and log files of each of its workers.
         checkpoint: URI of the last whole checkpoint.
@@ -74,6 +81,8 @@ class TrialStatus:
     outcome: Outcome | None
     metric: str
     value: float | None
+    images: float | None
+    choices: int
     last: float | None
     epoch: int
     epochs: int
@@ -190,6 +199,9 @@ def _status(study: Study) -> StudyStatus:
         spent_s=spent.wall_s,
         gpu_s=spent.gpu_s,
         board=board,
+        images=next((trial.images for trial in study.trials() if trial.images), None),
+        tested=study.tested_best(),
+        largest=study.largest,
     )
 
 
@@ -214,7 +226,9 @@ def trial_status(name: str, number: int, results: str) -> TrialStatus:
         state=state,
         outcome=trial.ending if ended else None,
         metric=metric,
-        value=max((value for value in trial.values.values() if not math.isnan(value)), default=None),
+        value=trial.best,
+        images=trial.images,
+        choices=trial.choices,
         last=trial.last,
         epoch=trial.epoch,
         epochs=study.experiment.train.epochs,

@@ -10,6 +10,7 @@ import sqlalchemy.exc
 from optuna.trial import TrialState
 
 from deit_ray import storage
+from deit_ray.accuracy import show_accuracy
 from deit_ray.errors import UnavailableError, UserError
 from deit_ray.experiment.added import with_added_keys
 from deit_ray.experiment.config import Experiment, flatten
@@ -143,7 +144,12 @@ class Study(StudyRecord):
     def find_best(self) -> TrialRecord | None:
         """The finished trial with the best value; None if no trial has finished."""
         finished = self.trials(TrialState.COMPLETE)
-        return max(finished, key=lambda trial: trial.value, default=None)  # of equal ones, the first
+        return max(finished, key=lambda trial: trial.best, default=None)  # of equal ones, the first
+
+    def tested_best(self) -> dict[str, float]:
+        """The best trial's metrics on the test images; empty if they were not measured."""
+        best, tested = self.find_best(), self.tested
+        return tested.metrics if best and tested and tested.trial == best.number else {}
 
     def best(self) -> TrialRecord:
         """The finished trial with the best value.
@@ -162,7 +168,7 @@ class Study(StudyRecord):
         experiment = self.trial_experiment(best.params).with_overrides(
             {"name": f"{self.experiment.name}_best"}
         )
-        value = f"{self.experiment.search.metric} {best.value:.4f}"
+        value = f"{self.experiment.search.metric} {show_accuracy(best.value, best.images, best.choices)}"
         text = dump_experiment(
             experiment,
             f"The best of {self.name}: trial {best.number}, {value}.\nTrain it again: deit-ray train FILE",
