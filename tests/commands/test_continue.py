@@ -21,7 +21,7 @@ from deit_ray.commands.reproduce import points_of
 from deit_ray.errors import UserError
 from deit_ray.experiment.load import dump_experiment, load_experiment
 from deit_ray.models.optim import effective_lr, lr_at
-from deit_ray.models.student import read_description
+from deit_ray.models.weights import read_description
 from deit_ray.results import folders
 from deit_ray.results.folders import MODEL
 from deit_ray.results.origin import read_origins
