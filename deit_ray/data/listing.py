@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 
 from deit_ray import rng, storage
-from deit_ray.errors import UserError
 
 # file: index into the reader's files. offset, size: place of the image's bytes in that file; some readers
 # give offset another meaning, such as a row
