@@ -182,7 +182,7 @@ def check(study, trials: int) -> None:
     """
     from mlflow.tracking import MlflowClient
 
-    from deit_ray.tracking.tracker import tracking_uri
+    from deit_ray.tracking.address import tracking_uri
 
     states = [trial.state.name for trial in study.optuna.get_trials(deepcopy=False)]
     client = MlflowClient(tracking_uri(study.experiment))

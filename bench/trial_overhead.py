@@ -326,6 +326,7 @@ def run_documented(bench: Bench, notes: Path, one_execution: bool) -> None:
     config = {
         "experiment": bench.experiment,
         "classes": bench.resolved.manifest.classes,
+        "exif": bench.resolved.manifest.exif,
         "teacher": ray.put(bench.resolved.teacher),
         "one_execution": one_execution,
         "steps": {"train": bench.worklist.steps_per_epoch, "val": val_steps},
@@ -408,7 +409,7 @@ def documented_loop(config: dict) -> None:
     train_step = TrainStep(
         experiment, model, model, ray.get(config["teacher"]), len(classes), steps["train"], 0, device
     )
-    ema, description, work = train_step.ema.module, describe(experiment, classes), Work()
+    ema, description, work = train_step.ema.module, describe(experiment, classes, False), Work()
 
     train, val = (epochs_of(split, config) for split in ("train", "val"))
     for epoch in range(EPOCHS):

@@ -21,6 +21,7 @@ _EXPORTS = {
     "reproduce": "commands.reproduce",
     "verify_best": "commands.predict",
     "evaluate": "commands.predict",
+    "save_answers": "commands.mistakes",
     "predict": "commands.predict",
     "bench_data": "commands.bench_data",
     "UserError": "errors",

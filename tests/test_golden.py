@@ -37,6 +37,16 @@ def test_nothing_but_that_status_with_its_tag_is_accepted():
         assert figures_of(then, now, EXPECT)["expected"] == 0
 
 
+def test_the_best_value_of_a_finished_run_is_accepted_when_it_is_expected_and_was_measured():
+    curve = {f"{RUN} metric val/top1 {step}": value for step, value in ((1, "0.5"), (2, "0.75"), (3, "0.25"))}
+    added = {f"{RUN} metric best/val/top1 0": "0.75", "optuna study attr largest_class val": "0.1"}
+    assert figures_of(curve, curve | added, [])["differing"] == 2
+    assert figures_of(curve, curve | added, ["best-value"])["differing"] == 0
+    wrong = {f"{RUN} metric best/val/top1 0": "0.76", f"{RUN} metric other 0": "1"}
+    assert figures_of(curve, curve | wrong, ["best-value"])["differing"] == 2
+    assert figures_of(curve | added, curve, ["best-value"])["differing"] == 2
+
+
 def test_a_value_that_one_side_lacks_or_has_twice_is_a_difference():
     once, twice = named([("journal a loss 1", 0.5)]), named([("journal a loss 1", 0.5)] * 2)
     assert figures_of(once, twice, [])["differing"] == figures_of(twice, once, [])["differing"] == 1

@@ -13,6 +13,7 @@ import optuna
 import pytest
 
 from tests.support.commands import call
+from tests.support.tracked import ranked_by_mlflow
 
 ARCHIVE = Path(__file__).parent / "data" / "results-0.1.tar.xz"
 EPOCH = 40  # steps: 1,294 of 1,438 images are trained on, in batches of 32
@@ -63,6 +64,12 @@ def test_sync_brings_mlflow_runs_of_an_earlier_version_up_to_date(old):
     after = Tracked(old)
     after.check(*after.runs)
     assert after.ids() == before.ids()
+    for name in STUDIES:
+        finished = {t.number: t.value for t in trials_of(old, name) if t.state.name == "COMPLETE"}
+        assert finished
+        assert dict(ranked_by_mlflow(after.uri, f"{old}/results/{name}", "val/top1")) == finished
+    curve = [value for name, _, value, _ in after.points("teacher-1") if name == "val/top1"]
+    assert after.runs["teacher-1"].data.metrics["best/val/top1"] == max(curve)
     outcomes = after.outcomes()
     assert outcomes.pop("student-1") == outcomes.pop("interrupted-1/trial-0001") == ("RUNNING", None)
     assert outcomes.pop("interrupted-1") == ("RUNNING", None)
@@ -155,7 +162,8 @@ class Tracked:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.client = mlflow.MlflowClient(f"sqlite:///{folder}/results/mlflow.db")
+        self.uri = f"sqlite:///{folder}/results/mlflow.db"
+        self.client = mlflow.MlflowClient(self.uri)
         experiment = self.client.get_experiment_by_name("deit_ray")
         found = self.client.search_runs([experiment.experiment_id], max_results=1000)
         self.runs = {run.data.tags["deit_ray.folder"].partition("/results/")[2]: run for run in found}
@@ -170,7 +178,8 @@ class Tracked:
     def points(self, name: str) -> list[tuple]:
         """All points of a run's curves, as `journal_points` gives them."""
         run = self.runs[name]
-        curves = [self.client.get_metric_history(run.info.run_id, metric) for metric in run.data.metrics]
+        names = [name for name in run.data.metrics if not name.startswith("best/")]  # is in no journal
+        curves = [self.client.get_metric_history(run.info.run_id, name) for name in names]
         return sorted(
             (point.key, point.step, point.value, point.timestamp) for curve in curves for point in curve
         )

@@ -2,13 +2,15 @@
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from deit_ray.augment import erasing, kernel_cv2
+from deit_ray.augment.lettering import fit_font
 from deit_ray.augment.policy import Photometric
 
 STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0)
 GAP, TITLE = 4, 24  # pixels
+LEAST_WIDTH = 90  # pixels, which a column's title needs
 
 
 def draw_strengths(
@@ -16,7 +18,8 @@ def draw_strengths(
 ):
     """Draws each image as a row and each strength as a column.
 
-    The picture shows the policy, colour jitter and random erasing, but no mixing.
+    The picture shows the policy, colour jitter and random erasing, but no mixing. Small images
+    are drawn larger, by whole pixels.
 
     Args:
         images_BHWC: uint8 crops [n, height, width, 3].
@@ -28,16 +31,19 @@ def draw_strengths(
     Returns:
         A PIL image in RGB.
     """
-    count, height, width = images_BHWC.shape[:3]
+    larger = -(-LEAST_WIDTH // images_BHWC.shape[2])
+    count, height, width = len(images_BHWC), larger * images_BHWC.shape[1], larger * images_BHWC.shape[2]
     size = len(strengths) * (width + GAP) - GAP, TITLE + count * (height + GAP) - GAP
     picture = Image.new("RGB", size, "white")
-    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
+    pen = ImageDraw.Draw(picture)
     for column, strength in enumerate(strengths):
         left = column * (width + GAP)
-        pen.text((left + width / 2, TITLE / 2), f"strength {strength:g}", "black", font, anchor="mm")
+        font, title = fit_font(f"strength {strength:g}", 14)
+        pen.text((left + width / 2, TITLE / 2), title, "black", font, anchor="mm")
         section = augment.model_copy(update={"strength": strength})
         for row, image in enumerate(augment_at(section, images_BHWC, mean, std, seed)):
-            picture.paste(Image.fromarray(image), (left, TITLE + row * (height + GAP)))
+            drawn = image.repeat(larger, 0).repeat(larger, 1)
+            picture.paste(Image.fromarray(drawn), (left, TITLE + row * (height + GAP)))
     return picture
 
 

@@ -4,7 +4,9 @@ from typing import Annotated
 
 import typer
 
+from deit_ray.accuracy import show_accuracy
 from deit_ray.cli.options import Address, Model, Results, Study, Verbose, check_run
+from deit_ray.errors import UserError
 from deit_ray.terminal.console import Console
 from deit_ray.terminal.session import Session
 
@@ -32,9 +34,9 @@ def best(
     found = Study.open(study, results)
     trial = found.best()
     config, model = found.save_best()
+    value = show_accuracy(trial.value, trial.images, trial.choices)
     session.console.say(
-        f"{found.name}: trial {trial.number}, {found.experiment.search.metric} {trial.value:.4f}\n"
-        f"  {config}\n  {model}"
+        f"{found.name}: trial {trial.number}, {found.experiment.search.metric} {value}\n  {config}\n  {model}"
     )
     if verify:
         from deit_ray.commands.predict import verify_best
@@ -103,28 +105,43 @@ def evaluate(
     results: Results = "results",
     verbose: Verbose = False,
 ):
-    """Evaluate a model on every image of a data set."""
+    """Evaluate a model on every image of a data set: metrics, accuracy by class, and its worst mistakes."""
     session = Session(address, results, Console(), verbose)
     session.console.begin(f"{model}: reading its weights")
+    from deit_ray.cli.views import show_evaluation
+    from deit_ray.commands.mistakes import save_answers
     from deit_ray.commands.predict import evaluate
 
-    session.console.say(metrics_line(evaluate(model, data, split, session)))
+    found = evaluate(model, data, split, session)
+    session.console.say(metrics_line(found))
+    try:
+        files, reason = save_answers(found), None
+    except UserError as error:  # looking at a model needs no place to write
+        files, reason = [], str(error)
+    session.console.out.print(show_evaluation(found, files))
+    if reason:
+        session.console.warn(reason)
 
 
 @app.command()
 def predict(
     model: Model,
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="image files")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="image files, or folders of them")],
     results: Results = "results",
 ):
-    """Print the most likely classes of images."""
+    """Print the most likely classes of images; the exit status is 1 if one cannot be read."""
     session = Session(results=results, console=Console())
     session.console.begin(f"{model}: reading its weights")
     from deit_ray.commands.predict import predict
 
-    for prediction in predict(model, images, session=session):
+    predictions = predict(model, images, session=session)
+    for prediction in predictions:
+        if prediction.problem:
+            session.console.err.print(f"{prediction.image}: {prediction.problem}", style="red", markup=False)
+            continue
         classes = ", ".join(f"{name} {p:.1%}" for name, p in prediction.classes)
         session.console.say(f"{prediction.image}: {classes}")
+    raise typer.Exit(1 if any(prediction.problem for prediction in predictions) else 0)
 
 
 def _begin(console: Console, name: str, results: str) -> None:

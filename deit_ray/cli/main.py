@@ -7,6 +7,7 @@ imported.
 from typing import Annotated, Literal
 
 import typer
+from rich.console import Group
 
 import deit_ray
 from deit_ray.cli import data, finished
@@ -123,8 +124,10 @@ def train(
         run = continue_run(continued, epochs, schedule or "stretch", session)
     session.console.say(
         f"{run.name}: finished; {finished.metrics_line(run.metrics)}\n  {run.folder}/model.safetensors",
-        "bold green",
+        "bold yellow" if run.remark else "bold green",
     )
+    if run.remark:
+        session.console.warn(run.remark)
 
 
 @app.command()
@@ -202,13 +205,14 @@ def status(
     if address is None and study is not None:
         check_run(study, results)
     console.begin(f"reading {results if address is None else address}")
-    from deit_ray.cli.views import show_studies, show_study, show_trial
+    from deit_ray.cli.views import show_runs, show_studies, show_study, show_trial
     from deit_ray.cluster.connect import calling
-    from deit_ray.study.status import list_status, study_status, trial_status
+    from deit_ray.study.status import list_runs, list_status, study_status, trial_status
 
     with calling(address, console.warn) as call:
         if study is None:
-            view = show_studies(call(list_status, results))
+            studies, runs = call(list_status, results), call(list_runs, results)
+            view = Group(show_studies(studies), show_runs(runs))
         elif trial is None:
             view = show_study(call(study_status, study, results))
         else:
@@ -234,13 +238,18 @@ app.add_typer(finished.app)
 
 
 @app.command()
-def ui(results: Results = "results", port: Annotated[int, typer.Option(help="port to listen on")] = 5000):
+def ui(
+    results: Results = "results",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")] = 5000,
+):
     """Open MLflow's UI on this machine's loopback address."""
-    from deit_ray.commands.ui import become_ui, database_of
+    from deit_ray.commands.ui import become_ui, database_of, free_port
 
-    database = database_of(results)
-    Console().say(f"MLflow at http://127.0.0.1:{port} in a few seconds (Ctrl-C ends it)")
-    become_ui(database, port)
+    console, database, free = Console(), database_of(results), free_port(port)
+    if free != port:
+        console.warn(f"port {port} is in use; port {free} is used instead")
+    console.say(f"MLflow at http://127.0.0.1:{free} in a few seconds (Ctrl-C ends it)")
+    become_ui(database, free)
 
 
 def main() -> None:

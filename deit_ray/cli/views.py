@@ -11,9 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from deit_ray import hints, storage
+from deit_ray.accuracy import chance_remark, show_accuracy
 from deit_ray.outcome import Kind
 from deit_ray.results.folders import BEST, MODEL, results_of
 from deit_ray.terminal.format import STATE_COLOURS, duration, short, short_key
+from deit_ray.terminal.table import FittedTable, PairTable
 
 if TYPE_CHECKING:  # their imports take seconds, and `status` does not need them
     import pandas as pd
@@ -21,9 +23,11 @@ if TYPE_CHECKING:  # their imports take seconds, and `status` does not need them
     from deit_ray.commands.diff import Difference, Pair
     from deit_ray.commands.plan import Plan
     from deit_ray.commands.reproduce import Reproduction
+    from deit_ray.study.records import TrialRecord
     from deit_ray.study.resume import Preview
-    from deit_ray.study.status import StudyStatus, TrialStatus
+    from deit_ray.study.status import RunStatus, StudyStatus, TrialStatus
     from deit_ray.study.study import Study
+    from deit_ray.trial.evaluation import Evaluation
     from deit_ray.trial.failure import Failure
 
 
@@ -55,6 +59,8 @@ def show_plan(found: Plan) -> Group:
         rows["ends early when"] = ", ".join(
             BUDGETS[key].format(value, search.metric) for key, value in budgets.items()
         )
+    if found.remarks:
+        rows["warning"] = "\n".join(found.remarks)
     parts.append(_facts(f"plan of {experiment.name} on {found.device}", rows))
     return Group(*parts)
 
@@ -104,11 +110,8 @@ def _money(found: Plan) -> str:
     )
 
 
-def _trials_table(found: Plan) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("trial", justify="right")
-    for key in found.experiment.search.space:
-        table.add_column(key, no_wrap=True)
+def _trials_table(found: Plan) -> FittedTable:
+    table = FittedTable("trial", *found.experiment.search.space, right=("trial",))
     for number, params in enumerate(found.sampled):
         table.add_row(str(number), *(short(params[key]) for key in found.experiment.search.space))
     return table
@@ -190,14 +193,8 @@ def _made_by(found: Difference) -> list[tuple[str, dict[str, Pair] | None]]:
     ]
 
 
-def _table(title: str, pairs: dict[str, Pair], names: tuple[str, str]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(title)
-    for name in names:
-        table.add_column(name, overflow="fold")
-    for key, values in pairs.items():
-        table.add_row(key, *(Text(_shown(value)) for value in values))
-    return table
+def _table(title: str, pairs: dict[str, Pair], names: tuple[str, str]) -> PairTable:
+    return PairTable(title, names, {key: tuple(map(_shown, values)) for key, values in pairs.items()})
 
 
 def _shown(value: Any) -> str:
@@ -207,14 +204,21 @@ def _shown(value: Any) -> str:
 def show_result(study: Study) -> Group:
     """A study that has ended, with its best trial and what to do next."""
     best, metric, keys = study.best(), study.experiment.search.metric, list(study.experiment.search.space)
-    tested = study.tested.metrics if study.tested else {}
-    score = f", test/top1 {tested['test/top1']:.4f}" if "test/top1" in tested else ""
+    tested = study.tested_best()
+    names = [name for name in ("test/top1", "test/top1_balanced") if name in tested]
+    score = "".join(f", {name} {tested[name]:.4f}" for name in names)
+    remarks = _remarks(metric, best.value, best.images, tested, study.largest)
     config, model = (storage.absolute(storage.join(study.folder, name)) for name in (BEST, MODEL))
     ui = hints.command("ui", results=results_of(study.folder))
     evaluate = hints.command("evaluate", model, "--data", storage.absolute(study.experiment.data.uri))
     return Group(
         show_leaderboard(study.leaderboard(), metric, keys),
-        Text(f"\nbest: trial {best.number}, {metric} {best.value:.4f}{score}", "bold green"),
+        Text(
+            f"\nbest: trial {best.number}, {metric} {best.value:.4f}{score}",
+            "bold yellow" if remarks else "bold green",
+        ),
+        *_intervals(metric, best, tested),
+        *remarks,
         *(Text(f"  {key}: {short(value)}") for key, value in best.params.items()),
         Text("\nlook at every run in MLflow"),
         Text(f"  {ui}"),
@@ -224,29 +228,93 @@ def show_result(study: Study) -> Group:
     )
 
 
+def _intervals(metric: str, best: TrialRecord, tested: dict[str, float]) -> list[Text]:
+    """The intervals of the best trial's values; no line if the numbers of images are not known."""
+    shown = []
+    if best.images:
+        chosen = f", as the best of {best.choices} evaluations" if best.choices > 1 else ""
+        shown.append(f"{metric} {show_accuracy(best.value, best.images, best.choices)}{chosen}")
+    if "test/top1" in tested and "test/images" in tested:
+        shown.append(f"test/top1 {show_accuracy(tested['test/top1'], tested['test/images'])}")
+    return [Text(f"  95% interval of {text}") for text in shown]
+
+
+def _remarks(
+    metric: str, value: float, images: float | None, tested: dict[str, float], largest: dict[str, float]
+) -> list[Text]:
+    """Says that a model is not better than always answering the largest class, where that is so.
+
+    The test images decide, if the model was tested; else those by which it was chosen.
+    """
+    split, _, name = metric.partition("/")
+    remark = chance_remark(metric, value, images, largest.get(split) if name.startswith("top1") else None)
+    if "test/top1" in tested:
+        remark = chance_remark(
+            "test/top1", tested["test/top1"], tested.get("test/images"), largest.get("test")
+        )
+    return [Text(f"  {remark}", "yellow")] if remark else []
+
+
+def show_evaluation(found: Evaluation, files: list[str]) -> Group:
+    """What a model answered: the error of its accuracy, the worst classes, and the files with everything."""
+    name, images = f"{found.split}/top1", found[f"{found.split}/images"]
+    parts = [Text(f"top-1 with its 95% interval: {show_accuracy(found[name], images)}")]
+    if remark := chance_remark(name, found[name], images, found.largest_share):
+        parts.append(Text(remark, "yellow"))
+    by_class = [entry for entry in found.answers.by_class() if entry.images]
+    worst = sorted(by_class, key=lambda entry: entry.top1)[:SHOWN_CLASSES]
+    table = FittedTable("class", "images", "top-1", "most often taken for", right=("images",))
+    for entry in worst:
+        taken_for = f"{entry.taken_for[0]}, {entry.taken_for[1]} times" if entry.taken_for else "-"
+        value = show_accuracy(entry.top1, entry.images, digits=3)
+        table.add_row(entry.name, str(entry.images), value, taken_for)
+    parts.append(table)
+    if len(found.answers.classes) <= SMALL_MATRIX:
+        parts += [Text(), _confusion_table(found)]
+    if len(by_class) > len(worst):
+        parts.append(Text(f"the worst {len(worst)} of {len(by_class)} classes; classes.csv has all", "dim"))
+    return Group(*parts, *(Text(f"  {file}") for file in files))
+
+
+SHOWN_CLASSES = 20
+SMALL_MATRIX = 12  # classes of a confusion matrix that the terminal shows
+
+
+def _confusion_table(found: Evaluation) -> FittedTable:
+    """Number of images by label (rows) and answer (columns); a column is numbered as its row."""
+    numbers = [str(label) for label in range(len(found.answers.classes))]
+    table = FittedTable("label", "is", *numbers, right=("label", *numbers), keep=2)
+    for number, name, counts in zip(
+        numbers, found.answers.classes, found.answers.confusion.tolist(), strict=True
+    ):
+        table.add_row(number, name, *(str(count) if count else "." for count in counts))
+    return table
+
+
 def show_leaderboard(board: pd.DataFrame, metric: str, keys: list[str]) -> Group:
     """A leaderboard (see `leaderboard.leaderboard`); trials within the error of the best are marked."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
     searched = [short_key(key, keys) for key in keys]
-    for name in ("trial", "state", "epochs", f"best {metric}", "last", *searched):
-        table.add_column(name, justify="right" if name in ("trial", "epochs") else "left", no_wrap=True)
+    table = FittedTable(
+        "trial", "state", "epochs", f"best {metric}", "last", *searched, right=("trial", "epochs")
+    )
     for place, row in board.iterrows():
         table.add_row(*_board_cells(row, keys), style="bold" if place == 0 else None)
     parts = [table]
     if board["close"].any():
-        parts.append(Text("= within the standard error of the best: too few images to say which is better"))
+        parts.append(Text("= within the error of the best: too few images to say which is better"))
+    if board["low"].notna().any():
+        parts.append(Text("(95% interval of the best of a trial's epochs; docs/reliability.md)", "dim"))
     for _, row in board[board["state"] == str(Kind.FAILED)].iterrows():
         parts.append(Text(f"trial {row['trial']} {row['outcome']}", "red"))
     return Group(*parts)
 
 
-def _board_cells(row: pd.Series, keys: list[str]) -> list[str]:
+def _board_cells(row: pd.Series, keys: list[str]) -> list[str | Text]:
     close = "=" if row["close"] else " "
-    error = f" ± {row['error']:.4f}" if row["error"] == row["error"] else ""
+    error = f" ({row['low']:.3f}-{row['high']:.3f})" if row["low"] == row["low"] else ""
     value = f"{close} {row['best']:.4f}{error}" if row["best"] == row["best"] else "  -"
     last = f"{row['last']:.4f}" if row["last"] == row["last"] else "-"
-    colour = STATE_COLOURS.get(row["state"], "")
-    state = f"[{colour}]{row['state']}[/]" if colour else row["state"]
+    state = Text(row["state"], STATE_COLOURS.get(row["state"], ""))
     searched = ["-" if row[key] is None else short(row[key]) for key in keys]
     return [str(row["trial"]), state, str(row["epochs"]), value, last, *searched]
 
@@ -266,14 +334,25 @@ def show_studies(found: list[StudyStatus]) -> Group:
     """All studies, one line each."""
     if not found:
         return Group(Text("no studies here yet; start one with: deit-ray tune EXPERIMENT"))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("study", "trials", "best", "state"):
-        table.add_column(name, no_wrap=True)
+    table = FittedTable("study", "best", "state", "trials", wraps="state")
     for status in found:
         full = status.board[status.board["state"] == str(Kind.FINISHED)]
         best = f"{status.metric} {full.iloc[0]['best']:.4f}" if len(full) else "-"
-        table.add_row(status.name, _counts(status), best, status.state)
+        table.add_row(status.name, best, status.state, _counts(status))
     return Group(table)
+
+
+def show_runs(found: list[RunStatus]) -> Group:
+    """All runs of `train`, one line each."""
+    if not found:
+        return Group()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("run", "test/top1", "state"):
+        table.add_column(name, no_wrap=name != "state", overflow="fold")
+    for run in found:
+        top1 = run.metrics.get("test/top1")
+        table.add_row(run.name, "-" if top1 is None else f"{top1:.4f}", Text(run.state))
+    return Group(Text(), table)
 
 
 def show_study(status: StudyStatus) -> Group:
@@ -288,7 +367,12 @@ def show_study(status: StudyStatus) -> Group:
         lines.append(Text(f"  resume with: {again}"))
     gpu = f", {status.gpu_s / 3600:.2f} GPU-hours" if status.gpu_s else ""
     lines.append(Text(f"  {_counts(status)}; {duration(status.spent_s)} so far{gpu}"))
-    return Group(*lines, show_leaderboard(status.board, status.metric, status.keys))
+    board = show_leaderboard(status.board, status.metric, status.keys)
+    first = status.board.iloc[0] if len(status.board) else None
+    if first is None or first["state"] != str(Kind.FINISHED):
+        return Group(*lines, board)
+    remarks = _remarks(status.metric, first["best"], status.images, status.tested, status.largest)
+    return Group(*lines, board, *remarks)
 
 
 def _counts(status: StudyStatus) -> str:
@@ -327,7 +411,11 @@ def _trial_facts(status: TrialStatus) -> dict[str, str]:
     facts["epoch"] = f"{status.epoch} of {status.epochs}"
     facts["step"] = "none logged" if status.step is None else f"{status.step} is the last one logged"
     if status.value is not None:
-        facts[status.metric] = f"best {status.value:.4f}, last {status.last:.4f}"
+        best = show_accuracy(status.value, status.images, status.choices)
+        facts[status.metric] = f"best {best}, last {status.last:.4f}"
+    balanced = f"{status.metric.partition('/')[0]}/top1_balanced"
+    if balanced in status.metrics:
+        facts[balanced] = f"last {status.metrics[balanced]:.4f}"
     for worker in status.workers:
         facts[f"rank {worker['rank']}"] = f"on {worker['host']}, process {worker['pid']}"
     facts["checkpoint"] = status.checkpoint if status.checkpoint else "none"

@@ -106,7 +106,12 @@ def _make_trainer(experiment: Experiment, device: str, shared, seconds: float, c
     manifest: shards.Manifest = shared.manifest
     per_epoch = max(1, make_worklist(experiment, manifest, shared.data, ()).steps_per_epoch)
     worklist = make_worklist(experiment, manifest, shared.data, (), epochs=math.ceil(STEPS / per_epoch))
-    job = {"classes": manifest.classes, "teacher": shared.teacher, "initial": shared.initial}
+    job = {
+        "classes": manifest.classes,
+        "exif": manifest.exif,
+        "teacher": shared.teacher,
+        "initial": shared.initial,
+    }
     # batches of one round of tasks; within a round they arrive unevenly
     turn = _tasks(experiment, device) * worklist.task_steps
     keeps_crops = make_recipe(experiment, device).keep_crops

@@ -98,11 +98,18 @@ def compare_origins(a: dict | None, b: dict | None) -> dict[str, Any]:
 
 
 def value_of(folder: str, experiment: Experiment) -> tuple[float, float] | None:
-    """(best, last) value of a run's or trial's ranked metric; for a study, its best trial's value twice."""
+    """(best, last) value of a run's or trial's ranked metric; for a study, its best trial's value twice.
+
+    A study's database says the values of its trials, as in the leaderboard.
+    """
     if storage.exists(storage.join(folder, DATABASE)):
-        trials = Study.open(posixpath.basename(folder), results_of(folder)).optuna.get_trials(deepcopy=False)
-        best = max((trial.value for trial in trials if trial.state.name == "COMPLETE"), default=None)
-        return best and (best, best)
+        best = Study.open(posixpath.basename(folder), results_of(folder)).find_best()
+        return None if best is None else (best.value, best.value)
+    parent, _, name = folder.rpartition("/")
+    if name.startswith("trial-") and storage.exists(storage.join(parent, DATABASE)):
+        study = Study.open(posixpath.basename(parent), results_of(folder))
+        trial = study.trial(int(name.removeprefix("trial-")))
+        return None if trial.best is None else (trial.best, trial.last)
     values = {
         step: value
         for step, value in measured(folder, experiment.search.metric).items()

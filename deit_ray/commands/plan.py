@@ -20,6 +20,7 @@ from deit_ray.results.origin import origin_of
 from deit_ray.terminal.session import Session
 from deit_ray.trial.needs import Needs
 from deit_ray.trial.reading import make_worklist
+from deit_ray.trial.remarks import remarks_before
 from deit_ray.trial.resolve import Resolved, resolve
 
 SAMPLED = 5  # trials that are shown
@@ -51,6 +52,7 @@ class Plan:
         concurrent: trials that will run at once.
         epochs, steps, samples: sums over all trials of full length; a scheduler stops some trials early.
         rate: training speed; None if it is not known.
+        remarks: warnings, see `trial.remarks`.
     """
 
     experiment: Experiment
@@ -67,6 +69,7 @@ class Plan:
     steps: int
     samples: int
     rate: Rate | None
+    remarks: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def worker_hours(self) -> float | None:
@@ -136,6 +139,7 @@ def plan_of(resolved: Resolved, resources: dict[str, float], where: str) -> Plan
         steps=epochs * max(worklist.train.images // size for size in batch_sizes),
         samples=epochs * max(worklist.train.images // size * size for size in batch_sizes),
         rate=rate_of(experiment, device),
+        remarks=remarks_before(experiment, resolved.manifest),
     )
 
 

@@ -3,12 +3,17 @@
 torch, timm and Ray are imported once the model is found, so that a wrong name is answered at once.
 """
 
+from __future__ import annotations
+
 import posixpath
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deit_ray import storage
 from deit_ray.data import shards
+from deit_ray.data.decode import JPEG, ROTATED, decode_file, image_suffixes
+from deit_ray.data.listing import Unreadable
 from deit_ray.data.worklist import EVALUATIONS
 from deit_ray.errors import UserError
 from deit_ray.experiment.config import Data, Experiment
@@ -17,10 +22,13 @@ from deit_ray.results.origin import check_same_inputs
 from deit_ray.terminal.session import Session
 from deit_ray.trial.needs import MODULES
 
+if TYPE_CHECKING:
+    from deit_ray.trial.evaluation import Evaluation
+
 CUDA_TOLERANCE = 0.002  # of a fraction: a GPU may choose other kernels, which round differently
 
 
-def evaluate(model: str, data: str, split: str = "test", session: Session | None = None) -> dict[str, float]:
+def evaluate(model: str, data: str, split: str = "test", session: Session | None = None) -> Evaluation:
     """Evaluates a model on every image of a split, once.
 
     Args:
@@ -31,7 +39,8 @@ def evaluate(model: str, data: str, split: str = "test", session: Session | None
         session: see `Session`; a run or study is looked up in its `results`.
 
     Returns:
-        top1 and the other metrics of `training.evaluate`, named SPLIT/top1 and so on.
+        top1 and the other metrics of `training.evaluate`, named SPLIT/top1 and so on; as `answers`, what the
+        model answered for each image, which `save_answers` writes as files.
 
     Raises:
         UserError: the model or the data cannot be read, their classes differ, or there is no such split.
@@ -44,6 +53,12 @@ def evaluate(model: str, data: str, split: str = "test", session: Session | None
 
     description, _, notes = check_model(path, data, manifest)
     session.warn_of(notes)
+    if ROTATED in manifest.remarks and description.get("exif", manifest.exif) != manifest.exif:
+        here = "applied" if manifest.exif else "not applied"
+        session.console.warn(
+            f"{data}: {manifest.remarks[ROTATED][0]} images ask for a rotation in EXIF, which was {here} "
+            f"here, unlike in the images that {model} was trained on"
+        )
     sized = {key: description[key] for key in ("image_size", "eval_crop", "mean", "std")}
     experiment = Experiment.model_validate(
         {
@@ -128,7 +143,7 @@ def verify_best(study, session: Session | None = None) -> Verification:
 
 def _evaluate(
     model: str, experiment: Experiment, manifest: shards.Manifest, split: str, session: Session
-) -> tuple[dict[str, float], str]:
+) -> tuple[Evaluation, str]:
     """The metrics of a model on a split, and the device on which it was evaluated."""
     from deit_ray.cluster import connect
     from deit_ray.trial.evaluation import evaluate_here
@@ -136,33 +151,39 @@ def _evaluate(
 
     with session.connected(MODULES):
         device = check_fits(experiment, connect.possible_resources())
-        return evaluate_here(model, experiment, manifest, device, (split,)), device
+        return evaluate_here(model, experiment, manifest, device, split), device
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The classes of an image with their probabilities, most likely first."""
+    """The classes of an image with their probabilities, most likely first.
+
+    Attributes:
+        image: path of the image file.
+        classes: (name, probability) of each class; empty if the image cannot be read.
+        problem: why the image cannot be read; None if it can.
+    """
 
     image: str
     classes: list[tuple[str, float]]
+    problem: str | None = None
 
 
 def predict(model: str, images: list[str], top: int = 5, session: Session | None = None) -> list[Prediction]:
-    """The most likely classes of images.
+    """The most likely classes of images. An image that cannot be read costs only its own answer.
 
     Args:
         model: as for `evaluate`.
-        images: paths of image files.
+        images: paths of image files, or of folders of them.
         top: number of classes of each image.
         session: see `Session`; a run or study is looked up in its `results`.
 
     Raises:
-        UserError: the model or an image cannot be read.
+        UserError: the model cannot be read, or there is no image.
     """
-    path = find_model(model, (session or Session()).results)
-    missing = next((image for image in images if not Path(image).is_file()), None)
-    if missing is not None:
-        raise UserError(f"{missing}: no such file")
+    session = session or Session()
+    path = find_model(model, session.results)
+    files = find_images(images, session)
     import torch
 
     from deit_ray.models.weights import load_described
@@ -170,9 +191,14 @@ def predict(model: str, images: list[str], top: int = 5, session: Session | None
     network, description = load_described(path)
     network.eval()
     predictions = []
-    for image in images:
+    for image in files:
+        try:
+            view = _read_view(image, description)
+        except Unreadable as unreadable:
+            predictions.append(Prediction(image, [], str(unreadable)))
+            continue
         with torch.no_grad():
-            probabilities = network(_read_view(image, description)[None]).softmax(1)[0]
+            probabilities = network(view[None]).softmax(1)[0]
         classes = description["classes"]
         likely = probabilities.topk(min(top, len(classes)))
         pairs = zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
@@ -180,17 +206,58 @@ def predict(model: str, images: list[str], top: int = 5, session: Session | None
     return predictions
 
 
+def find_images(paths: list[str], session: Session) -> list[str]:
+    """The image files of paths, in their order: a folder gives the image files in and below it, sorted.
+
+    A path that does not exist is kept, so that its answer says so. Files in a folder whose names are those of
+    no image, and hidden files, are left out; a warning counts the former.
+
+    Raises:
+        UserError: no path exists, or a folder holds no image files.
+    """
+    if paths and not any(Path(path).exists() for path in paths):
+        raise UserError(f"{paths[0]}: no such file")
+    files, suffixes = [], image_suffixes()
+    for path in paths:
+        if not Path(path).is_dir():
+            files.append(path)
+            continue
+        inside = [file for file in sorted(Path(path).rglob("*")) if file.is_file()]
+        shown = [file for file in inside if not _is_hidden(file.relative_to(path))]
+        images = [file for file in shown if file.suffix.lower() in suffixes]
+        if not images:
+            raise UserError(f"{path}: the folder holds no image files, such as .jpg or .png")
+        if left := len(shown) - len(images):
+            session.console.warn(f"{path}: {left} of {len(shown)} files have no image's suffix; left out")
+        files += map(str, images)
+    return files
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
 def _read_view(image: str, description: dict):
-    """An image as a model sees it in an evaluation: float32 [3, size, size], normalised."""
+    """An image as a model sees it in an evaluation: float32 [3, size, size], normalised.
+
+    The image is turned as its EXIF says if the model's training images were. Models of earlier versions do
+    not say so. For these, all images but JPEGs are turned, as earlier versions did.
+
+    Raises:
+        Unreadable: there is no such file, or it is no image.
+    """
     import numpy as np
     import torch
 
-    from deit_ray.data.crop import Geometry, crop_centre, decode
+    from deit_ray.data.crop import Geometry, crop_centre
     from deit_ray.training.step import Normalise
 
-    pixels = decode(Path(image).read_bytes())
-    if pixels is None:
-        raise UserError(f"{image}: cannot be read as an image")
+    try:
+        content = Path(image).read_bytes()
+    except OSError as error:
+        raise Unreadable(f"cannot be read: {error.strerror}") from None
+    exif = description.get("exif", not content.startswith(JPEG))
+    pixels = decode_file(content, exif).pixels
     size = description["image_size"]
     view = np.empty((size, size, 3), np.uint8)
     crop_centre(pixels, Geometry(size, (1.0, 1.0), (1.0, 1.0), 0.0, description["eval_crop"], 0), view)

@@ -88,7 +88,8 @@ def reproduce(name: str, session: Session | None = None) -> Reproduction:
         }
     )
     splits = ("val", *{"test" for metric, _ in then if metric.startswith("test/")})
-    trained = train_in(lambda e: new_folder(e, f"{name_of(folder)} once more."), again, session, splits)
+    comment = f"{name_of(folder)} once more."
+    trained = train_in(lambda e: new_folder(e, comment), again, session, splits, has_begun=True)
     now = points_of(trained.folder)
     if all(step < last or metric.startswith("train/") for metric, step in then):
         # the run stopped before the evaluation at this step; its repetition ends here, and evaluates

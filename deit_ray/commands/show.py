@@ -6,9 +6,10 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from deit_ray import storage
+from deit_ray.augment.lettering import fit_font
 from deit_ray.augment.picture import draw_strengths
 from deit_ray.data import crop, shards
 from deit_ray.data.blocks import Samples, make_samples
@@ -18,7 +19,7 @@ from deit_ray.experiment.load import load_experiment
 from deit_ray.training.step import Batch, Inputs
 from deit_ray.trial import assemble
 
-CELL, GAP, LINE = 160, 8, 18  # pixels
+CELL, GAP, LINE, LETTERS = 160, 8, 18, 12  # pixels
 FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG"}
 
 
@@ -152,7 +153,7 @@ def _draw(
     views: int, classes: list[str], batch: Samples, pixels: np.ndarray, targets: np.ndarray, stored: dict
 ) -> Image.Image:
     """The sheet: in each row an image as it is stored, then its views with their targets."""
-    font, rows = ImageFont.load_default(12), len(batch.ids) // views
+    rows = len(batch.ids) // views
     width, height = (1 + views) * (CELL + GAP) + GAP, rows * (CELL + 2 * LINE + GAP) + GAP
     sheet = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(sheet)
@@ -163,10 +164,10 @@ def _draw(
             image, name = stored[int(batch.ids[k])]
             _paste(sheet, image, GAP, top)
             size = f"{image.shape[1]}x{image.shape[0]} {name.rpartition('/')[2]}"
-            _write(pen, font, GAP, top, classes[batch.labels[k]], size)
+            _write(pen, GAP, top, classes[batch.labels[k]], size)
         left = GAP + (1 + view) * (CELL + GAP)
         _paste(sheet, pixels[k], left, top)
-        _write(pen, font, left, top, f"view {batch.views[k]}", _describe(targets[k], classes))
+        _write(pen, left, top, f"view {batch.views[k]}", _describe(targets[k], classes))
     return sheet
 
 
@@ -184,9 +185,10 @@ def _paste(sheet: Image.Image, pixels: np.ndarray, left: int, top: int) -> None:
     sheet.paste(Image.fromarray(fitted), (left, top))
 
 
-def _write(pen: ImageDraw.ImageDraw, font, left: int, top: int, *lines: str) -> None:
+def _write(pen: ImageDraw.ImageDraw, left: int, top: int, *lines: str) -> None:
     """Writes lines below a cell, each cut to its width."""
     for number, text in enumerate(lines):
+        font, text = fit_font(text, LETTERS)
         pen.text((left, top + CELL + number * LINE), _cut(pen, font, text), "black", font)
 
 

@@ -1,10 +1,13 @@
 """MLflow's user interface over the database beside the results."""
 
 import os
+import socket
 import sys
 
 from deit_ray import storage
 from deit_ray.errors import UserError
+
+PORTS = 50  # that are tried
 
 
 def database_of(results: str) -> str:
@@ -19,6 +22,25 @@ def database_of(results: str) -> str:
             f"{results}: has no MLflow database yet; train or tune something first, or name --results"
         )
     return f"sqlite:///{path}"
+
+
+def free_port(wanted: int) -> int:
+    """The port on loopback that is wanted, or the next one that nothing listens on.
+
+    Raises:
+        UserError: none of the next ports can be used.
+    """
+    for port in range(wanted, min(wanted + PORTS, 65536)):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:  # in use, or not allowed to this person
+                continue
+            return port
+    raise UserError(
+        f"--port {wanted}: neither it nor one of the next {PORTS} ports can be used; name another"
+    )
 
 
 def become_ui(database: str, port: int) -> None:

@@ -1,6 +1,7 @@
 """Checks a prepared data set: compares every shard with the manifest, and decodes every image."""
 
 import hashlib
+import shlex
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,12 +21,14 @@ class Checked:
     """The result of a check.
 
     Attributes:
+        uri: the data set's folder, as it was given.
         images: number of images read.
         problems: one line each.
         shards: files of the damaged shards.
         made_by: from the manifest: command, version and settings of the preparation.
     """
 
+    uri: str
     images: int
     problems: list[str]
     shards: list[str]
@@ -39,14 +42,23 @@ class Checked:
         if not self.shards:
             cure = f"remove {shards.MANIFEST} there and prepare the data again"
             return f"{found}, but no shard is damaged: {cure}"
-        command = self.made_by.get("command")
-        if not command:
-            command = "deit-ray data prepare SOURCE --out URI, with the same source and settings as before"
         damaged = f"{len(self.shards)} shard{'s' * (len(self.shards) != 1)}"
         return (
             f"{found} in {damaged}. To repair, remove the files that you do not trust and run the same "
-            f"preparation again, which makes only the missing and damaged shards:\n  {command}"
+            f"preparation again, which makes only the missing and damaged shards:\n  {self._command()}"
         )
+
+    def _command(self) -> str:
+        """The command that prepared the data set, with the folder where it is now: people copy data sets."""
+        words = shlex.split(self.made_by.get("command", ""))
+        for place, word in enumerate(words):
+            if word == "--out" and words[place + 1 :]:
+                words[place + 1] = self.uri
+            elif word.startswith("--out="):
+                words[place] = f"--out={self.uri}"
+        if words:
+            return shlex.join(words)
+        return f"deit-ray data prepare SOURCE --out {self.uri}, with the same source and settings as before"
 
 
 def check(
@@ -66,7 +78,7 @@ def check(
     Raises:
         UserError: there is no prepared data set.
     """
-    uri, manifest = storage.absolute(uri), shards.read_manifest(uri)
+    given, uri, manifest = uri, storage.absolute(uri), shards.read_manifest(uri)
     listed = [(split, shard) for split, of_split in manifest.splits.items() for shard in of_split]
     problems, damaged, images = {}, set(), 0
     counts = {split: Counter() for split in manifest.splits}
@@ -86,7 +98,7 @@ def check(
     for split in manifest.class_counts:
         if not any(shard.file in damaged for shard in manifest.splits[split]):
             lines += _wrong_counts(split, manifest, counts[split])
-    return Checked(images, lines, sorted(damaged), manifest.made_by)
+    return Checked(given, images, lines, sorted(damaged), manifest.made_by)
 
 
 def _wrong_counts(split: str, manifest: shards.Manifest, counts: Counter) -> list[str]:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from deit_ray import storage
 from deit_ray.data.listing import (
+    EMPTY,
     TEST_FOLDERS,
     TEST_FRACTION,
     Files,
@@ -49,7 +50,7 @@ def class_folders(uri: str) -> Source:
         raise UserError(f"{uri}: {_names(train)} all mean training; keep one of them")
     for folder in root.folders:
         if folder not in found:
-            unused.add(printable(folder.path) + "/", "since the folder holds no images")
+            _note_empty(folder, unused)
     for name, _ in root.others:
         unused.add(name, "beside the folders of images")
     if train:
@@ -60,6 +61,11 @@ def class_folders(uri: str) -> Source:
         unused.add(name, "images beside the folders of images")
     source.notes.extend(unused.notes())
     return source
+
+
+def _note_empty(folder: Folder, unused: Unused) -> None:
+    files = len(folder.all_others())
+    unused.add(f"{folder.path}/", "in folders without images" if files else EMPTY, files or None)
 
 
 def _class_folders(folder: Folder) -> list[Folder]:
@@ -110,23 +116,14 @@ def _check_plain(uri: str, root: Folder, found: list[Folder]) -> None:
             "into a folder train, or the split elsewhere"
         )
     if not found:
-        others = [path for path, _ in root.all_others()]
-        if packed := [path for path in others if suffix_of(path) in PACKED]:
-            raise UserError(f"{uri}: holds no images, but {printable(packed[0])}: unpack it first")
-        if tables := [path for path in others if suffix_of(path) in TABLES]:
-            raise UserError(
-                f"{uri}: holds no images, but {printable(tables[0])}: name the folder that it is in, or its "
-                "form with --format"
-            )
-        many = f"holds {len(root.images)} images, but no" if root.images else "holds no images in"
-        raise UserError(f"{uri}: {many} class folders; wanted is {LAYOUT}")
+        _refuse_without_images(uri, root)
     if len(found) == 1 and _class_folders(found[0]):
         deeper = found[0]
         while not deeper.images and len(_class_folders(deeper)) == 1 and _class_folders(deeper)[0].folders:
             deeper = _class_folders(deeper)[0]
         raise UserError(
-            f"{uri}: holds only the folder {printable(found[0].name)}; its folders are the classes: go "
-            f"deeper, to {printable(storage.join(uri, deeper.path))}"
+            f"{uri}: holds only the folder {printable(found[0].name)}; what is wanted is "
+            f"deeper: name {printable(storage.join(uri, deeper.path))}"
         )
     for folder in found:
         inner = {split_of_folder(inside.name) for inside in _class_folders(folder)}
@@ -136,6 +133,30 @@ def _check_plain(uri: str, root: Folder, found: list[Folder]) -> None:
                 f"inside the classes; wanted is {LAYOUT}"
             )
     _check_two(uri, root, found)
+
+
+def _refuse_without_images(uri: str, root: Folder) -> None:
+    """Says why no folder holds images.
+
+    Raises:
+        UserError: always.
+    """
+    others = [path for path, _ in root.all_others()]
+    if packed := [path for path in others if suffix_of(path) in PACKED]:
+        raise UserError(f"{uri}: holds no images, but {printable(packed[0])}: unpack it first")
+    if tables := [path for path in others if suffix_of(path) in TABLES]:
+        raise UserError(
+            f"{uri}: holds no images, but {printable(tables[0])}: name the folder that it is in, or its "
+            "form with --format"
+        )
+    if others and not root.images:
+        kinds = ", ".join(sorted({suffix_of(path) or "without a suffix" for path in others})[:NAMED])
+        raise UserError(
+            f"{uri}: holds {len(others)} files, and none is an image that Pillow reads ({kinds}); "
+            f"wanted is {LAYOUT}"
+        )
+    many = f"holds {len(root.images)} images, but no" if root.images else "is empty: there are no"
+    raise UserError(f"{uri}: {many} class folders; wanted is {LAYOUT}")
 
 
 def _check_two(uri: str, folder: Folder, found: list[Folder]) -> None:
@@ -271,7 +292,7 @@ class _Classes:
             found = folder.all_images()
             if not found:
                 if self.root.path:
-                    unused.add(folder.path + "/", "since the folder holds no images")
+                    _note_empty(folder, unused)
                 continue
             name = _spelling(folder)
             if name in self.images:
@@ -285,7 +306,7 @@ class _Classes:
     def _note_others(self, folder: Folder, unused: Unused) -> None:
         for path, _ in folder.all_others():
             suffix = suffix_of(path)
-            unused.add(path, f"since they are no images that Pillow reads ({suffix or 'without a suffix'})")
+            unused.add(path, f"no image that Pillow reads: {suffix or 'without a suffix'}")
 
     def _read_annotation(self, name: str) -> None:
         where = storage.join(self.uri, self.root.path, name)

@@ -38,6 +38,7 @@ SET_WORDS = ("set", "data", "dataset", "split", "images", "image", "imgs", "img"
 TEST_FRACTION = 0.2  # part of the images that become test images, if a source has none
 SPLIT_SEED = 0  # fixed, since the split belongs to the data set, not to an experiment
 NAMED = 10  # names that a note gives at most
+EMPTY = "no files in them"  # why folders are not used
 LARGEST_LABEL = 10_000  # a label up to this number, or up to ten times the number of images, is allowed
 REMOTE_THREADS = 16  # requests at a time to an object store; each waits tens of milliseconds
 
@@ -50,8 +51,8 @@ class Reader(Protocol):
     """Fetches images."""
 
     def read(self, images: pa.Table) -> Iterator[bytes | np.ndarray | Unreadable]:
-        """Yields for each row, in order, an encoded file, RGB pixels uint8 [height, width, 3], or the reason
-        why the image cannot be read."""
+        """Yields for each row, in order, an encoded file, RGB pixels [height, width, 3] (uint8, uint16 or
+        bool), or the reason why the image cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -128,10 +129,8 @@ class Unused:
         for reason, count in self.counts.items():
             named = ", ".join(self.names[reason][:NAMED])
             more = " and more" if len(self.names[reason]) > NAMED else ""
-            one = count == 1
-            lines.append(
-                f"{count} file{'s' * (not one)} {'is' if one else 'are'} not used, {reason}: {named}{more}"
-            )
+            noun = ("folder" if reason == EMPTY else "file") + "s" * (count != 1)
+            lines.append(f"{count} {noun} {'is' if count == 1 else 'are'} not used ({reason}): {named}{more}")
         return lines
 
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 import deit_ray
 from deit_ray import rng, storage
-from deit_ray.data import shards, shuffle, sources
+from deit_ray.data import decode, shards, shuffle, sources
 from deit_ray.data.claim import check_unclaimed, claimed
 from deit_ray.data.listing import Source, printable
 from deit_ray.data.target import UNREADABLE, Target, check_apart, check_files_apart, describe
@@ -128,9 +128,8 @@ def prepare(
         shard_images: images in a shard.
 
     Raises:
-        UserError: the source, or too many of its images, cannot be read; or it holds no images; or `out`
-            holds files of others, overlaps with the source, or is written by another preparation.
-        UnavailableError: `out` cannot be written.
+        UserError: the source, or too many of its images, cannot be read; or `out` holds files of others,
+            overlaps with the source, cannot be written, or is written by another preparation.
     """
     _check_unicode("SOURCE", source)
     _check_unicode("--out", out)
@@ -147,8 +146,9 @@ def prepare(
         claimed(out) as check_claim,
         workers(preparation.images, places, address, warn, verbose) as parallel,
     ):
-        folder = _Folder(preparation, Target(out), check_claim, max_bad, parallel, progress)
-        return folder.write(source, command)
+        return _Folder(preparation, Target(out), check_claim, max_bad, parallel, progress).write(
+            source, command
+        )
 
 
 def _check_unicode(name: str, path: str) -> None:
@@ -193,8 +193,9 @@ class _Folder:
             split: [n for n in range(self.preparation.shards(split)) if n not in reports[split]]
             for split in self.source.splits
         }
+        remarks = before.remarks if before else {}
         if any(wanted.values()):
-            self._write_missing(wanted, reports, before)
+            remarks = self._write_missing(wanted, reports, before)
         in_order = {split: [found[n] for n in sorted(found)] for split, found in reports.items()}
         bad = []
         for split, found in in_order.items():
@@ -203,7 +204,7 @@ class _Folder:
         for split, found in in_order.items():
             if not any(report.counts for report in found):
                 raise UserError(f"{source}: holds no readable image for {split}")
-        manifest = _make_manifest(self.preparation, self.out, in_order, bad, command)
+        manifest = _make_manifest(self.preparation, self.out, in_order, bad, command, remarks)
         if before and before.fingerprint != manifest.fingerprint:
             raise UserError(
                 f"{self.out}: the repaired shards differ from the manifest: it was made with OpenCV "
@@ -217,17 +218,22 @@ class _Folder:
             storage.write_bytes(where, manifest.to_json().encode())
         self._clean(manifest)
         unreadable = {split: [name for s, name, _ in bad if s == split] for split in self.source.splits}
-        notes = [*self.source.notes, *self.target.notes, *_class_notes(manifest)]
+        manifest = before or manifest
+        remarks = decode.describe_remarks(manifest.remarks, manifest.exif)
+        notes = [*self.source.notes, *self.target.notes, *remarks, *_class_notes(manifest)]
         written = sum(map(len, wanted.values()))
-        return Prepared(before or manifest, unreadable, written, notes, self.source.recognised)
+        return Prepared(manifest, unreadable, written, notes, self.source.recognised)
 
-    def _write_missing(self, wanted: dict[str, list[int]], reports: dict, before) -> None:
+    def _write_missing(self, wanted: dict[str, list[int]], reports: dict, before) -> dict[str, list]:
         """Writes the wanted shards, and adds their reports.
 
         An earlier data set stays until all images are read.
 
         Args:
             before: the manifest of this preparation, if it was finished earlier; its shards are repaired.
+
+        Returns:
+            the remarks about all images; see `Manifest`.
         """
         files = [shards.shard_file(split, number) for split in wanted for number in wanted[split]]
         is_repair = before is not None
@@ -242,6 +248,9 @@ class _Folder:
         elif self.target.manifest:
             self.target.remove_manifest()
         self._write_shards(planned, wanted, reports)
+        if is_repair:
+            return before.remarks
+        return shuffle.read_remarks([uri for s in planned if planned[s] for uri in self._part_uris(s)])
 
     def _finished(self, before: shards.Manifest | None) -> dict[str, dict[int, shuffle.Report]]:
         """The reports of the shards that exist and are whole, by split and number."""
@@ -384,9 +393,19 @@ def _class_notes(manifest: shards.Manifest) -> list[str]:
 
 
 def _make_manifest(
-    preparation: Preparation, out: str, reports: dict[str, list[shuffle.Report]], bad: list, command: str
+    preparation: Preparation,
+    out: str,
+    reports: dict[str, list[shuffle.Report]],
+    bad: list,
+    command: str,
+    remarks: dict[str, list],
 ) -> shards.Manifest:
-    """The manifest of a finished preparation: `reports` are those of each split's shards, in order."""
+    """The manifest of a finished preparation.
+
+    Args:
+        reports: those of each split's shards, in order.
+        remarks: see `Manifest`.
+    """
     source, counts = preparation.source, {}
     for split, found in reports.items():
         total = Counter()
@@ -411,6 +430,7 @@ def _make_manifest(
         unreadable=dict(Counter(split for split, *_ in bad)),
         duplicates={"count": len(duplicates), "such as": names},
         files={UNREADABLE: list(describe(_unreadable_csv(bad)))} if bad else {},
+        remarks=remarks,
     )
 
 

@@ -64,6 +64,7 @@ class Manifest:
         unreadable: number of images of each split that were left out.
         duplicates: number, and some names, of test images that are also training images, byte for byte.
         files: [bytes, SHA-256] of the other files in the folder, by name.
+        remarks: [number of images, name of the first] of each remark of `decode`.
     """
 
     classes: list[str]
@@ -75,6 +76,12 @@ class Manifest:
     unreadable: dict[str, int] = field(default_factory=dict)
     duplicates: dict = field(default_factory=dict)
     files: dict[str, list] = field(default_factory=dict)
+    remarks: dict[str, list] = field(default_factory=dict)
+
+    @property
+    def exif(self) -> bool:
+        """Whether images were turned as their EXIF says."""
+        return self.made_by.get("exif", False)
 
     def rows(self, split: str) -> int:
         return sum(shard.rows for shard in self.splits[split])

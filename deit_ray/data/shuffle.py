@@ -32,6 +32,7 @@ PART_SCHEMA = pa.schema(
     ]
 )
 KEY, BAD = b"deit_ray.prepared", b"deit_ray.unreadable"  # keys of a shard's metadata
+REMARKS = b"deit_ray.remarks"  # key of a part's metadata
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Settings:
     """How images become JPEGs and shards.
 
     Attributes:
-        short_side, quality, exif: see `images.encode`.
+        short_side, quality, exif: see `images.convert`.
         shard_images: images in a shard.
     """
 
@@ -81,9 +82,10 @@ def write_part(part: Part) -> tuple[int, list[tuple[str, str]]]:
     wanted, places = part.images.take(chosen).combine_chunks(), part.places[chosen]
     encoded = [_encode(content, part.settings) for content in part.reader.read(wanted)]
     names = wanted["name"].to_pylist()
-    bad = [(name, reason) for name, (_, reason, _) in zip(names, encoded, strict=True) if reason]
+    bad = [(name, reason) for name, (_, reason, *_) in zip(names, encoded, strict=True) if reason]
+    remarks = _count_remarks(names, encoded)
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, PART_SCHEMA) as writer:
+    with pa.ipc.new_file(sink, PART_SCHEMA.with_metadata({REMARKS: json.dumps(remarks)})) as writer:
         for shard in part.shards:
             rows = np.flatnonzero(goes_to[chosen] == shard)
             writer.write_batch(_part_batch(wanted.take(rows), places[rows], [encoded[row] for row in rows]))
@@ -95,7 +97,7 @@ def write_part(part: Part) -> tuple[int, list[tuple[str, str]]]:
 
 def _part_batch(images: pa.Table, places: np.ndarray, encoded: list[tuple]) -> pa.RecordBatch:
     """One shard's images in a part, a batch of PART_SCHEMA; `encoded` has `_encode`'s results."""
-    jpegs, reasons, digests = zip(*encoded, strict=True) if encoded else ((), (), ())
+    jpegs, reasons, digests, _ = zip(*encoded, strict=True) if encoded else ((), (), (), ())
     columns = {
         "place": places,
         "image": jpegs,
@@ -107,16 +109,42 @@ def _part_batch(images: pa.Table, places: np.ndarray, encoded: list[tuple]) -> p
     return pa.record_batch(columns, schema=PART_SCHEMA)
 
 
-def _encode(content, settings: Settings) -> tuple[bytes | None, str | None, bytes | None]:
-    """Returns (JPEG, None, hash of the source), or (None, the reason why it cannot be read, None)."""
+def _encode(content, settings: Settings) -> tuple[bytes | None, str | None, bytes | None, tuple[str, ...]]:
+    """Returns (JPEG, None, hash of the source, remarks), or (None, why it cannot be read, None, ())."""
     try:
         if isinstance(content, Unreadable):
             raise content
-        jpeg = images.encode(content, settings.short_side, settings.quality, settings.exif)
+        made = images.convert(content, settings.short_side, settings.quality, settings.exif)
     except Unreadable as unreadable:
-        return None, str(unreadable), None
+        return None, str(unreadable), None, ()
     source = content if isinstance(content, bytes) else np.ascontiguousarray(content)
-    return jpeg, None, shards.digest_of(source)
+    return made.jpeg, None, shards.digest_of(source), made.remarks
+
+
+def _count_remarks(names: list[str], encoded: list[tuple]) -> dict[str, list]:
+    """[number of images, name of the first] of each remark of `decode`; `encoded` has `_encode`'s results."""
+    counted = {}
+    for name, (*_, remarks) in zip(names, encoded, strict=True):
+        for remark in remarks:
+            counted.setdefault(remark, [0, name])[0] += 1
+    return counted
+
+
+def read_remarks(parts: list[str]) -> dict[str, list]:
+    """The remarks of all parts: [number of images, name of the first] of each."""
+    total = {}
+    if not parts:
+        return total
+    for counted in fetch_ahead(_read_remarks, parts, storage.is_local(parts[0])):
+        for remark, (count, name) in counted.items():
+            total.setdefault(remark, [0, name])[0] += count
+    return total
+
+
+def _read_remarks(uri: str) -> dict[str, list]:
+    filesystem, path = storage.open_uri(uri)
+    with filesystem.open_input_file(path) as file:
+        return json.loads((pa.ipc.open_file(file).schema.metadata or {}).get(REMARKS, b"{}"))
 
 
 @dataclass(frozen=True)

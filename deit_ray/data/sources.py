@@ -9,7 +9,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from deit_ray import storage
-from deit_ray.data import tables, tars
+from deit_ray.data import arrays, tables, tars
 from deit_ray.data.folders import PACKED, class_folders
 from deit_ray.data.listing import Source, Unused, listing, split_by_class, split_of_folder
 from deit_ray.data.walk import reason_to_skip, scan, suffix_of
@@ -59,9 +59,9 @@ def open_source(
     chosen = [file for file in files if file.lower().endswith(suffixes)]
     if format == "arrays":
         names = ("meta", "batches.meta")
-        batches = [file for file in files if tables.BATCH_FILE.fullmatch(file.rpartition("/")[2])]
+        batches = [file for file in files if arrays.BATCH_FILE.fullmatch(file.rpartition("/")[2])]
         chosen += [*batches, *(file for file in files if file.rpartition("/")[2] in names)]
-        found = tables.arrays(files, folder)
+        found = arrays.arrays(files, folder)
     elif not chosen:
         raise UserError(f"{source}: holds no {suffixes[0]} files")
     elif format == "webdataset":
@@ -70,7 +70,7 @@ def open_source(
     else:
         found = tables.parquet(chosen, folder)
     for file in sorted({*files} - {*chosen}):
-        unused.add(file[len(folder) + 1 :], f"since they are no {' or '.join(suffixes)} files")
+        unused.add(file[len(folder) + 1 :], f"no {' or '.join(suffixes)} file")
     found.notes.extend(unused.notes())
     return found
 
@@ -142,7 +142,7 @@ def _format_below(uri: str, folders: list[str]) -> str | None:
 
 def _is_batch(name: str) -> bool:
     """Whether a file name is one of CIFAR's batches, or describes them."""
-    return name == "meta" or (name not in ("train", "test") and bool(tables.BATCH_FILE.fullmatch(name)))
+    return name == "meta" or (name not in ("train", "test") and bool(arrays.BATCH_FILE.fullmatch(name)))
 
 
 def _by_suffix(names: list[str]) -> str | None:
@@ -205,4 +205,6 @@ class Digits:
         scans = load_digits().images
         for number in images["offset"].to_pylist():
             grey = np.clip(scans[number] * (255 / 16), 0, 255).astype(np.uint8)
-            yield tables.as_rgb(cv2.resize(grey, (DIGIT_SIZE, DIGIT_SIZE), interpolation=cv2.INTER_CUBIC))
+            yield arrays.as_rgb(
+                cv2.resize(grey, (DIGIT_SIZE, DIGIT_SIZE), interpolation=cv2.INTER_CUBIC), "HW"
+            )

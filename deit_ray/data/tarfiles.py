@@ -123,6 +123,10 @@ class _Reader:
 
     def _add(self, member: tarfile.TarInfo, place: int) -> None:
         name = member.name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        if "\0" in name:
+            raise UserError(
+                f"{self.uri}: the header of {printable(name[:40])} is damaged; make the tar again"
+            )
         offset = place + member.offset_data
         if member.issparse():
             raise UserError(
@@ -145,7 +149,7 @@ class _Reader:
             self.links.append((len(self.index.members), name, posixpath.normpath(target)))
             self.index.members.append(None)
         elif not member.isdir():
-            self.unused.add(name, "since they are devices or the like")
+            self.unused.add(name, "devices or the like")
         self.last = name
 
     def _resolve_links(self) -> None:

@@ -110,7 +110,7 @@ class Target:
         self._check_folder()
         self.plan = self._read_plan()
         names = [name for name in storage.list_names(out) if name != PARTS and not _is_passing(name)]
-        self.manifest = self._read_manifest()
+        self.manifest = _read_manifest(out)
         if self.manifest is None and not self.plan and names:
             named = ", ".join(map(printable, names[:NAMED]))
             more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
@@ -148,28 +148,6 @@ class Target:
             )
         return plan
 
-    def _read_manifest(self) -> shards.Manifest | None:
-        """Our manifest. What is certain: its fingerprint follows from its classes and digests."""
-        where = storage.join(self.out, shards.MANIFEST)
-        try:
-            found = json.loads(storage.read_bytes(where))
-            splits = {s: [shards.Shard(**shard) for shard in listed] for s, listed in found["splits"].items()}
-            again = shards.make_manifest(found["classes"], splits, {}, {}).fingerprint
-            is_ours = found["format"] == shards.FORMAT and again == found["fingerprint"]
-            is_ours = is_ours and all(
-                SHARD_FILE.fullmatch(s.file) for listed in splits.values() for s in listed
-            )
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError, KeyError, AttributeError):
-            is_ours = False
-        if not is_ours:
-            raise UserError(
-                f"--out {self.out}: {shards.MANIFEST} there was not written by this version of deit-ray, or "
-                f"was changed since; {SUGGESTION}"
-            )
-        return shards.read_manifest(self.out)
-
     def _all_listed(self) -> dict[str, Listed]:
         """Size and digest of every file that the plan or the manifest lists."""
         found = {name: (size, digest) for name, (size, digest) in self.plan.get("files", {}).items()}
@@ -177,17 +155,9 @@ class Target:
             for listed in self.manifest.splits.values():
                 found |= {shard.file: (shard.bytes, shard.sha256) for shard in listed}
             found |= {name: tuple(entry) for name, entry in self.manifest.files.items()}
-            if not self.manifest.files and self._is_list_of(self.manifest):
-                found[UNREADABLE] = describe(self._content(UNREADABLE))
+            if not self.manifest.files:
+                found |= _listed_before(self.out, self.manifest)
         return found
-
-    def _is_list_of(self, manifest: shards.Manifest) -> bool:
-        """Whether the list of unreadable images is that of a manifest of an earlier version."""
-        count = sum(manifest.unreadable.values())
-        if not count or not storage.exists(storage.join(self.out, UNREADABLE)):
-            return False
-        rows = list(csv.reader(io.StringIO(self._content(UNREADABLE).decode(errors="replace"))))
-        return rows[:1] == [["split", "name", "reason"]] and len(rows) == count + 1
 
     def is_ours(self, name: str) -> bool:
         """Whether a file of this name in OUT is certainly what deit-ray wrote."""
@@ -315,6 +285,42 @@ class Target:
                 os.rmdir(path)
         elif filesystem.get_file_info(path).type == fs.FileType.Directory:
             filesystem.delete_dir(path)
+
+
+def _read_manifest(out: str) -> shards.Manifest | None:
+    """Our manifest, None if there is none. What makes it ours: its fingerprint follows from its own digests.
+
+    Raises:
+        UserError: the manifest is not ours.
+    """
+    try:
+        found = json.loads(storage.read_bytes(storage.join(out, shards.MANIFEST)))
+        splits = {s: [shards.Shard(**shard) for shard in listed] for s, listed in found["splits"].items()}
+        again = shards.make_manifest(found["classes"], splits, {}, {}).fingerprint
+        names = [shard.file for listed in splits.values() for shard in listed]
+        is_ours = found["format"] == shards.FORMAT and again == found["fingerprint"]
+        is_ours = is_ours and all(map(SHARD_FILE.fullmatch, names))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        is_ours = False
+    if not is_ours:
+        raise UserError(
+            f"--out {out}: {shards.MANIFEST} there was not written by this version of deit-ray, or was "
+            f"changed since; {SUGGESTION}"
+        )
+    return shards.read_manifest(out)
+
+
+def _listed_before(out: str, manifest: shards.Manifest) -> dict[str, Listed]:
+    """The list of unreadable images of an earlier version, whose manifest only counts its lines."""
+    count = sum(manifest.unreadable.values())
+    if not count or not storage.exists(storage.join(out, UNREADABLE)):
+        return {}
+    content = storage.read_bytes(storage.join(out, UNREADABLE))
+    rows = list(csv.reader(io.StringIO(content.decode(errors="replace"))))
+    is_ours = rows[:1] == [["split", "name", "reason"]] and len(rows) == count + 1
+    return {UNREADABLE: describe(content)} if is_ours else {}
 
 
 def describe(content: bytes) -> Listed:

@@ -40,7 +40,7 @@ def ilsvrc2012(folder: str, labels: str | None) -> Source:
     tars = sorted((name.removesuffix(".tar"), *place) for name, *place in inside if name.endswith(".tar"))
     for name, *_ in inside:
         if not name.endswith(".tar"):
-            unused.add(name, f"since it is no class tar in {TRAIN_TAR}")
+            unused.add(name, f"no class tar in {TRAIN_TAR}")
     classes = [name.rpartition("/")[2] for name, _, _ in tars]
     if len(classes) < 2:
         raise UserError(

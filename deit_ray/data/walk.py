@@ -30,7 +30,7 @@ SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,9}$")
 SIGNATURES = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|BM.{4}\0\0\0\0|RIFF.{4}WEBP|II\*\0|MM\0\*|.{4}ftypavif", re.DOTALL
 )
-SYSTEM, HIDDEN = "since other programs made them", "since their names or folders are hidden"
+SYSTEM, HIDDEN = "made by other programs", "hidden"
 NOWHERE = "links that lead nowhere"
 AGAIN = "links to folders that are read already"
 
@@ -150,7 +150,7 @@ class _LocalScan:
         try:
             entries = sorted(os.scandir(path), key=lambda entry: entry.name)
         except OSError as error:
-            self.unused.add(place + "/", f"since the folder cannot be read ({error.strerror})")
+            self.unused.add(place + "/", f"cannot be read: {error.strerror}")
             return folder
         for entry in entries:
             inner = join(place, entry.name)
@@ -160,7 +160,7 @@ class _LocalScan:
                 if entry.is_symlink():
                     self.unused.add(inner, NOWHERE)
                 else:
-                    self.unused.add(inner, f"since they cannot be read ({error.strerror})")
+                    self.unused.add(inner, f"cannot be read: {error.strerror}")
                 continue
             self._add(folder, entry, inner, found)
         return folder
@@ -181,7 +181,7 @@ class _LocalScan:
         elif stat.S_ISREG(found.st_mode):
             folder.add(entry.name, found.st_size, _is_image(entry.name, entry.path))
         else:
-            self.unused.add(inner, "since they are neither files nor folders")
+            self.unused.add(inner, "neither files nor folders")
 
 
 def _identity(path: str | Path) -> tuple[int, int]:

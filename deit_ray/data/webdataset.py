@@ -21,6 +21,7 @@ from deit_ray.data.listing import (
     numbered_classes,
     printable,
     split_by_class,
+    split_of_folder,
     split_word,
 )
 from deit_ray.data.tarfiles import index
@@ -166,7 +167,7 @@ class _Samples:
             )
 
     def _read(self, uri: str, notes: list[str]) -> _Tar:
-        found, tar, names = index(uri, self.unused), _Tar(uri), set()
+        found, tar, names, inside = index(uri, self.unused), _Tar(uri), set(), set()
         notes += found.notes
         for name, *place in found.members:
             path = posixpath.normpath(name).lstrip("/")
@@ -177,12 +178,13 @@ class _Samples:
             if reason := next((reason for reason in reasons if reason), None):
                 self.unused.add(name, reason)
                 continue
+            inside |= {split_of_folder(part) for part in folders.split("/")} - {""}
             suffix = posixpath.splitext(base)[1].lower()
             member = _Member(name, posixpath.normpath(name)[: -len(suffix) or None], tuple(place))
             tar.suffixes[suffix or "without a suffix"] += 1
             if suffix not in (LABEL, *image_suffixes()):
-                known = suffix or "without a suffix"
-                self.unused.add(name, f"since they are neither images that Pillow reads nor labels ({known})")
+                known = suffix_of(base) or "without a suffix"
+                self.unused.add(name, f"neither an image that Pillow reads nor a label: {known}")
                 continue
             if path in names:
                 raise UserError(f"{uri}: {printable(name)} is in it twice; a key must stand for one sample")
@@ -191,6 +193,11 @@ class _Samples:
                 tar.labels[member.stem] = member
             else:
                 tar.images.append(member)
+        if len(inside) > 1:
+            raise UserError(
+                f"{uri}: its members lie in folders for {' and '.join(sorted(inside))}; make a tar for each "
+                "split, with that word in its name"
+            )
         return tar
 
     def _pair(self, tar: _Tar) -> list[tuple[_Member, _Member]]:
@@ -235,7 +242,7 @@ class _Samples:
             raise UserError(f"{uri}: {problem}")
         for image, name in zip(images, fields, strict=True):
             if image is not chosen[0]:
-                self.unused.add(image.name, f"since another image of the sample is used ({name})")
+                self.unused.add(image.name, f"another image of the sample is used: {name}")
         return chosen[0]
 
     def split(self, classes: list[str]) -> Split:

@@ -1,6 +1,7 @@
 """The student: any timm classifier. A distilled one has two heads, and gives the logits of both."""
 
 import difflib
+import functools
 import json
 from pathlib import Path
 
@@ -59,6 +60,7 @@ def takes_image_size(name: str) -> bool:
     return bool(timm.get_pretrained_cfg(name).fixed_input_size)
 
 
+@functools.cache
 def unknown_model(name: str) -> str | None:
     """Says that timm has no such model, and names near ones; None if it has."""
     if timm.is_model(name):
@@ -88,7 +90,8 @@ def save_model(path: Path, state: dict[str, torch.Tensor], description: dict) ->
     """Writes weights, with a description inside, that timm.create_model(..., checkpoint_path=path) loads.
 
     Args:
-        description: model, arguments (of timm.create_model), classes, image_size, eval_crop, mean, std.
+        description: model, arguments (of timm.create_model), classes, image_size, eval_crop, mean, std, and
+            exif (whether images are turned as their EXIF says; absent in models of earlier versions).
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, path, metadata={"format": "pt", METADATA: json.dumps(description)})

@@ -23,6 +23,7 @@ from deit_ray.errors import UserError
 METADATA = "deit_ray"  # the key of the description in a model.safetensors
 DESCRIBED = ("model", "arguments", "classes", "image_size", "eval_crop", "mean", "std")
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # of training scripts, the average first
+MOST_HEADER = 100_000_000  # bytes of the header of a safetensors file
 PROBE_S = 5.0  # longest wait for an answer of the server that has timm's weights
 KINDS = "allowed are .safetensors files and files of torch.save(model.state_dict(), FILE)"
 
@@ -172,7 +173,7 @@ def _kind_of(path: Path, where: str) -> str:
         raise UserError(f"{where}: cannot be read: {error.strerror}") from None
     if not head:
         raise UserError(f"{where}: the file is empty")
-    if head[8:9] == b"{":
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MOST_HEADER:
         return "safetensors"
     if head.startswith((b"PK\x03\x04", b"\x80")):  # torch.save since 1.6, and before
         return "pickle"
@@ -185,9 +186,10 @@ def _kind_of(path: Path, where: str) -> str:
 
 
 def _load_pickle(path: str | Path):
-    with torch.serialization.safe_globals([argparse.Namespace]):  # timm's training script saves its arguments
+    # timm's training script saves its arguments; of a path, torch believes the suffix
+    with torch.serialization.safe_globals([argparse.Namespace]), open(path, "rb") as file:
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
         except Exception:
             if other := _other_objects(path):
                 raise _OtherObjects(other) from None
@@ -196,7 +198,8 @@ def _load_pickle(path: str | Path):
 
 def _other_objects(path: str | Path) -> str:
     try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+        with open(path, "rb") as file:
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
     except Exception:  # the file is damaged, which the caller says
         return ""
     return ", ".join(sorted(set(names) - {"argparse.Namespace"}))

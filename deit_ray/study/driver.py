@@ -30,6 +30,8 @@ from deit_ray.trial.assemble import make_trial
 from deit_ray.trial.failure import Failure
 from deit_ray.trial.launch import share
 from deit_ray.trial.needs import Needs
+from deit_ray.trial.reading import largest_shares
+from deit_ray.trial.remarks import remarks_before
 from deit_ray.trial.resolve import Resolved
 from deit_ray.trial.train_private import every_death_known, without_runtime_environment
 from deit_ray.trial.trial import Trial
@@ -60,7 +62,8 @@ class Driver:
         fit = needs.fit(resources)
         self.concurrent = max(1, min(fit, search.trials, search.max_concurrent or fit))
         self.resources, self.tracking = Resources(study, needs.gpus), Tracking(study, console)
-        self.terminal = Terminal(study, console, device, self.concurrent)
+        remarks = remarks_before(self.experiment, resolved.manifest)
+        self.terminal = Terminal(study, console, device, self.concurrent, remarks)
         self.observers: list[Observer] = [self.resources, Database(study), self.tracking, self.terminal]
         self.trials = Trials(study, self.observers, resolved.refusal)
         self.ticked = time.monotonic()
@@ -74,6 +77,7 @@ class Driver:
             UnavailableError: a disk, data or network is gone; the study can be resumed once that is fixed.
         """
         self.study.made_with = self.experiment.as_dict()
+        self.study.largest = largest_shares(self.resolved.manifest)
         with self.tracking.delivering(), contextlib.closing(self.terminal):
             for observer in self.observers:
                 observer.study_opened()
@@ -173,7 +177,7 @@ class Driver:
             return
         from deit_ray.trial.evaluation import evaluate_here
 
-        metrics = evaluate_here(model, self.experiment, self.resolved.manifest, self.device, ("test",))
+        metrics = evaluate_here(model, self.experiment, self.resolved.manifest, self.device, "test")
         self.study.tested = Evaluated(number, metrics)
 
 

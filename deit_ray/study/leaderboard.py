@@ -3,8 +3,8 @@
 import math
 from typing import TYPE_CHECKING
 
+from deit_ray.accuracy import interval, is_clearly_better
 from deit_ray.outcome import Kind
-from deit_ray.terminal.format import standard_error
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,14 +19,17 @@ def leaderboard(trials: "list[TrialRecord]", keys: list[str]) -> "pd.DataFrame":
 
     Returns:
         One row per trial: trial (its number), state, outcome, epochs, best and last value of the metric, the
-        standard error of the best value, whether it is `close` to the best trial (within their standard
-        errors), and the searched values by dotted key.
+        ends `low` and `high` of the best value's interval (see `accuracy.interval`; it covers the choice
+        among the trial's evaluations) and half its width, `error`, whether it is `close` to the best trial
+        (their values cannot be told apart), and the searched values by dotted key. A trial is ranked by its
+        best value.
     """
     import pandas as pd
 
     rows = [_row(trial, keys) for trial in trials]
     table = pd.DataFrame(
-        rows, columns=["trial", "state", "outcome", "epochs", "best", "last", "error", *keys]
+        rows,
+        columns=["trial", "state", "outcome", "epochs", "best", "last", "low", "high", "error", *keys],
     )
     table["full"] = table["state"] == str(Kind.FINISHED)
     table = table.sort_values(
@@ -35,16 +38,28 @@ def leaderboard(trials: "list[TrialRecord]", keys: list[str]) -> "pd.DataFrame":
     full = table[table["full"]]
     if len(full):
         first = full.iloc[0]
-        both = (table["error"] ** 2 + first["error"] ** 2) ** 0.5
-        table["close"] = table["full"] & (table.index > 0) & (first["best"] - table["best"] <= both)
+        table["close"] = [
+            bool(row["full"]) and place > 0 and _is_close(row, first) for place, row in table.iterrows()
+        ]
     else:
         table["close"] = False
     return table.drop(columns="full")
 
 
+def _is_close(row: "pd.Series", first: "pd.Series") -> bool:
+    """Whether a trial cannot be told apart from the best one; without intervals, whether they are equal."""
+    if math.isnan(row["low"]) or math.isnan(first["low"]):
+        return bool(row["best"] == first["best"])
+    ends = [(side["low"], side["high"]) for side in (first, row)]
+    return not is_clearly_better(first["best"], ends[0], row["best"], ends[1])
+
+
 def _row(trial: "TrialRecord", keys: list[str]) -> dict:
     ended = trial.state.is_finished()
     best = math.nan if trial.best is None else trial.best
+    low = high = math.nan
+    if trial.images and math.isfinite(best):
+        low, high = interval(best, trial.images, trial.choices)
     return {
         "trial": trial.number,
         "state": str(trial.ending.kind) if ended else STATES[trial.state.name],
@@ -52,6 +67,8 @@ def _row(trial: "TrialRecord", keys: list[str]) -> dict:
         "epochs": trial.epoch,
         "best": best,
         "last": math.nan if trial.last is None else trial.last,
-        "error": standard_error(best, trial.images) if trial.images else math.nan,
+        "low": low,
+        "high": high,
+        "error": (high - low) / 2,
         **{key: trial.params.get(key) for key in keys},
     }

@@ -4,7 +4,7 @@
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from deit_ray.outcome import Kind, Outcome
@@ -154,14 +154,16 @@ class Tracking(Observer):
 class Terminal(Observer):
     """The terminal: shows the study while it runs."""
 
-    def __init__(self, study: Study, console: Console, device: str, concurrent: int):
-        self.study, self.device, self.concurrent = study, device, concurrent
+    def __init__(
+        self, study: Study, console: Console, device: str, concurrent: int, remarks: Sequence[str] = ()
+    ):
+        self.study, self.device, self.concurrent, self.remarks = study, device, concurrent, remarks
         self.warn = console.warn
         self.view = StudyView(console, study.name, study.experiment)
 
     def study_started(self, found: list[Reconciled], total: int) -> None:
         resumed = {trial.number: trial.text for trial in found if trial.action != "kept"}
-        self.view.start(self.device, self.concurrent, total, resumed)
+        self.view.start(self.device, self.concurrent, total, resumed, self.remarks)
 
     def trial_started(self, number: int) -> None:
         self.view.trial_started(number, self.study.trial(number).params)

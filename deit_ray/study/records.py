@@ -13,6 +13,7 @@ from deit_ray.study.optuna_private import open_trial, read_trial
 
 # of a study
 EXPERIMENT, ENDED, SPENT, TESTED, TUNE = "experiment", "ended", "spent", "test", "tune"
+LARGEST = "largest_class"
 # of a trial
 IMAGES, TIMES, SIGNATURE = "images", "times", "signature"
 # of both
@@ -82,8 +83,19 @@ class TrialRecord:
 
     @property
     def best(self) -> float | None:
-        """The largest finite value so far."""
-        return max((value for value in self.values.values() if math.isfinite(value)), default=None)
+        """The value by which a trial is ranked: Optuna's own of a finished trial, else the largest so far."""
+        if self.state == TrialState.COMPLETE:
+            return self.value
+        return max(self._finite, default=None)
+
+    @property
+    def choices(self) -> int:
+        """The number of evaluations from which the best one was chosen."""
+        return max(1, len(self._finite))
+
+    @property
+    def _finite(self) -> list[float]:
+        return [value for value in self.values.values() if math.isfinite(value)]
 
     @property
     def last(self) -> float | None:
@@ -188,6 +200,15 @@ class StudyRecord:
     @tested.setter
     def tested(self, tested: Evaluated) -> None:
         self.optuna.set_user_attr(TESTED, {TESTED_TRIAL: tested.trial, **tested.metrics})
+
+    @property
+    def largest(self) -> dict[str, float]:
+        """The accuracy of always answering the largest class, by split; empty if it is not known."""
+        return self.optuna.user_attrs.get(LARGEST, {})
+
+    @largest.setter
+    def largest(self, shares: dict[str, float]) -> None:
+        self.optuna.set_user_attr(LARGEST, shares)
 
     @property
     def tune_states(self) -> dict[int, str]:

@@ -3,20 +3,21 @@
 Every function returns plain values without a database, so that it can also run on the head of a cluster.
 """
 
-import math
+import json
 import time
 from dataclasses import dataclass
 
 import pandas as pd
 
-from deit_ray import storage
-from deit_ray.errors import UserError
+from deit_ray import hints, storage
+from deit_ray.errors import UserError, explain_os_error
 from deit_ray.outcome import Outcome
-from deit_ray.results.folders import JOURNAL, saved_steps
+from deit_ray.results.folders import EXPERIMENT, JOURNAL, RUN, saved_steps
 from deit_ray.results.journal import checkpoint_name, iterate_points
-from deit_ray.study.leaderboard import STATES
+from deit_ray.results.lock import driver_of
+from deit_ray.study.leaderboard import STATES, leaderboard
 from deit_ray.study.records import TrialRecord
-from deit_ray.study.study import Study, list_studies
+from deit_ray.study.study import Study, is_study, names_of_studies
 from deit_ray.trial.failure import Failure, read_failure, read_worker, tail_files
 
 STOPPED_WITHIN_S = 60.0
@@ -33,6 +34,9 @@ class StudyStatus:
         missing: the number of trials not drawn yet.
         spent_s, gpu_s: wall time and GPU time so far.
         board: see `Study.leaderboard`.
+        images: the number of images on which the metric is measured; None if it is not known.
+        tested: the best trial's metrics on the test images; empty if they were not measured.
+        largest: see `StudyRecord.largest`.
     """
 
     name: str
@@ -47,6 +51,9 @@ class StudyStatus:
     spent_s: float
     gpu_s: float
     board: pd.DataFrame
+    images: float | None
+    tested: dict[str, float]
+    largest: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,8 @@ class TrialStatus:
         state: running, interrupted, waiting, or the kind of its outcome.
         outcome: how it ended; None before its end.
         value, last: the best and the last value of the metric; None if there is none.
+        images: the number of images on which the metric is measured; None if it is not known.
+        choices: the number of evaluations from which the best value was chosen.
         step: the last step in its journal, and `metrics` the last value of each metric there.
         workers: rank, host, process and log files of each of its workers.
         checkpoint: URI of the last whole checkpoint.
@@ -72,6 +81,8 @@ class TrialStatus:
     outcome: Outcome | None
     metric: str
     value: float | None
+    images: float | None
+    choices: int
     last: float | None
     epoch: int
     epochs: int
@@ -83,9 +94,85 @@ class TrialStatus:
     log: list[str]
 
 
+@dataclass(frozen=True)
+class RunStatus:
+    """The state of a run of `train`.
+
+    Attributes:
+        state: running, interrupted, finished, or failed with the reason; or why it cannot be read.
+        metrics: of its last evaluation, by name, if it has finished.
+    """
+
+    name: str
+    state: str
+    metrics: dict[str, float]
+
+
 def list_status(results: str) -> list[StudyStatus]:
-    """The states of all studies in a results folder."""
-    return [_status(study) for study in list_studies(results)]
+    """The states of all studies in a results folder. A study that cannot be read says why in its state.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if results != hints.DEFAULT_RESULTS and not storage.exists(results):
+        raise UserError(f"--results {results}: there is no such folder")
+    found = []
+    for name in names_of_studies(results):
+        try:
+            found.append(study_status(name, results))
+        except Exception as error:  # whatever is wrong with one of them, the others are shown
+            found.append(_unreadable(name, results, error))
+    return found
+
+
+def list_runs(results: str) -> list[RunStatus]:
+    """The states of all runs of `train` in a results folder."""
+    found = []
+    for name in storage.list_names(results):
+        folder = storage.join(storage.absolute(results), name)
+        if storage.exists(storage.join(folder, EXPERIMENT)) and not is_study(results, name):
+            try:
+                found.append(_run_status(name, folder))
+            except Exception as error:  # as in `list_status`
+                found.append(RunStatus(name, f"cannot be read: {_reason(error)}", {}))
+    return found
+
+
+def _run_status(name: str, folder: str) -> RunStatus:
+    if storage.exists(storage.join(folder, RUN)):
+        ended = json.loads(storage.read_bytes(storage.join(folder, RUN)))
+        return RunStatus(name, ended["outcome"], ended["metrics"])
+    if storage.is_local(folder) and driver_of(folder) is not None:
+        return RunStatus(name, "running", {})
+    failure = read_failure(folder)
+    failed = failure is not None and failure.kind == "failed"
+    return RunStatus(name, f"failed: {failure.reason}" if failed else "interrupted", {})
+
+
+def _unreadable(name: str, results: str, error: Exception) -> StudyStatus:
+    return StudyStatus(
+        name=name,
+        folder=storage.join(storage.absolute(results), name),
+        metric="",
+        keys=[],
+        epochs=0,
+        state=f"cannot be read: {_reason(error)}",
+        driver=None,
+        counts={},
+        missing=0,
+        spent_s=0.0,
+        gpu_s=0.0,
+        board=leaderboard([], []),
+    )
+
+
+def _reason(error: Exception) -> str:
+    """Why a study or run cannot be read, in one line."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError):
+        return explain_os_error(error)
+    return "a file in it is damaged; put back a copy of it, or move the folder away"
 
 
 def study_status(name: str, results: str) -> StudyStatus:
@@ -112,6 +199,9 @@ def _status(study: Study) -> StudyStatus:
         spent_s=spent.wall_s,
         gpu_s=spent.gpu_s,
         board=board,
+        images=next((trial.images for trial in study.trials() if trial.images), None),
+        tested=study.tested_best(),
+        largest=study.largest,
     )
 
 
@@ -136,7 +226,9 @@ def trial_status(name: str, number: int, results: str) -> TrialStatus:
         state=state,
         outcome=trial.ending if ended else None,
         metric=metric,
-        value=max((value for value in trial.values.values() if not math.isnan(value)), default=None),
+        value=trial.best,
+        images=trial.images,
+        choices=trial.choices,
         last=trial.last,
         epoch=trial.epoch,
         epochs=study.experiment.train.epochs,

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 import optuna
 import pandas as pd
+import sqlalchemy.exc
 from optuna.trial import TrialState
 
 from deit_ray import storage
+from deit_ray.accuracy import show_accuracy
 from deit_ray.errors import UnavailableError, UserError
 from deit_ray.experiment.added import with_added_keys
 from deit_ray.experiment.config import Experiment, flatten
@@ -47,11 +49,7 @@ class Study(StudyRecord):
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         uri = f"sqlite:///{storage.join(folder, DATABASE)}"
         with naming_database(folder):
-            super().__init__(
-                optuna.create_study(
-                    study_name=self.name, storage=uri, direction="maximize", load_if_exists=True
-                )
-            )
+            super().__init__(_load_or_create(self.name, uri))
 
     @classmethod
     def create(cls, experiment: Experiment) -> "Study":
@@ -66,9 +64,9 @@ class Study(StudyRecord):
         Raises:
             UserError: there is no such study, or its experiment file was changed since it was made.
         """
-        found = [run for run in runs_of(name, results) or [name] if _is_study(results, run)]
+        found = [run for run in runs_of(name, results) or [name] if is_study(results, run)]
         if not found:
-            known = [run for run in storage.list_names(results) if _is_study(results, run)]
+            known = [run for run in storage.list_names(results) if is_study(results, run)]
             raise UserError(f"{name}: no such study in {results}; there are: {', '.join(known) or 'none'}")
         folder = storage.join(storage.absolute(results), found[-1])
         study = cls(folder, experiment_of(folder))
@@ -146,7 +144,12 @@ class Study(StudyRecord):
     def find_best(self) -> TrialRecord | None:
         """The finished trial with the best value; None if no trial has finished."""
         finished = self.trials(TrialState.COMPLETE)
-        return max(finished, key=lambda trial: trial.value, default=None)  # of equal ones, the first
+        return max(finished, key=lambda trial: trial.best, default=None)  # of equal ones, the first
+
+    def tested_best(self) -> dict[str, float]:
+        """The best trial's metrics on the test images; empty if they were not measured."""
+        best, tested = self.find_best(), self.tested
+        return tested.metrics if best and tested and tested.trial == best.number else {}
 
     def best(self) -> TrialRecord:
         """The finished trial with the best value.
@@ -165,7 +168,7 @@ class Study(StudyRecord):
         experiment = self.trial_experiment(best.params).with_overrides(
             {"name": f"{self.experiment.name}_best"}
         )
-        value = f"{self.experiment.search.metric} {best.value:.4f}"
+        value = f"{self.experiment.search.metric} {show_accuracy(best.value, best.images, best.choices)}"
         text = dump_experiment(
             experiment,
             f"The best of {self.name}: trial {best.number}, {value}.\nTrain it again: deit-ray train FILE",
@@ -176,12 +179,25 @@ class Study(StudyRecord):
         return config, model
 
 
-def list_studies(results: str) -> list["Study"]:
-    """The studies in a results folder."""
-    return [Study.open(name, results) for name in storage.list_names(results) if _is_study(results, name)]
+def _load_or_create(name: str, uri: str) -> optuna.Study:
+    """The Optuna study in a database, which reading does not change.
+
+    It has the name that its folder had when it was made; people rename folders. There is none if the driver
+    was killed before it began: then it is made.
+    """
+    names = optuna.get_all_study_names(uri)
+    if not names:
+        return optuna.create_study(study_name=name, storage=uri, direction="maximize", load_if_exists=True)
+    return optuna.load_study(study_name=name if name in names else names[0], storage=uri)
 
 
-def _is_study(results: str, name: str) -> bool:
+def names_of_studies(results: str) -> list[str]:
+    """The names of the studies in a results folder."""
+    return [name for name in storage.list_names(results) if is_study(results, name)]
+
+
+def is_study(results: str, name: str) -> bool:
+    """Whether an entry of a results folder is a study."""
     return storage.exists(storage.join(results, name, DATABASE))
 
 
@@ -190,11 +206,10 @@ def naming_database(folder: str) -> Iterator[None]:
     """Names the database in the message if a study's database cannot be used."""
     try:
         yield
-    except optuna.exceptions.StorageInternalError as error:
+    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
         cause = error.__cause__ or error
-        raise UnavailableError(
-            f"{storage.join(folder, DATABASE)}: cannot be used: {getattr(cause, 'orig', cause)}"
-        ) from error
+        reason = str(getattr(cause, "orig", cause)).splitlines()[0]
+        raise UnavailableError(f"{storage.join(folder, DATABASE)}: cannot be used: {reason}") from error
 
 
 def _check_same(path: str, found: dict, made_with: dict) -> None:

@@ -21,7 +21,7 @@ from deit_ray.terminal.format import short
 from deit_ray.tracking.tracked import Record, Run
 from deit_ray.tracking.tracker import Tracker
 from deit_ray.trial.failure import read_failure
-from deit_ray.trial.run import start_single
+from deit_ray.trial.run import best_name, best_of, start_single
 
 PATIENCE_S = 30.0  # longest wait while no delivery succeeds
 LIMIT_S = 24 * 3600.0  # longest wait
@@ -107,8 +107,14 @@ def start_trial(tracker: Tracker, study: Study, trial: TrialRecord, parent: Run)
 
 
 def end_trial(tracker: Tracker, study: Study, trial: TrialRecord, run: Run) -> None:
-    """Ends a trial's run with the trial's outcome; see the table in docs/architecture.md."""
-    tracker.end_run(run, trial.ending, study.trial_folder(trial.number), ended_ms=to_ms(trial.ended))
+    """Ends a trial's run with the trial's outcome; see the table in docs/architecture.md.
+
+    A finished trial gets the value by which the leaderboard ranks it, under a name that no other trial has.
+    """
+    is_finished = trial.ending.kind == Kind.FINISHED and trial.value is not None
+    metrics = {best_name(study.experiment): trial.value} if is_finished else {}
+    folder = study.trial_folder(trial.number)
+    tracker.end_run(run, trial.ending, folder, metrics=metrics, ended_ms=to_ms(trial.ended))
 
 
 def is_delivered(study: Study, number: int) -> bool:
@@ -122,7 +128,7 @@ def end_study(tracker: Tracker, study: Study, run: Run, outcome: Outcome) -> Non
     if outcome.kind != Kind.FINISHED:
         tracker.end_run(run, outcome, study.folder)
         return
-    metrics = {f"best/{study.experiment.search.metric}": study.best().value}
+    metrics = {best_name(study.experiment): study.best().value}
     if study.tested:
         metrics |= study.tested.metrics
     tracker.end_run(run, outcome, study.folder, BEST, metrics=metrics)
@@ -138,7 +144,8 @@ def deliver_run(tracker: Tracker, experiment: Experiment, folder: str) -> Iterat
         outcome = Outcome.failed(failure.reason)
     else:
         return  # it is running, or was interrupted and can be resumed
-    tracker.end_run(run, outcome, folder)
+    metrics = best_of(experiment, folder) if outcome.kind == Kind.FINISHED else {}
+    tracker.end_run(run, outcome, folder, metrics=metrics)
 
 
 def to_ms(moment: datetime | None) -> int | None:

@@ -1,7 +1,5 @@
 """Values as people write them."""
 
-import math
-
 from deit_ray.outcome import Kind
 
 STATE_COLOURS = {  # by the state's text
@@ -11,11 +9,6 @@ STATE_COLOURS = {  # by the state's text
     Kind.FAILED: "red",
     Kind.CANCELLED: "magenta",
 }
-
-
-def standard_error(fraction: float, images: float) -> float:
-    """The standard error of a fraction measured on so many images: sqrt(p (1 - p) / n)."""
-    return math.sqrt(max(0.0, fraction * (1 - fraction)) / images)
 
 
 def short(value) -> str:

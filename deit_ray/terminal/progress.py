@@ -4,7 +4,14 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from deit_ray.terminal.console import Console
 from deit_ray.terminal.format import duration
@@ -29,24 +36,33 @@ def shown_on(console: Console) -> ShowProgress:
         if not console.out.is_terminal:
             yield _Lines(console, name, total)
             return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=console.out, transient=True) as bar:
+        with Progress(*_columns(name, total, console.out.width), console=console.out, transient=True) as bar:
             task, begin, count = bar.add_task(name, total=total, rate=""), time.monotonic(), 0
 
             def advance(done: int) -> None:
                 nonlocal count
                 count += done
-                bar.update(task, advance=done, rate=f"{count / (time.monotonic() - begin + 1e-9):,.0f}/s")
+                elapsed_s = time.monotonic() - begin
+                rate = f"{count / elapsed_s:,.0f}/s" if elapsed_s > 1 else ""
+                bar.update(task, advance=done, rate=rate)
 
             yield advance
 
     return show
+
+
+def _columns(name: str, total: int, width: int) -> list[ProgressColumn]:
+    """The columns of a bar: name and counts, and what else fits into the width without being cut."""
+    room = width - len(name) - len(f" {total}/{total}")
+    optional = ((TimeRemainingColumn(), 8), (TextColumn("{task.fields[rate]}"), 12), (BarColumn(None), 8))
+    fitting: list[ProgressColumn] = []
+    for column, needed in optional:
+        if room > needed:
+            room -= needed + 1
+            fitting.insert(0, column)
+    bar = [column for column in fitting if isinstance(column, BarColumn)]
+    others = [column for column in fitting if column not in bar]
+    return [TextColumn("{task.description}"), *bar, MofNCompleteColumn(), *others]
 
 
 class _Lines:

@@ -14,13 +14,16 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 
 from deit_ray import storage
+from deit_ray.cluster import surroundings
 from deit_ray.results.journal import iterate_segments
 from deit_ray.tracking import requests
+from deit_ray.tracking.reasons import reason_of
 from deit_ray.tracking.requests import Request
-from deit_ray.tracking.server import Gone, Refused, Server, is_unknown, one_line
+from deit_ray.tracking.server import Gone, Refused, Server, is_unknown
 from deit_ray.tracking.tracked import RECORD, Delivered, Desired, Record, Run
 
 TIMEOUT_S = 30  # of one request
+ARTIFACT_ATTEMPTS = 3  # failures in a row of MLflow's store of artifacts before no more are sent
 
 
 class Delivery:
@@ -32,12 +35,13 @@ class Delivery:
 
     Attributes:
         generation: incremented when MLflow turns out to know less than before.
+        artifact_failures: how often in a row MLflow's store of artifacts has failed while MLflow answered.
     """
 
     def __init__(self, server: Server, warn: Callable[[str], None]):
         quiet_mlflow()
         self.server, self.warn = server, warn
-        self.generation = 1
+        self.generation, self.artifact_failures = 1, 0
 
     def deliver(self, run: Run) -> None:
         """Brings a run in MLflow up to date.
@@ -81,10 +85,38 @@ class Delivery:
         try:
             run.delivered = self._perform(desired, run.delivered, request)
         except Refused as refusal:
-            if request.part not in {other.part for other in run.delivered.refused}:
-                reason = one_line(refusal.__cause__)
+            is_known = request.part in {other.part for other in run.delivered.refused}
+            if not (is_known or isinstance(refusal, NoArtifacts)):
+                reason = reason_of(refusal.__cause__)
                 self.warn(f"{desired.name}: {request.part} cannot be delivered to MLflow: {reason}")
             run.delivered = requests.after_refusal(run.delivered, request)
+
+    def _log_artifact(self, run_id: str, uri: str) -> None:
+        """Uploads a file. Once MLflow's store of artifacts has failed some times, none is sent any more:
+        points and states are delivered nevertheless.
+
+        Raises:
+            NoArtifacts: the store of artifacts does not work.
+            Refused: as for `Server.log_artifact`.
+        """
+        if self.artifact_failures >= ARTIFACT_ATTEMPTS:
+            raise NoArtifacts
+        try:
+            self.server.log_artifact(run_id, uri)
+        except (Refused, Gone):
+            raise
+        except Exception as error:
+            if not self.server.is_answering(run_id):
+                raise
+            self.artifact_failures += 1
+            if self.artifact_failures < ARTIFACT_ATTEMPTS:
+                raise
+            self.warn(
+                f"MLflow takes no artifacts ({reason_of(error)}); everything else is delivered; once that is "
+                "fixed, deit-ray sync delivers them"
+            )
+            raise NoArtifacts from error
+        self.artifact_failures = 0
 
     def _perform(self, desired: Desired, delivered: Delivered, request: Request) -> Delivered:
         """Performs one request; returns the new knowledge about the run.
@@ -118,7 +150,7 @@ class Delivery:
             case requests.Describe():
                 server.describe(run_id, request)
             case requests.LogArtifact(uri):
-                server.log_artifact(run_id, uri)
+                self._log_artifact(run_id, uri)
             case requests.DeleteTag(key):
                 server.delete_tag(run_id, key)
             case requests.ReopenRun():
@@ -164,6 +196,10 @@ class Delivery:
         return replace(delivered, found=kept, last={}, duplicates=tuple(other.run_id for other in others))
 
 
+class NoArtifacts(Refused):
+    """MLflow's store of artifacts does not work; a person has been told."""
+
+
 def save(folder: str, record: Record) -> None:
     """Writes the record into the run's folder."""
     storage.write_bytes(storage.join(folder, RECORD), json.dumps(asdict(record)).encode())
@@ -183,6 +219,7 @@ def quiet_mlflow() -> None:
     If a server creates a run and then answers 500, or too late, a retry of MLflow would create a second run.
     `Delivery` looks for the run first.
     """
+    surroundings.go_direct()
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(TIMEOUT_S))
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from deit_ray import storage
+from deit_ray.errors import UserError
 from deit_ray.results.journal import Point
 from deit_ray.tracking.requests import IDENTITY, PARENT, CreateRun, Describe, LogEnding
 from deit_ray.tracking.tracked import Found
@@ -39,7 +40,7 @@ class Server:
         """Finds the experiment, or creates it, unless that was done before.
 
         Raises:
-            RuntimeError: somebody deleted the experiment.
+            UserError: somebody deleted the experiment.
         """
         if self.client is None:
             from mlflow.tracking import MlflowClient
@@ -56,9 +57,9 @@ class Server:
             )
             found = self._request(self.client.get_experiment_by_name, self.experiment)
         if found.lifecycle_stage != "active":
-            raise RuntimeError(
-                f"its experiment {self.experiment} was deleted; "
-                f"restore it: mlflow experiments restore -x {found.experiment_id}"
+            raise UserError(
+                f"its experiment {self.experiment} was deleted; restore it with `mlflow experiments restore "
+                f"-x {found.experiment_id}`, or name another one in tracking.experiment"
             )
         self.experiment_id = found.experiment_id
 
@@ -110,6 +111,14 @@ class Server:
             return
         with local_copy(uri) as path:
             self._offer(run_id, self.client.log_artifact, run_id, path)
+
+    def is_answering(self, run_id: str) -> bool:
+        """Whether MLflow answers a request about a run: then it is its store of artifacts that fails."""
+        try:
+            self._request(self.client.get_run, run_id)
+        except Exception:  # whichever; the caller has another one to raise
+            return False
+        return True
 
     def delete_tag(self, run_id: str, key: str) -> None:
         self._request(self.client.delete_tag, run_id, key)
@@ -207,10 +216,3 @@ def is_refusal(error: Exception) -> bool:
 def is_unknown(error: Exception) -> bool:
     """Whether MLflow says that it has no such run or experiment."""
     return getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST"
-
-
-def one_line(error: BaseException) -> str:
-    """The first cause of an error, in one line. MLflow wraps a refused connection six times."""
-    while inner := error.__cause__ or (not error.__suppress_context__ and error.__context__):
-        error = inner
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -13,13 +13,14 @@ from dataclasses import replace
 
 from deit_ray import hints, storage
 from deit_ray.cluster.phase import show_phase
-from deit_ray.errors import UserError
 from deit_ray.experiment.config import Experiment
 from deit_ray.outcome import Outcome
 from deit_ray.results.folders import JOURNAL
 from deit_ray.results.journal import iterate_segments
+from deit_ray.tracking.address import note_on_uri, shown, tracking_uri
 from deit_ray.tracking.delivery import Delivery
-from deit_ray.tracking.server import Server, one_line
+from deit_ray.tracking.reasons import reason_of
+from deit_ray.tracking.server import Server
 from deit_ray.tracking.tracked import Desired, Ending, Run
 
 # between deliveries of a running trial's points: the cost of a request hardly depends on its size
@@ -43,10 +44,10 @@ class Tracker:
     """
 
     def __init__(self, uri: str, experiment: str, artifacts: str | None, warn: Callable[[str], None]):
-        self.uri, self.warn = uri, warn
+        self.uri, self.warn = shown(uri), warn
         self.server = Server(uri, experiment, artifacts, self._begin_request)
         self.delivery = Delivery(self.server, self._warn_if_heard)
-        self.contact = Contact(uri, self._warn_if_heard)
+        self.contact = Contact(self.uri, self._warn_if_heard)
         self.runs = Runs()
         self.started = 0
         self.root: Run | None = None  # the study's run, or the only one
@@ -59,6 +60,8 @@ class Tracker:
         """The tracker of an experiment's runs."""
         results = storage.absolute(experiment.results.uri)
         artifacts = storage.join(results, "mlruns")
+        if note := note_on_uri(experiment):
+            console.begin(note)
         return cls(tracking_uri(experiment), experiment.tracking.experiment, artifacts, console.warn)
 
     def __enter__(self) -> "Tracker":
@@ -298,7 +301,7 @@ class Contact:
     def note_failure(self, run: Run, error: Exception, took_s: float) -> None:
         self.failing.add(run)
         self.failures += 1
-        self.last_error = one_line(error)
+        self.last_error = reason_of(error)
         if not self.is_behind and (self.failures > 1 or took_s > HICCUP_S):
             self.is_behind = True
             self.warn(
@@ -324,20 +327,3 @@ def sync_command(run: Run) -> str:
 
 def now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def tracking_uri(experiment: Experiment) -> str:
-    """MLflow's URI for an experiment: `tracking.uri`, or a SQLite file next to the results.
-
-    Raises:
-        UserError: `tracking.uri` is not set, and the results are not on a local disk.
-    """
-    if experiment.tracking.uri:
-        return experiment.tracking.uri
-    results = storage.absolute(experiment.results.uri)
-    if not storage.is_local(results):
-        raise UserError(
-            f"tracking.uri: missing; results.uri is {results}, where no SQLite file can be; "
-            "name an MLflow server"
-        )
-    return f"sqlite:///{results}/mlflow.db"

@@ -38,20 +38,24 @@ class TrainJob:
     Attributes:
         experiment: the trial's.
         classes: names, by label.
+        exif: whether the data set's images were turned as their EXIF says.
         worklist: the run's work list.
         stream: this rank's batches; the stream has been started.
         teacher: Ray object reference of `TeacherWeights`, or None.
         initial: Ray object reference of the student's initial weights, or None to start from scratch.
         folder: URI of the trial's results.
+        balanced: the splits whose balanced accuracy is measured too.
     """
 
     experiment: Experiment
     classes: list[str]
+    exif: bool
     worklist: WorkList
     stream: Stream
     teacher: object
     initial: object
     folder: str
+    balanced: frozenset[str] = frozenset()
 
 
 def train_worker(**fields) -> None:
@@ -67,7 +71,7 @@ def train_worker(**fields) -> None:
     device = ray.train.torch.get_device()
     torch.set_num_threads(experiment.train.threads)
     train_step = make_train_step(job, rank, world_size, device)
-    model, description = train_step.model, describe(experiment, job.classes)
+    model, description = train_step.model, describe(experiment, job.classes, job.exif)
 
     progress, checkpoint = Progress(0), ray.train.get_checkpoint()
     if checkpoint:
@@ -113,6 +117,7 @@ def train_worker(**fields) -> None:
             metrics |= evaluate(
                 split, model, train_step.ema and train_step.ema.module, stream,
                 worklist.evaluation_steps(split), train_step.normalise, train_step.autocast,
+                split in job.balanced,
             )  # fmt: skip
         metrics |= account_for_bad(
             job, rank, gather_bad(stream.bad), metrics["data/bad_images"], clock.images
@@ -151,7 +156,7 @@ def make_train_step(job: TrainJob, rank: int, world_size: int, device: torch.dev
     return TrainStep(experiment, model, wrapped, teacher, classes, job.worklist.steps_per_epoch, rank, device)
 
 
-def describe(experiment: Experiment, classes: list[str]) -> dict:
+def describe(experiment: Experiment, classes: list[str], exif: bool) -> dict:
     """The description that a model.safetensors holds beside the weights; see `save_model`."""
     data, student = experiment.data, experiment.student
     return {
@@ -162,6 +167,7 @@ def describe(experiment: Experiment, classes: list[str]) -> dict:
         "eval_crop": data.eval_crop,
         "mean": data.mean,
         "std": data.std,
+        "exif": exif,
     }
 
 
@@ -172,16 +178,18 @@ class EvaluateJob:
     Attributes:
         experiment, worklist, stream: as in `TrainJob`.
         model: Ray object reference of (description, state dict) of the model.
+        balanced: as in `TrainJob`.
     """
 
     experiment: Experiment
     worklist: WorkList
     stream: Stream
     model: object
+    balanced: frozenset[str] = frozenset()
 
 
 def evaluate_worker(**fields) -> None:
-    """Evaluates a model on the work list's evaluations and reports the metrics.
+    """Evaluates a model on the work list's evaluations; reports the metrics and, as `answered`, all answers.
 
     Args:
         fields: the fields of `EvaluateJob`.
@@ -194,11 +202,21 @@ def evaluate_worker(**fields) -> None:
     model.load_state_dict(state)
     normalise = Normalise(description["mean"], description["std"], device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(job.experiment, device))
-    metrics = {}
+    metrics, answered = {}, []
     for split in job.worklist.evaluations_after(-1):
         steps = job.worklist.evaluation_steps(split)
-        metrics |= evaluate(split, model.to(device), None, job.stream, steps, normalise, autocast)
-    ray.train.report(metrics)
+        metrics |= evaluate(
+            split,
+            model.to(device),
+            None,
+            job.stream,
+            steps,
+            normalise,
+            autocast,
+            split in job.balanced,
+            answered,
+        )
+    ray.train.report(metrics | {"answered": gather(answered)})
 
 
 class TooManyBadImages(HopelessError):
@@ -247,6 +265,15 @@ def gather_bad(bad: Bad) -> Bad:
     gathered = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, bad)
     return set().union(*gathered)
+
+
+def gather(items: list) -> list:
+    """The items of all workers together. Every worker must call this function."""
+    if not torch.distributed.is_initialized():
+        return items
+    gathered = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, items)
+    return [item for part in gathered for item in part]
 
 
 def sum_over_workers(value: float) -> float:

@@ -20,7 +20,7 @@ from deit_ray.experiment.config import Experiment
 from deit_ray.results.journal import step_of
 from deit_ray.trial.failure import keeping_traceback, write_worker
 from deit_ray.trial.needs import Needs, store_share
-from deit_ray.trial.reading import make_recipe, make_worklist
+from deit_ray.trial.reading import make_recipe, make_worklist, uneven_splits
 from deit_ray.trial.trainer import OnReport, Trainer
 
 TRAIN = "deit_ray.training.worker:train_worker"
@@ -68,6 +68,8 @@ def make_trial(
     worklist = make_worklist(own, shared.manifest, shared.data, splits)
     job = {
         "classes": shared.manifest.classes,
+        "exif": shared.manifest.exif,
+        "balanced": uneven_splits(shared.manifest),
         "teacher": shared.teacher,
         "initial": shared.initial,
         "folder": config["folder"],

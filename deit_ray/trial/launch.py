@@ -56,7 +56,10 @@ def share(resolved: Resolved) -> Shared:
 
 
 def run_trial(
-    make: Callable, folder: str, on_metrics: Callable[[dict[str, float]], None]
+    make: Callable,
+    folder: str,
+    on_metrics: Callable[[dict[str, float]], None],
+    on_report: Callable[[dict], None] = lambda result: None,
 ) -> dict[str, float]:
     """Runs one trial in an actor of its own, outside Ray Tune; returns the metrics of its last report.
 
@@ -64,6 +67,7 @@ def run_trial(
         make: makes the trainer, as `Trial` needs it.
         folder: URI of the trial's folder.
         on_metrics: called with the metrics of each report.
+        on_report: called with each whole report, which may hold other things than numbers.
     """
     actor_class = ray.tune.with_parameters(Trial, make=make)
     remote_class = ray.remote(num_cpus=0, resources={connect.HEAD: 0.001})(actor_class)
@@ -74,6 +78,7 @@ def run_trial(
             result = ray.get(actor.train.remote())
             if result.get("done"):
                 return metrics
+            on_report(result)
             metrics = {key: value for key, value in result.items() if "/" in key or key in ("epoch", "step")}
             metrics = {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
             on_metrics(metrics)

@@ -1,5 +1,6 @@
 """What a run reads of a prepared data set, and how its samples are made of it. No Ray is needed to say so."""
 
+from deit_ray.accuracy import is_uneven, largest_share
 from deit_ray.augment.policy import Photometric, place_of
 from deit_ray.data import shards
 from deit_ray.data.blocks import Recipe
@@ -34,6 +35,23 @@ def make_worklist(
     except ValueError as error:
         raise UserError(f"train.batch_size: {error}; the data set at {uri} has {manifest.rows('train')}, "
                         f"of which data.holdout keeps {data.holdout:.0%} aside") from None  # fmt: skip
+
+
+def count_val(experiment: Experiment, manifest: shards.Manifest) -> int:
+    """The number of val images: the part of train that `data.holdout` keeps aside."""
+    return shards.row_groups("", manifest, "val", experiment.data.holdout).images
+
+
+def largest_shares(manifest: shards.Manifest) -> dict[str, float]:
+    """The accuracy of always answering the largest class, by split; val is a random part of train."""
+    shares = {split: largest_share(counts) for split, counts in manifest.class_counts.items()}
+    return shares | ({"val": shares["train"]} if "train" in shares else {})
+
+
+def uneven_splits(manifest: shards.Manifest) -> frozenset[str]:
+    """The splits whose classes are uneven, see `accuracy.is_uneven`; val is a random part of train."""
+    uneven = {split for split, counts in manifest.class_counts.items() if is_uneven(counts)}
+    return frozenset(uneven | ({"val"} if "train" in uneven else set()))
 
 
 def make_recipe(experiment: Experiment, device: str) -> Recipe:

@@ -19,6 +19,7 @@ from deit_ray.errors import UserError
 from deit_ray.experiment.config import Experiment
 from deit_ray.experiment.searched import check_searched, idle_keys
 from deit_ray.results.folders import MODEL, RUN, runs_of
+from deit_ray.tracking.address import tracking_uri
 
 if TYPE_CHECKING:
     from deit_ray.models.teacher import TeacherWeights
@@ -66,6 +67,7 @@ def resolve(experiment: Experiment, continues: bool = False) -> Resolved:
         UserError: one of them, or the augmentation policy, is missing or does not fit the others; or a part
             of the search space cannot run.
     """
+    tracking_uri(experiment)  # refuses one that MLflow cannot use
     notes = []
     if continues:
         notes += [f"search.space.{key}: {why}" for key, why in idle_keys(experiment).items()]

@@ -7,19 +7,30 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import posixpath
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
 from deit_ray import hints, storage
+from deit_ray.accuracy import chance_remark
 from deit_ray.data import shards
 from deit_ray.data.damage import BAD_IMAGES, describe_bad, read_bad
 from deit_ray.errors import Interrupted, UnavailableError, UnexpectedError, UserError
 from deit_ray.experiment.config import Experiment
 from deit_ray.outcome import Outcome
-from deit_ray.results.folders import JOURNAL, RUN, keep_best_model, new_folder, results_of, saved_steps
+from deit_ray.results.folders import (
+    JOURNAL,
+    RUN,
+    best_step,
+    keep_best_model,
+    measured,
+    new_folder,
+    results_of,
+    saved_steps,
+)
 from deit_ray.results.journal import iterate_points
 from deit_ray.results.lock import driving
 from deit_ray.results.origin import check_same_inputs, note_origin
@@ -29,7 +40,8 @@ from deit_ray.tracking.tracked import Run
 from deit_ray.tracking.tracker import Tracker
 from deit_ray.trial.failure import is_death, is_outside, read_failure, reason_of, root_cause
 from deit_ray.trial.needs import MODULES
-from deit_ray.trial.reading import make_worklist
+from deit_ray.trial.reading import largest_shares, make_worklist
+from deit_ray.trial.remarks import remarks_before
 
 if TYPE_CHECKING:
     from deit_ray.trial.resolve import Resolved
@@ -43,11 +55,22 @@ class TrainedRun:
         name: name of the run.
         folder: URI of its folder, which holds the experiment, the journal and model.safetensors.
         metrics: metrics of its last evaluation, by name.
+        largest: the accuracy of always answering the largest class, by split.
     """
 
     name: str
     folder: str
     metrics: dict[str, float]
+    largest: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def remark(self) -> str | None:
+        """Says that the model is not better than always answering the largest class, if that is so."""
+        split = "test" if "test/top1" in self.metrics else "val"
+        name, images = f"{split}/top1", self.metrics.get(f"{split}/images")
+        if name not in self.metrics:
+            return None
+        return chance_remark(name, self.metrics[name], images, self.largest.get(split))
 
 
 def train(experiment: Experiment, session: Session | None = None) -> TrainedRun:
@@ -100,16 +123,17 @@ def train_in(
         with driving(folder, name), Tracker.of(experiment, session.console) as tracker:
             run = start_single(tracker, experiment, folder)
             view = RunView(session.console, name, experiment)
-            view.started(device)
+            view.started(device, remarks_before(experiment, resolved.manifest))
             with _explaining(folder, tracker, run, session.address):
                 metrics = _train_on(folder, resolved, device, splits, view.reported, session.console.warn)
                 keep_best_model(folder, experiment.search.metric)
                 outcome = Outcome.finished()
                 ended = {"outcome": outcome.text, "metrics": metrics}
                 storage.write_bytes(storage.join(folder, RUN), json.dumps(ended).encode())
-            tracker.end_run(run, outcome, folder)
+            view.kept(experiment.search.metric, measured(folder, experiment.search.metric), metrics)
+            tracker.end_run(run, outcome, folder, metrics=best_of(experiment, folder))
             warn_of_bad(folder, session.console.warn)
-    return TrainedRun(name, folder, metrics)
+    return TrainedRun(name, folder, metrics, largest_shares(resolved.manifest))
 
 
 @contextlib.contextmanager
@@ -176,6 +200,18 @@ def start_single(tracker: Tracker, experiment: Experiment, folder: str) -> Run:
     """Starts the MLflow run of a training run on its own."""
     tags = {"experiment": experiment.name, "kind": "train"}
     return tracker.start_run(posixpath.basename(folder), tags, params_of(experiment), folder)
+
+
+def best_of(experiment: Experiment, folder: str) -> dict[str, float]:
+    """The value of a finished run's best model, under the name by which MLflow ranks; see `best_name`."""
+    found = best_step(folder, experiment.search.metric)
+    value = math.nan if found is None else found[1]
+    return {best_name(experiment): value} if math.isfinite(value) else {}
+
+
+def best_name(experiment: Experiment) -> str:
+    """The name of the metric that MLflow has of finished runs, trials and studies only: their best value."""
+    return f"best/{experiment.search.metric}"
 
 
 def params_of(experiment: Experiment) -> dict[str, str]:

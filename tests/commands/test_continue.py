@@ -21,7 +21,9 @@ from deit_ray.commands.reproduce import points_of
 from deit_ray.errors import UserError
 from deit_ray.experiment.load import dump_experiment, load_experiment
 from deit_ray.models.optim import effective_lr, lr_at
+from deit_ray.models.weights import read_description
 from deit_ray.results import folders
+from deit_ray.results.folders import MODEL
 from deit_ray.results.origin import read_origins
 from deit_ray.study.study import Study
 from deit_ray.terminal.session import Session
@@ -79,6 +81,7 @@ def test_the_model_that_a_run_keeps_scores_what_it_has_recorded(finished_run, ti
     evaluated = call("evaluate", "whole", "--data", tints, "--split", "val", *results)
     assert f"val/top1 {best:.4f}" in evaluated.out, evaluated  # of 40 images: four decimals are exact
     assert "val/images 40" in evaluated.out
+    assert read_description(finished_run.folder / MODEL)["exif"] is False  # as in the data set's manifest
 
     rows = pq.read_table(f"{tints}/test-00000.parquet").to_pylist()[:30]
     for number, row in enumerate(rows):

@@ -83,20 +83,21 @@ def test_a_column_for_each_strength_of_which_the_first_changes_nothing(digits, t
     assert result.exit_code == 0, result.exception
     with Image.open(tmp_path / "strengths.png") as picture:
         pixels = np.asarray(picture)
+    side = 3 * 32  # three times as large, for a title of 90 pixels
     assert pixels.shape == (
-        TITLE + 3 * (32 + STRENGTH_GAP) - STRENGTH_GAP,
-        5 * (32 + STRENGTH_GAP) - STRENGTH_GAP,
+        TITLE + 3 * (side + STRENGTH_GAP) - STRENGTH_GAP,
+        5 * (side + STRENGTH_GAP) - STRENGTH_GAP,
         3,
     )
-    columns = [pixels[TITLE:, k * (32 + STRENGTH_GAP) :][:, :32] for k in range(5)]
+    columns = [pixels[TITLE:, k * (side + STRENGTH_GAP) :][:, :side:3] for k in range(5)]
     stored = pq.read_table(f"{digits}/train-00000.parquet")["image"]
     known = [
         cv2.resize(decode(image.as_py()), (32, 32), interpolation=cv2.INTER_CUBIC).tobytes()
         for image in stored
     ]
     for row in range(3):
-        top = row * (32 + STRENGTH_GAP)
-        assert columns[0][top : top + 32].tobytes() in known
+        top = row * (side + STRENGTH_GAP)
+        assert columns[0][top : top + side : 3].tobytes() in known
     assert all((columns[k] != columns[0]).any() for k in (2, 3, 4))
 
 

@@ -1,5 +1,9 @@
 """Crops are distributed as torchvision's, resizing is close to PIL's, and damaged images are noticed."""
 
+import math
+import resource
+import time
+
 import cv2
 import numpy as np
 import pytest
@@ -134,3 +138,38 @@ def test_bytes_that_are_no_image_decode_to_none():
     assert crop.decode(b"") is None
     assert crop.decode(b"no image") is None
     assert crop.decode(cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes()).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("shape", [(1, 6000), (6000, 1), (2, 65000), (3, 900), (900, 30), (30, 900)])
+@pytest.mark.parametrize("size", [32, 224])
+def test_a_thin_image_is_cut_before_it_is_resized(shape, size):
+    """The middle is the same as that of the whole image's resize, in neither a gigabyte nor a second."""
+    height, width = shape
+    noise = np.random.default_rng(0).integers(0, 256, (1, 70000, 3), dtype=np.uint8)
+    row = cv2.GaussianBlur(noise, (0, 1), 0.2 * min(shape))  # the crop shows about five waves
+    row = cv2.normalize(row, None, 0, 255, cv2.NORM_MINMAX)
+    image = np.repeat(row[:, : max(shape)], min(shape), 0)
+    image = np.ascontiguousarray(image if width > height else image.swapaxes(0, 1))
+    geometry = Geometry(size, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, 0.875, 0)
+    centre, views = np.zeros((size, size, 3), np.uint8), np.zeros((20, size, size, 3), np.uint8)
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    crop.crop_centre(image, geometry, centre)
+    for view, draws in zip(views, crop.draw(geometry, 0, np.arange(20), np.zeros(20, int)), strict=True):
+        crop.crop_view(image, geometry, draws, view)
+    assert time.monotonic() - started < 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+    short = math.floor(size / 0.875)
+    long = int(short * max(shape) / min(shape))
+    if short * long < 20e6:  # the whole resize fits into memory
+        whole = np.empty((short, long, 3) if width > height else (long, short, 3), np.uint8)
+        crop.resize(image, whole)
+        top, left = (round((side - size) / 2) for side in whole.shape[:2])
+        expected = whole[top : top + size, left : left + size]
+        # in grey levels; the middle may move by half a pixel
+        assert np.abs(centre.astype(int) - expected).mean() < 4
+        assert np.abs(centre.astype(int) - expected[::-1, ::-1]).mean() > 12
+
+
+def test_other_types_than_uint8_are_refused_instead_of_leaving_the_memory_as_it_was():
+    with pytest.raises(TypeError, match="pixels must be uint8, not float32 and uint8"):
+        crop.resize(np.ones((9, 9, 3), np.float32), np.empty((4, 4, 3), np.uint8))

@@ -1,6 +1,8 @@
 """`data check` finds each kind of damage, names it, and suggests the command that repairs it."""
 
 import json
+import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -45,7 +47,7 @@ def test_damage_is_named_with_the_command_that_repairs_it(prepared):
     assert f"train-00001.parquet: its checksum is not the manifest's {sizes}" in result.output
     assert "train-00001.parquet: is not a whole Parquet file" in result.output
     assert "3 problems in 2 shards" in result.output
-    assert "deit-ray data prepare x --out y" in result.output
+    assert f"deit-ray data prepare x --out {prepared}" in result.output  # where it is now, not y
 
 
 def test_the_suggested_command_repairs_the_data_set(tmp_path):
@@ -58,6 +60,20 @@ def test_the_suggested_command_repairs_the_data_set(tmp_path):
     assert "1 of 2 shards written" in CliRunner().invoke(app, arguments).output
     assert CliRunner().invoke(app, ["data", "check", str(out)]).exit_code == 0
     assert contents(out) == before
+
+
+def test_the_suggested_command_repairs_a_copy_and_leaves_the_original_alone(tmp_path):
+    source, out, copy = write_source(tmp_path / "source", 50), tmp_path / "out", tmp_path / "a copy"
+    for option in (["--out", str(out)], [f"--out={out}"]):
+        assert call("data", "prepare", source, *option).status == 0
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(out, copy)
+        before = contents(out)
+        (copy / "train-00000.parquet").unlink()
+        command = shlex.split(call("data", "check", copy).out.splitlines()[-1])
+        assert command[0] == "deit-ray"
+        assert call(*command[1:]).status == 0
+        assert contents(copy) == contents(out) == before
 
 
 def test_images_labels_and_counts_are_checked(tmp_path):

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from deit_ray.data.crop import decode
-from deit_ray.data.images import encode, jpeg_channels
+from deit_ray.data.decode import jpeg_header
+from deit_ray.data.images import encode
 from deit_ray.data.listing import Unreadable
 
 
@@ -60,7 +61,7 @@ def test_every_kind_becomes_the_rgb_that_timms_loader_sees(content, short_side):
 
 def test_original_bytes_are_kept_where_they_can_be():
     colour, grey, cmyk = (written("JPEG", smooth(), mode) for mode in ("RGB", "L", "CMYK"))
-    assert [jpeg_channels(content) for content in (colour, grey, cmyk)] == [3, 1, 4]
+    assert [jpeg_header(content).channels for content in (colour, grey, cmyk)] == [3, 1, 4]
     assert encode(colour, 0, 92) == colour
     assert encode(grey, 0, 92) == grey
     assert encode(cmyk, 0, 92) != cmyk
@@ -84,7 +85,7 @@ def test_exif_rotation_is_applied_only_where_it_is_asked_for(short_side):
     ("content", "reason"),
     [
         (b"", "an empty file"),
-        (b"no image at all", "not an image: it begins with b'no image'"),
+        (b"no image at all", 'not an image: it begins with "no image"'),
         (written("JPEG", smooth())[:1500], "damaged: image file is truncated"),
         (written("PNG", smooth())[:9000], "damaged: image file is truncated"),
         (written("JPEG", smooth())[:300], "damaged: "),

@@ -92,12 +92,12 @@ def annotations_with_a_missing_line(folder):
     write(folder / "val" / "val_annotations.txt", b"".join(b"%d.png\tcat\n" % i for i in range(5)))
 
 
-@CASES.refused("holds only the folder wrapper", "go deeper, to ", "/source/wrapper")
+@CASES.refused("holds only the folder wrapper", "what is wanted is deeper: name ", "/source/wrapper")
 def wrapper(folder):
     write_classes(folder / "wrapper", TWO)
 
 
-@CASES.refused("go deeper, to ", "/source/a/b")
+@CASES.refused("what is wanted is deeper: name ", "/source/a/b")
 def two_wrappers(folder):
     write_classes(folder / "a" / "b", TWO)
 
@@ -149,7 +149,7 @@ def a_folder_beside_the_splits(folder):
     write_classes(folder, {"extra": 3}, 900)
 
 
-@CASES.accepted(16, 4, "2 files are not used, images beside the folders of images: 0.png, 1.png")
+@CASES.accepted(16, 4, "2 files are not used (images beside the folders of images): 0.png, 1.png")
 def images_beside_classes(folder):
     write_classes(folder, TWO)
     write_classes(folder.parent, {"source": 2}, 900)
@@ -160,7 +160,7 @@ def images_without_classes(folder):
     write_classes(folder.parent, {"source": 2})
 
 
-@CASES.accepted(16, 4, "since the folder holds no images: empty/")
+@CASES.accepted(16, 4, "1 folder is not used (no files in them): empty/")
 def empty_class(folder):
     write_classes(folder, TWO | {"empty": 0})
 
@@ -237,9 +237,9 @@ def images_without_a_suffix(folder):
 @CASES.accepted(
     16,
     4,
-    "1 file is not used, since they are no images that Pillow reads (.heic): cat/a.heic",
-    "(.svg): dog/b.svg",
-    "(without a suffix): dog/README",
+    "1 file is not used (no image that Pillow reads: .heic): cat/a.heic",
+    ".svg): dog/b.svg",
+    "without a suffix): dog/README",
 )
 def files_that_are_no_images(folder):
     write_classes(folder, TWO)
@@ -258,8 +258,8 @@ def broken_images(folder):
 @CASES.accepted(
     16,
     4,
-    "since other programs made them: __MACOSX/ (1 file), cat/@eaDir/ (10 files), dog/Thumbs.db",
-    "are hidden: cat/.DS_Store, dog/.ipynb_checkpoints/ (1 file)",
+    "made by other programs): __MACOSX/ (1 file), cat/@eaDir/ (10 files), dog/Thumbs.db",
+    "not used (hidden): cat/.DS_Store, dog/.ipynb_checkpoints/ (1 file)",
 )
 def leftovers(folder):
     write_classes(folder, TWO)
@@ -270,17 +270,23 @@ def leftovers(folder):
     (folder / "lost+found").mkdir()
 
 
-@CASES.accepted(16, 4, "1 file is not used, beside the folders of images: embeddings.npy")
+@CASES.accepted(16, 4, "1 file is not used (beside the folders of images): embeddings.npy")
 def stray_array(folder):
     write_classes(folder, TWO)
     np.save(folder / "embeddings.npy", np.zeros((3, 4)))
 
 
-@CASES.accepted(16, 4, "train: train/", "beside the folders of images: all.tar, labels.parquet")
+@CASES.accepted(16, 4, "train: train/", "(beside the folders of images): all.tar, labels.parquet")
 def stray_archives_beside_splits(folder):
     write_classes(folder / "train", TWO)
     write(folder / "all.tar", tar_of([("a", b"a")]))
     write(folder / "labels.parquet", b"")
+
+
+@CASES.refused("holds 2 files, and none is an image that Pillow reads (.heic)")
+def only_what_pillow_does_not_read(folder):
+    write(folder / "cat" / "0.heic", b"x")
+    write(folder / "dog" / "1.heic", b"x")
 
 
 @CASES.refused("holds no images, but images.zip: unpack it first")
@@ -297,8 +303,8 @@ def a_zip(folder):
 @CASES.accepted(
     16,
     4,
-    "6 files are not used, links that lead nowhere: cat/gone0.png",
-    "folders that are read already: cat/above, cat/loop",
+    "6 files are not used (links that lead nowhere): cat/gone0.png",
+    "folders that are read already): cat/above, cat/loop",
 )
 def links(folder):
     write_classes(folder, TWO)
@@ -318,13 +324,13 @@ def class_folder_and_images_that_are_links(folder):
         (folder / "dog" / f"{i}.png").symlink_to(f"../.pool/dog/{i}.png")
 
 
-@CASES.accepted(24, 6, "links to folders that are read already: a_link", classes=("cat", "dog", "fish"))
+@CASES.accepted(24, 6, "links to folders that are read already): a_link", classes=("cat", "dog", "fish"))
 def a_link_to_another_class(folder):
     write_classes(folder, TWO | {"fish": 10})
     (folder / "a_link").symlink_to("fish")
 
 
-@CASES.accepted(16, 4, "read already: val/cat")
+@CASES.accepted(16, 4, "read already): val/cat")
 def splits_that_link_to_the_same_images(folder):
     write_classes(folder / "train", TWO)
     (folder / "val").mkdir()

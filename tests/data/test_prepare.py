@@ -1,5 +1,6 @@
 """From a source to shards: digits, class folders of many kinds, and what is refused."""
 
+import csv
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from deit_ray.data.crop import decode
 from deit_ray.data.prepare import prepare
 from deit_ray.errors import UserError
 from tests.support.commands import call
+from tests.support.pictures import deep_png, image_file, smooth, turned
 
 
 def write_image(path, size=(30, 40), grey=False, seed=0):
@@ -91,9 +93,10 @@ def test_an_unreadable_image_is_left_out_and_listed_with_its_reason(folders, tmp
     prepared = prepare(str(folders), str(tmp_path / "out"), max_bad=0.1)
     assert [name for names in prepared.unreadable.values() for name in names] == ["dog/broken.jpg"]
     assert sum(prepared.manifest.rows(split) for split in ("train", "test")) == 15
-    split, name, reason = (tmp_path / "out" / "unreadable.csv").read_text().splitlines()[1].split(",")
+    with open(tmp_path / "out" / "unreadable.csv") as file:
+        _, (split, name, reason) = csv.reader(file)
     assert prepared.manifest.unreadable == {split: 1}
-    assert (name, reason) == ("dog/broken.jpg", "not an image: it begins with b'no image'")
+    assert (name, reason) == ("dog/broken.jpg", 'not an image: it begins with "no image"')
 
 
 def test_more_unreadable_images_than_allowed_stop_it_and_are_listed(folders, tmp_path):
@@ -271,3 +274,48 @@ def test_a_killed_preparation_resumes_and_ends_with_the_same_bytes(own_ray, tmp_
     assert prepared.manifest == expected
     assert prepared.written <= 95 - len(finished)  # ceil(6000 / 64) and one of test
     assert all((out / name).stat().st_mtime_ns == written for name, written in finished.items())
+
+
+def test_images_that_ask_for_a_rotation_are_deep_or_have_pages_are_counted(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for i in range(6):
+            (tmp_path / "in" / name / f"{i}.jpg").write_bytes(image_file("JPEG", smooth(30, 40, i)))
+    (tmp_path / "in" / "a" / "turned.jpg").write_bytes(turned("JPEG", 6))
+    (tmp_path / "in" / "a" / "turned.png").write_bytes(turned("PNG", 8))
+    (tmp_path / "in" / "b" / "deep.png").write_bytes(deep_png(smooth()[..., 0].astype(np.uint16) * 16))
+    source, out = str(tmp_path / "in"), str(tmp_path / "out")
+    prepared = call("data", "prepare", source, "--out", out)
+    assert prepared.status == 0, prepared
+    said = " ".join(prepared.err.split())
+    assert "2 images ask for a rotation in EXIF, which was not applied, as in timm" in said
+    assert "the first is a/turned." in said
+    assert "1 image has more than 8 bits; its declared range became 0 to 255; it is b/deep.png" in said
+    assert "1 image uses less than a quarter of its declared range: it is nearly even, perhaps black" in said
+    manifest = shards.read_manifest(out)
+    assert (manifest.exif, manifest.remarks["rotated"][0]) == (False, 2)
+    again = prepare(source, out)  # what was counted is kept with the data set
+    assert (again.written, again.manifest.remarks) == (0, manifest.remarks)
+    (tmp_path / "out" / "train-00000.parquet").unlink()
+    assert prepare(source, out).manifest.remarks == manifest.remarks
+    applied = prepare(source, str(tmp_path / "applied"), exif=True)
+    assert any("2 images ask for a rotation in EXIF, which was applied" in note for note in applied.notes)
+    assert applied.manifest.exif
+
+
+def test_a_preparation_that_was_interrupted_still_counts_all_images(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for i in range(10):
+            (tmp_path / "in" / name / f"{i}.jpg").write_bytes(
+                turned("JPEG", 1 + i % 2 * 5, smooth(30, 40, i))
+            )
+
+    def broken(*arguments):
+        raise OSError("the disk is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shuffle, "write_shard", broken)
+        with pytest.raises(OSError, match="the disk is gone"):
+            prepare(str(tmp_path / "in"), str(tmp_path / "out"))
+    assert prepare(str(tmp_path / "in"), str(tmp_path / "out")).manifest.remarks["rotated"][0] == 10

@@ -228,7 +228,7 @@ def test_hugging_face_parquet(tmp_path):
     assert labels_of(source.splits["train"]) == [0, 1] * 6 + [1, 1, 0]
     assert read_all(source.splits["train"]) == [jpeg(i) for i in [*range(12), 50, 51, 52]]
     assert read_all(source.splits["test"]) == [jpeg(70), jpeg(71)]
-    assert source.notes == ["the files named test are not used"]
+    assert source.notes == ["the files named test are not used: they have no labels"]
     some = source.splits["train"].images.take([3, 4, 11, 14])
     assert list(source.splits["train"].reader.read(some)) == [jpeg(3), jpeg(4), jpeg(11), jpeg(52)]
 
@@ -243,9 +243,7 @@ def test_parquet_with_words_for_labels_in_one_file(tmp_path):
         1,
     )  # a fifth of five
     pq.write_table(table.drop_columns("label"), tmp_path / "pets.parquet")
-    with pytest.raises(
-        UserError, match="no column of labels; known are label, labels, fine_label, cls, it has jpg"
-    ):
+    with pytest.raises(UserError, match=r"no column of labels; known are label, labels, .*, it has jpg"):
         open_source(str(tmp_path / "pets.parquet"))
 
 

@@ -120,7 +120,7 @@ def tar_image_and_mask(folder):
 
 
 @CASES.accepted(
-    8, 2, "10 files are not used, since another image of the sample is used (png)", options=("--image", "jpg")
+    8, 2, "10 files are not used (another image of the sample is used: png)", options=("--image", "jpg")
 )
 def tar_image_chosen(folder):
     write_tar(folder, with_masks(10, "png"))
@@ -131,9 +131,7 @@ def tar_image_that_is_not_there(folder):
     write_tar(folder, with_masks(10, "png"))
 
 
-@CASES.accepted(
-    8, 2, "10 files are not used, since another image of the sample is used (seg.png): s000.seg.png"
-)
+@CASES.accepted(8, 2, "10 files are not used (another image of the sample is used: seg.png): s000.seg.png")
 def tar_further_images(folder):
     write_tar(folder, with_masks(10, "seg.png"))
 
@@ -174,9 +172,9 @@ def tar_with_pax_headers(folder):
 @CASES.accepted(
     8,
     2,
-    "1 file is not used, links to what is not in the tar: gone.jpg",
-    "devices or the like: pipe",
-    "since other programs made them: ._s000.jpg",
+    "1 file is not used (links to what is not in the tar): gone.jpg",
+    "devices or the like): pipe",
+    "made by other programs): ._s000.jpg",
 )
 def tar_of_links_and_more(folder):
     links = [
@@ -200,7 +198,7 @@ def tar_sample_without_a_label(folder):
     write_tar(folder, [*samples(0, 10), ("s010.jpg", encoded(10))])
 
 
-@CASES.accepted(8, 2, "labels without an image: s010.cls", "(.json): s000.json")
+@CASES.accepted(8, 2, "labels without an image): s010.cls", ".json): s000.json")
 def tar_label_without_an_image(folder):
     write_tar(folder, [*samples(0, 10), ("s010.cls", b"1"), ("s000.json", b"{}")])
 
@@ -271,10 +269,20 @@ def tar_of_no_split(folder):
     write_tar(folder, samples(20, 4), "extra.tar")
 
 
-@CASES.accepted(8, 2, "since they are no .tar files: notes.md")
+@CASES.accepted(8, 2, "no .tar file): notes.md")
 def file_beside_tars(folder):
     write_tar(folder, samples(0, 10))
     write(folder / "notes.md", b"notes")
+
+
+@CASES.refused("its members lie in folders for train and val; make a tar for each split")
+def tar_of_two_splits(folder):
+    members = samples(0, 10)
+    write_tar(
+        folder,
+        [(f"train/{name}", content) for name, content in members[:10]]
+        + [(f"val/{name}", content) for name, content in members[10:]],
+    )
 
 
 @CASES.refused("no such folder or file", "braces are not expanded: name the folder that holds the tars")

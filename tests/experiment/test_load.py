@@ -88,6 +88,26 @@ def test_override_values_are_read_as_yaml():
         ("optim: {lr: !!python/object:os.system x}", ["x.yaml", "python"]),
         ("optim: {lr: [", ["x.yaml", "line"]),
         ("1: 2", ["x.yaml", "must be text"]),
+        ("optim: {learning_rate: 1}", ["optim.learning_rate: no such key; did you mean optim.lr?"]),
+        ("learning_rate: 1", ["learning_rate: no such key; did you mean optim.lr?"]),
+        ("distilation: {kind: none}", ["distilation: no such key; did you mean distillation?"]),
+        ("optim: {foo: 1}", ["optim.foo: no such key; allowed here: optim.lr, "]),
+        ("search: {space: {learning_rate: {log: [1e-4, 1]}}}", ["no such key", "did you mean optim.lr?"]),
+        ("optim: {lr: '1e-3'}", ["'1e-3' is not allowed", "write the number without quotes"]),
+        ("train: {epochs: 1e2}", ["100.0 is not allowed", "write 100"]),
+        ("augment: {policy: off}", ["False is not allowed", "put the word into quotes"]),
+        ("name: 5", ["name: 5 is not allowed", "put the text into quotes"]),
+        ("name: ../up", ["'../up' is not allowed", "letters, digits, _, . and -"]),
+        ("name: größe", ["letters, digits"]),
+        (f"name: {'a' * 300}", ["at most 240 characters"]),
+        ("seed: 010", ["seed: '010' is not allowed"]),
+        ("seed: 1:30", ["seed: '1:30' is not allowed"]),
+        ("optim: 5", ["optim: 5 is not allowed: must be a section of keys: lr, scale_lr"]),
+        ("optim: {lr: {a: [1, 2]}}", ["{a: [1, 2]} is not allowed"]),
+        ("optim:\n\tlr: 1", ["line 4, column 1: a tab; indent with spaces"]),
+        ("x: &a {y: *a}", ["x.yaml: not a valid experiment file", "an anchor in itself"]),
+        ("extends: nowhere.yaml", ["nowhere.yaml: no such file", "x.yaml extends it"]),
+        ("extends: [a]", ["extends: must be the path of one file, not [a]"]),
     ],
 )
 def test_a_value_that_is_not_allowed_is_refused_with_key_value_and_allowed_values(tmp_path, text, parts):
@@ -97,9 +117,55 @@ def test_a_value_that_is_not_allowed_is_refused_with_key_value_and_allowed_value
     assert all(part in str(error.value) for part in parts), str(error.value)
 
 
-def test_a_file_that_is_no_mapping_is_refused(tmp_path):
-    with pytest.raises(UserError, match="a mapping of keys to values"):
-        load_experiment(write(tmp_path, "- 1\n- 2\n"))
+@pytest.mark.parametrize(("text", "what"), [("- 1\n- 2\n", "a list"), ("", "empty"), ("5", "a single value")])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path, text, what):
+    with pytest.raises(UserError, match=f"a mapping of keys to values.*this one is {what}"):
+        load_experiment(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ((MINIMAL + "name: caf\u00e9\n").encode("latin-1"), "line 3: is not UTF-8; save the file as UTF-8"),
+        (MINIMAL.encode() + b"\x00", "special characters are not allowed"),
+        (None, "is a folder; name an experiment file"),
+    ],
+)
+def test_a_file_that_is_no_text_is_refused(tmp_path, content, said):
+    path = tmp_path / "x.yaml"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(UserError, match=said) as error:
+        load_experiment(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "\ufeff".encode() + MINIMAL.encode() + b"seed: 3\n",
+        (MINIMAL + "seed: 3\n").encode("utf-16"),
+        (MINIMAL + "seed: 3\n").replace("\n", "\r\n").encode(),
+        (MINIMAL + "seed: +3\noptim:\nsearch:\n  budget:\n  # hours: 2\n").encode(),
+        b"data: &d {uri: somewhere}\ndistillation: {kind: none}\nseed: 3\noptim: {<<: {lr: 1e-3}, lr: 0.5}\n",
+    ],
+)
+def test_a_file_is_read_as_people_write_it(tmp_path, content):
+    path = tmp_path / "2024-01-01.yaml"
+    path.write_bytes(content)
+    experiment = load_experiment(path)
+    assert (experiment.seed, experiment.name) == (3, "2024-01-01")
+    assert experiment.optim.lr == (0.5 if b"<<" in content else 5e-4)
+
+
+def test_a_searched_key_is_set_from_the_command_line(tmp_path):
+    key, value = parse_override("search.space.optim.lr={log: [1e-4, 1e-2]}")
+    assert list(load_experiment(write(tmp_path, MINIMAL), {key: value}).search.space) == ["optim.lr"]
+
+
+def test_the_callers_overrides_stay_as_they_are(tmp_path):
+    overrides = {"optim": {"lr": 1e-3}, "optim.lr": 2e-3}
+    assert load_experiment(write(tmp_path, MINIMAL), overrides).optim.lr == 2e-3
+    assert overrides == {"optim": {"lr": 1e-3}, "optim.lr": 2e-3}
 
 
 def test_files_that_contain_one_another_are_refused(tmp_path):

@@ -110,9 +110,7 @@ def test_weights_lie_where_training_scripts_put_them(tmp_path, wrap):
 def test_the_content_decides_not_the_suffix(tmp_path):
     save_file({"a": torch.ones(2)}, tmp_path / "w.pth")
     torch.save({"a": torch.ones(2)}, tmp_path / "w.safetensors")
-    assert (
-        read_weights(tmp_path / "w.pth", "k").keys() == read_weights(tmp_path / "w.safetensors", "k").keys()
-    )
+    assert [list(read_weights(tmp_path / name, "k")) for name in ("w.pth", "w.safetensors")] == [["a"], ["a"]]
 
 
 @pytest.mark.parametrize(("model", "other"), [(DISTILLED, PLAIN), (PLAIN, DISTILLED)])

@@ -30,7 +30,7 @@ from tests.support.commands import (
     wait_for,
 )
 from tests.support.servers import free_port
-from tests.support.tracked import history_of, runs_below
+from tests.support.tracked import history_of, ranked_by_mlflow, runs_below
 
 
 def test_a_study_runs_is_tracked_and_gives_its_best(finished_study, server):
@@ -103,6 +103,13 @@ def assert_mlflow_agrees(study: Study, uri: str) -> None:
         assert losses == list(range(1, last + 1))
         names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
         assert names == {"experiment.yaml"} | ({"model.safetensors"} if ended == "finished" else set())
+    # MLflow's table, sorted by one metric, has the leaderboard's winner and order of finished trials
+    metric, board = study.experiment.search.metric, study.leaderboard()
+    finished = board[board["state"] == "finished"]
+    ranked = ranked_by_mlflow(uri, study.folder, metric)
+    assert sorted(ranked) == sorted(zip(finished["trial"], finished["best"], strict=True))
+    assert [value for _, value in ranked] == list(finished["best"])
+    assert max(value for _, value in ranked) == study.optuna.best_value == study.best().value
     parent = parents[0]
     assert parent.info.status == "FINISHED"
     assert parent.data.metrics["best/val/top1_ema"] == study.best().value

@@ -18,7 +18,7 @@ from deit_ray.study.sync import deliver_study, end_trial, is_delivered, start_st
 from deit_ray.terminal.console import Console
 from deit_ray.tracking import tracker as tracking
 from deit_ray.tracking.tracker import Tracker
-from tests.support.tracked import EXPERIMENT, Told, Trial
+from tests.support.tracked import EXPERIMENT, Told, Trial, ranked_by_mlflow
 
 pytestmark = pytest.mark.usefixtures("impatient")
 
@@ -114,6 +114,8 @@ def assert_agrees(study: Study, uri: str) -> None:
     }
     (parent,) = Trial(Path(study.folder)).runs(uri)
     client = mlflow.MlflowClient(uri)
+    finished = {t.number: t.value for t in study.optuna.trials if t.state == TrialState.COMPLETE}
+    assert dict(ranked_by_mlflow(uri, study.folder, "val/top1", EXPERIMENT)) == finished
     for trial in study.optuna.trials:
         folder = Trial(Path(study.trial_folder(trial.number)))
         (run,) = folder.runs(uri)

@@ -73,9 +73,24 @@ def runs_below(uri: str, folder) -> list:
 
 
 def history_of(uri: str, run) -> list:
-    """All points of a run in MLflow."""
+    """All points of a run's curves in MLflow; best/METRIC is in no journal."""
     client = mlflow.MlflowClient(uri)
-    return [point for name in run.data.metrics for point in client.get_metric_history(run.info.run_id, name)]
+    names = [name for name in run.data.metrics if not name.startswith("best/")]
+    return [point for name in names for point in client.get_metric_history(run.info.run_id, name)]
+
+
+def ranked_by_mlflow(
+    uri: str, study: Path | str, metric: str, experiment: str = "deit_ray"
+) -> list[tuple[int, float]]:
+    """(number, best/METRIC) of the trials that have it, as MLflow's table sorts them; `study` is a folder."""
+    client = mlflow.MlflowClient(uri)
+    runs = client.search_runs(
+        [client.get_experiment_by_name(experiment).experiment_id],
+        f"tags.`deit_ray.folder` LIKE '{study}/trial-%'",
+        order_by=[f"metrics.`best/{metric}` DESC"],
+    )
+    found = [(int(run.data.tags["deit_ray.trial"]), run.data.metrics.get(f"best/{metric}")) for run in runs]
+    return [(number, value) for number, value in found if value is not None]
 
 
 def start(tracker: Tracker, trial: Trial, **options) -> Run:

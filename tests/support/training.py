@@ -68,5 +68,5 @@ def train_locally(experiment, folder: Path | None = None) -> Trained:
     model = None
     if folder:
         model = str(folder / "model.safetensors")
-        save_model(model, step.model.state_dict(), describe(experiment, resolved.manifest.classes))
+        save_model(model, step.model.state_dict(), describe(experiment, resolved.manifest.classes, False))
     return Trained(metrics, losses, model)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import mlflow
@@ -232,9 +233,9 @@ def test_a_refusal_by_mlflow_is_shown_once_and_stops_nothing_else(server, trial,
 
 def test_a_run_that_can_never_be_delivered_does_not_stop_the_others(proxy, trial, tmp_path):
     told, others = Told(), [Trial(tmp_path / "short-1" / f"trial-{number}") for number in (1, 2)]
-    proxy.misbehave("refuse_before", "mlflow-artifacts")
+    record = Path(trial.folder, "tracking.json")
+    record.mkdir()  # cannot be read
     for other in others:
-        Path(other.folder, "experiment.yaml").unlink()
         other.measure()
     with Tracker(proxy.uri, EXPERIMENT, None, told) as tracker:
         run = start(tracker, trial)
@@ -245,10 +246,84 @@ def test_a_run_that_can_never_be_delivered_does_not_stop_the_others(proxy, trial
             lambda: all(other.runs(proxy.uri) and other.record()["outcome"] == "finished" for other in others)
         )
         assert not run.seen
-        proxy.misbehave("pass")
+        record.rmdir()
         wait_for(lambda: told.count_of("tracking caught up") == 1)
     assert len(told) == 2
     assert [other.delivered(proxy.uri) for other in others] == [other.written() for other in others]
+
+
+def test_a_store_of_artifacts_that_fails_is_named_once_and_holds_nothing_else_back(
+    server, proxy, trial, tmp_path
+):
+    told, other = Told(), Trial(tmp_path / "short-1" / "trial-0001")
+    proxy.misbehave("refuse_before", "mlflow-artifacts")
+    begin = time.monotonic()
+    with Tracker(proxy.uri, EXPERIMENT, None, told) as tracker:
+        for each in (trial, other):
+            each.measure()
+            tracker.end_run(start(tracker, each), Outcome.finished(), each.folder)
+    assert time.monotonic() - begin < 15
+    assert [each.delivered(server.uri) for each in (trial, other)] == [trial.written(), other.written()]
+    assert {run.info.status for each in (trial, other) for run in each.runs(server.uri)} == {"FINISHED"}
+    assert told.count_of("MLflow takes no artifacts (it answers that it failed (HTTP status 500)") == 1
+    assert not [text for text in told if "Error" in text or "Exception" in text]
+    proxy.misbehave("pass")
+    deliver(proxy.uri, trial)  # as a sync does
+    (run,) = trial.runs(server.uri)
+    names = [file.path for file in mlflow.MlflowClient(server.uri).list_artifacts(run.info.run_id)]
+    assert "experiment.yaml" in names
+
+
+class Answering(BaseHTTPRequestHandler):
+    """A server that gives every request the same answer."""
+
+    status, content = 200, b"<html>Welcome to nginx!</html>"
+
+    def do_GET(self):
+        self.send_response(self.status)
+        self.send_header("Content-Length", str(len(self.content)))
+        self.end_headers()
+        self.wfile.write(self.content)
+
+    do_POST = do_GET
+
+    def log_message(self, *arguments):
+        pass
+
+
+REASONS = {  # what answers: why nothing is delivered
+    (200, b"<html>Welcome to nginx!</html>"): "what answers there is no MLflow server",
+    (401, b"You are not authenticated."): "it asks for a login: set MLFLOW_TRACKING_USERNAME",
+    (403, b"{}"): "its login may not do that",
+    (404, b"not found"): "what answers there is no MLflow server",
+    (502, b"Bad Gateway"): "it answers that it failed (HTTP status 502)",
+}
+
+
+@pytest.mark.parametrize(("answer", "reason"), REASONS.items())
+def test_what_is_no_mlflow_or_asks_for_a_login_is_said_in_one_sentence(trial, monkeypatch, answer, reason):
+    monkeypatch.setattr(tracker, "PATIENCE_S", 1.0)
+    handler = type("Handler", (Answering,), {"status": answer[0], "content": answer[1]})
+    told = Told()
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        threading.Thread(target=web.serve_forever, args=(0.05,), daemon=True).start()
+        trial.measure()
+        deliver(f"http://me:secret@127.0.0.1:{web.server_address[1]}", trial, told)
+        web.shutdown()
+    assert told.count_of(reason) == 1, told
+    assert not [text for text in told if "Error" in text or "Exception" in text or "secret" in text]
+
+
+def test_a_deleted_experiment_is_said_with_the_command_that_restores_it(server, trial, monkeypatch):
+    monkeypatch.setattr(tracker, "PATIENCE_S", 1.0)
+    told, client = Told(), mlflow.MlflowClient(server.uri)
+    number = client.create_experiment("deleted")
+    client.delete_experiment(number)
+    trial.measure()
+    with Tracker(server.uri, "deleted", None, told) as following:
+        start(following, trial)
+    command = f"restore it with `mlflow experiments restore -x {number}`"
+    assert told.count_of(f"its experiment deleted was deleted; {command}") == 1
 
 
 HANGING = """

@@ -216,10 +216,10 @@ def test_distillation_is_alive(ray_cluster, experiment, scrambled, teacher_file)
 
 @pytest.fixture
 def own_images(tmp_path) -> Path:
-    """A folder of two classes that a small model can tell apart: light and dark noise."""
-    for label, centre in (("dark", 60), ("light", 190)):
+    """A folder of two uneven classes that a small model can tell apart: light and dark noise."""
+    for label, centre, count in (("dark", 60, 40), ("light", 190, 20)):
         (tmp_path / "pets" / label).mkdir(parents=True)
-        for i in range(40):
+        for i in range(count):
             pixels = np.random.default_rng(i).normal(centre, 40, (48, 64, 3)).clip(0, 255).astype(np.uint8)
             cv2.imwrite(str(tmp_path / "pets" / label / f"{i}.png"), pixels)
     return tmp_path / "pets"
@@ -230,12 +230,10 @@ def test_own_images_go_from_teacher_to_study(ray_cluster, own_images, tmp_path, 
     monkeypatch.chdir(tmp_path)
     deit_ray.prepare(str(own_images), "data/own")
     quick = {"train.epochs": 2, "optim.warmup_epochs": 1, "train.batch_size": 16}
-    teacher = run.train(
-        deit_ray.load_experiment(
-            EXPERIMENTS / "own_images_teacher.yaml", quick | {"student.model": "test_resnet"}
-        )
-    )
-    assert teacher.metrics["test/images"] == 16
+    teacher = run.train(deit_ray.load_experiment(EXPERIMENTS / "own_images_teacher.yaml", quick))
+    assert teacher.metrics["test/images"] == 12
+    assert teacher.largest["test"] == pytest.approx(2 / 3)
+    assert 0 <= teacher.metrics["test/top1_balanced"] <= 1  # 40 images of one class, 20 of the other
     student = run.train(
         deit_ray.load_experiment(
             EXPERIMENTS / "own_images_student.yaml", quick | {"student.width": 48, "student.depth": 2}
