@@ -5,7 +5,7 @@ import io
 
 import numpy as np
 import pyarrow.parquet as pq
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from deit_ray import storage
 from deit_ray.commands.show import CELL, GAP, LINE, _paste, _write
@@ -142,8 +142,7 @@ def _draw_mistakes(found: Evaluation, names: list[str]) -> bytes:
     """A PNG of the worst mistakes, each with its label, the answer and the answer's probability."""
     answers, worst = found.answers, found.answers.mistakes()[:DRAWN].tolist()
     pixels = _read_images(found, [int(answers.ids[i]) for i in worst])
-    font, rows = ImageFont.load_default(12), -(-len(worst) // ACROSS)
-    across = min(ACROSS, len(worst))
+    rows, across = -(-len(worst) // ACROSS), min(ACROSS, len(worst))
     sheet = Image.new("RGB", (across * (CELL + GAP) + GAP, rows * (CELL + 3 * LINE + GAP) + GAP), "white")
     pen = ImageDraw.Draw(sheet)
     for place, i in enumerate(worst):
@@ -152,7 +151,7 @@ def _draw_mistakes(found: Evaluation, names: list[str]) -> bytes:
         _paste(sheet, pixels[int(answers.ids[i])], left, top)
         label, answer = (answers.classes[k] for k in (answers.labels[i], answers.answers[i]))
         said = f"answer: {answer} {answers.probabilities[i]:.2f}"
-        _write(pen, font, left, top, f"label: {label}", said, names[i].rpartition("/")[2])
+        _write(pen, left, top, f"label: {label}", said, names[i].rpartition("/")[2])
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()

@@ -40,7 +40,7 @@ class Checked:
             return f"whole: {self.images} images, all checksums, counts and labels as the manifest says"
         found = f"{len(self.problems)} problem{'s' * (len(self.problems) != 1)}"
         if not self.shards:
-            cure = f"remove {shards.MANIFEST} there and prepare the data again"
+            cure = "prepare the data into another folder, or remove this one first"
             return f"{found}, but no shard is damaged: {cure}"
         damaged = f"{len(self.shards)} shard{'s' * (len(self.shards) != 1)}"
         return (

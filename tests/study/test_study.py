@@ -210,7 +210,7 @@ def test_concurrency_follows_from_needs_and_resources(experiment):
     [
         (["tune"], "name either an experiment file or --resume STUDY"),
         (["tune", "nowhere.yaml"], "nowhere.yaml: no such file"),
-        (["tune", "--resume", "nothing"], "nothing: no such study in results; there are: none"),
+        (["tune", "--resume", "nothing"], "nothing: no such run, study or trial in results; there are: none"),
         (["train", "{file}", "--set", "optim.lrr=1"], "no such key; did you mean optim.lr?"),
         (["train", "{file}", "--set", "data.uri=nowhere"], "no prepared data set there"),
         (["train", "{file}", "--set", "student.model=deit_tny"], "no model named 'deit_tny'"),

@@ -182,7 +182,7 @@ def test_a_model_whose_classes_have_another_order_teaches_nobody(experiment, tin
     manifest = shards.read_manifest(tints)
     path = tmp_path / "model.safetensors"
     model = create_student(exp.student, 16, 3)
-    save_model(path, model.state_dict(), describe(exp, manifest.classes[::-1]))
+    save_model(path, model.state_dict(), describe(exp, manifest.classes[::-1], manifest.exif))
     for keys in ({"distillation.teacher": {"weights": str(path)}}, PLAIN | {"student.init": str(path)}):
         with pytest.raises(UserError, match="order: class 0 is bluish, in the data set reddish"):
             resolve(experiment("digits_student", {"data.uri": tints} | keys))
