@@ -224,6 +224,7 @@ def proxies(stage: Stage, command: str) -> None:
     if command == "evaluate":
         evaluate(stage, printed(r"test/top1 +0\.19"), env=PROXIES)
         return
+    stage.results.add("server")
     with MlflowServer(stage / "server") as server:
         train(stage, {"tracking.uri": server.uri}, printed("finished"), env=PROXIES)
         arrived = rows(stage / "server/mlflow.db", "select count(*) from metrics where key like 'val/top1%'")
@@ -234,6 +235,7 @@ def proxies(stage: Stage, command: str) -> None:
 @case("artifacts_refused", "environment", ray=True, unwritable=("/proc/artifacts",))
 def artifacts_refused(stage: Stage, root: str) -> None:
     """A server whose artifact root cannot be written: metrics arrive, the artifacts are named once."""
+    stage.results.add("server")
     with RefusingServer(stage / "server", root) as server:
         seen = train(stage, {"tracking.uri": server.uri}, printed("finished", "artifact"), within_s=120)
         arrived = rows(stage / "server/mlflow.db", "select count(*) from metrics where key like 'val/top1%'")

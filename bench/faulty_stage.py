@@ -28,7 +28,7 @@ DEIT_RAY = (sys.executable, "-m", "deit_ray")
 MARK = "DEIT_RAY_FAULTS"  # variable by which a case's processes are found
 FIRST_LINE_S = 1.0
 REMEASURED_S = 4.0  # a command that has said nothing by then is ended: it is late
-PRODUCTS = ("out", "results", "home", "mlruns")  # folders of a stage that the commands may write
+PRODUCTS = ("out", "results", "home", "mlruns")  # where the commands may write
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\].*?\x07")  # a terminal's
 CLEARED = re.compile(r"^(RAY|MLFLOW|HF|TORCH|DEIT_RAY)_|_proxy$|^(COLUMNS|LINES|TMPDIR|OMP_.*)$", re.I)
 
@@ -107,6 +107,7 @@ class Stage:
     ours: set[Path] = field(default_factory=set)
     outs: tuple[str, ...] = PRODUCTS
     before: dict[Path, str] | None = None
+    results: set[str] = field(default_factory=lambda: {*PRODUCTS} - {"out"})
     undo: list[Callable[[], None]] = field(default_factory=list)
     launch: Launch | None = None
 
@@ -227,7 +228,7 @@ class Stage:
         after = digests(self.root)
         for path, digest in (self.before or {}).items():
             own = path in self.ours and path.parts[0] in self.outs
-            if own or (path.parts[0] in PRODUCTS and path.parts[0] != "out"):
+            if own or path.parts[0] in self.results:
                 continue
             if path not in after:
                 self.fault("lost", f"{path} is gone")

@@ -25,6 +25,7 @@ ANSWER_S = 40  # for what must be said within 20 s on a machine that has nothing
 def old_results(stage: Stage, folder: str = "results") -> Path:
     """Copies the results of an earlier version into the stage; their data is where it was."""
     shutil.copytree(stage.shared / "old/results", stage / folder)
+    stage.results.add(folder.partition("/")[0])
     (stage / "data").mkdir(exist_ok=True)
     if not (stage / "data/digits").exists():
         (stage / "data/digits").symlink_to(stage.shared / "digits")
