@@ -17,7 +17,6 @@ from tests.support.commands import call
 
 def test_a_study_of_a_small_space_tries_each_combination_once_and_no_impossible_one(ray_cluster, small_file):
     space = {"student.width": {"choice": [48, 64]}, "student.heads": {"choice": [3, 4]}}
-    # SMALL's width does not lie in the space: the first trial is drawn
     keys = {"train.epochs": 1, "optim.warmup_epochs": 0, "search.space": space, "search.trials": 6}
     path = small_file(**keys, **{"search.scheduler": "none"})
     ended = call("tune", path)
@@ -81,10 +80,10 @@ def test_evaluate_takes_the_val_images_of_the_models_own_run(finished_run, tints
         lambda path, experiment, *rest: (seen.append(experiment.data.holdout) or {}, "cpu"),
     )
     for holdout in (0.1, 0.25):
-        (folder / "experiment.yaml").write_text(text.replace("holdout: 0.1,", f"holdout: {holdout},"))
+        (folder / "experiment.yaml").write_text(text.replace("holdout: 0.1\n", f"holdout: {holdout}\n"))
         evaluate(str(folder), tints, "val")
     assert seen == [0.1, 0.25]
-    (folder / "experiment.yaml").write_text(text.replace("holdout: 0.1,", "holdout: 0.0,"))
+    (folder / "experiment.yaml").write_text(text.replace("holdout: 0.1\n", "holdout: 0.0\n"))
     for split, said in (("val", "held out 0 of the training images"), ("validation", "allowed: val, test")):
         with pytest.raises(UserError, match=said):
             evaluate(str(folder), tints, split)
