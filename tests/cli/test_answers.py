@@ -100,7 +100,8 @@ def test_every_command_says_something_before_a_large_library_is_loaded(tmp_path)
     (tmp_path / "results" / "x-1").mkdir(parents=True)
     (tmp_path / "results" / "x-1" / "experiment.yaml").write_text((tmp_path / "x.yaml").read_text())
     lines = {
-        "train": ["x.yaml"], "plan": ["x.yaml"], "tune": ["x.yaml", "--set", "search.space.optim.lr.log=[1,2]"],
+        "train": ["x.yaml"], "plan": ["x.yaml"],
+        "tune": ["x.yaml", "--set", "search.space.optim.lr.log=[1,2]"],
         "status": [], "stop": ["x"], "best": ["x"], "diff": ["x", "x-1"], "reproduce": ["x"], "sync": ["x"],
         "evaluate": ["no.safetensors", "--data", "none"], "predict": ["no.safetensors", "no.png"],
         "bench data": ["x.yaml"], "data prepare": ["none", "--out", "out"], "data check": ["none"],
