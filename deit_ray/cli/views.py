@@ -346,12 +346,10 @@ def show_runs(found: list[RunStatus]) -> Group:
     """All runs of `train`, one line each."""
     if not found:
         return Group()
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("run", "test/top1", "state"):
-        table.add_column(name, no_wrap=name != "state", overflow="fold")
+    table = FittedTable("run", "state", "test/top1", wraps="state")
     for run in found:
         top1 = run.metrics.get("test/top1")
-        table.add_row(run.name, "-" if top1 is None else f"{top1:.4f}", Text(run.state))
+        table.add_row(run.name, run.state, "-" if top1 is None else f"{top1:.4f}")
     return Group(Text(), table)
 
 

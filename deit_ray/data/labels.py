@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deit_ray.data.listing import LARGEST_LABEL
 from deit_ray.errors import UserError
 
+LARGEST_LABEL = 10_000  # a label up to this number, or up to ten times the number of images, is allowed
 NAMED = 5  # classes that a message names at most
 WANTED = "a label is one whole number or one word"
 
@@ -142,12 +142,13 @@ def check_all_there(labels: pa.Array, where: str) -> None:
         )
 
 
-def numbered_classes(labels: np.ndarray, where: str) -> list[str]:
+def numbered_classes(labels: np.ndarray, where: str, one: str = "row") -> list[str]:
     """The labels themselves as class names, from 0 to the largest.
 
     Args:
         labels: whole numbers, one for each image.
         where: what holds them, for the message.
+        one: what holds one of them, for the message.
 
     Raises:
         UserError: a label is below 0, or so large that it can be no number of a class.
@@ -156,11 +157,11 @@ def numbered_classes(labels: np.ndarray, where: str) -> list[str]:
         raise UserError(f"{where}: holds no labels")
     row = int(labels.argmin())
     if labels[row] < 0:
-        raise UserError(f"{where}: row {row} has the label {labels[row]}, which is no class; {_FROM_ZERO}")
+        raise UserError(f"{where}: {one} {row} has the label {labels[row]}, which is no class; {_FROM_ZERO}")
     largest, most = int(labels.max()), max(LARGEST_LABEL, 10 * len(labels))
     if largest > most:
         raise UserError(
-            f"{where}: row {int(labels.argmax())} has the label {largest}, which can be no class of "
+            f"{where}: {one} {int(labels.argmax())} has the label {largest}, which can be no class of "
             f"{len(labels)} images; {_FROM_ZERO} (allowed is up to {most}), or use words"
         )
     return [str(label) for label in range(largest + 1)]

@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 
 from deit_ray import rng, storage
-from deit_ray.errors import UserError
 
 # file: index into the reader's files. offset, size: place of the image's bytes in that file; some readers
 # give offset another meaning, such as a row
@@ -39,7 +38,6 @@ TEST_FRACTION = 0.2  # part of the images that become test images, if a source h
 SPLIT_SEED = 0  # fixed, since the split belongs to the data set, not to an experiment
 NAMED = 10  # names that a note gives at most
 EMPTY = "no files in them"  # why folders are not used
-LARGEST_LABEL = 10_000  # a label up to this number, or up to ten times the number of images, is allowed
 REMOTE_THREADS = 16  # requests at a time to an object store; each waits tens of milliseconds
 
 
@@ -143,27 +141,6 @@ def printable(name: str) -> str:
 def decoded(name: str) -> str:
     """A file name as valid Unicode: bytes that are not UTF-8 become \\xNN."""
     return os.fsencode(name).decode(errors="backslashreplace")
-
-
-def numbered_classes(labels: np.ndarray, where: str) -> list[str]:
-    """The labels themselves as class names, from 0 to the largest.
-
-    Args:
-        labels: whole numbers, one for each image.
-        where: what holds them, for the message.
-
-    Raises:
-        UserError: a label is below 0, or so large that it can be no number of a class.
-    """
-    largest, most = int(labels.max()), max(LARGEST_LABEL, 10 * len(labels))
-    if int(labels.min()) < 0:
-        raise UserError(f"{where}: the label {int(labels.min())} is no class; classes are numbered from 0")
-    if largest > most:
-        raise UserError(
-            f"{where}: the label {largest} of {len(labels)} images can be no class number; number the "
-            f"classes from 0 (allowed is up to {most})"
-        )
-    return [str(label) for label in range(largest + 1)]
 
 
 def listing(names: list[str], labels, file=0, offsets=0, sizes=0) -> pa.Table:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from deit_ray import storage
+from deit_ray.data.labels import numbered_classes
 from deit_ray.data.listing import (
     TEST_FRACTION,
     Ranges,
@@ -18,7 +19,6 @@ from deit_ray.data.listing import (
     Unused,
     find_split,
     listing,
-    numbered_classes,
     printable,
     split_by_class,
     split_of_folder,
@@ -92,7 +92,7 @@ def _classes(folder: str, found: dict[str, "_Samples"]) -> list[str]:
         numbers = np.concatenate([np.array(samples.labels, np.int64) for samples in found.values()])
         if file:
             return read_class_names(file, int(numbers.max()) + 1)
-        return numbered_classes(numbers, folder)
+        return numbered_classes(numbers, folder, "sample")
     return read_class_names(file, 1) if file else sorted(set(found["train"].labels))
 
 

@@ -163,6 +163,9 @@ def _unreadable(name: str, results: str, error: Exception) -> StudyStatus:
         spent_s=0.0,
         gpu_s=0.0,
         board=leaderboard([], []),
+        images=None,
+        tested={},
+        largest={},
     )
 
 

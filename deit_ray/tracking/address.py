@@ -71,7 +71,7 @@ def _check(key: str, uri: str, results: str) -> None:
         if not is_whole:
             raise UserError(f"{key}: {shown(uri)}: is not a whole address; {ALLOWED}")
     elif kind == "sqlite":
-        path = rest.removeprefix("///").partition("?")[0]
+        path = rest.removeprefix("//").removeprefix("/").partition("?")[0]
         folder = os.path.dirname(os.path.abspath(path))
         if not path or path == ":memory:":
             raise UserError(f"{key}: {uri}: names no file; {ALLOWED}")

@@ -8,7 +8,7 @@ import sqlalchemy.exc
 
 from deit_ray.errors import UserError, explain_os_error
 
-STATUS = re.compile(r"(?:failed with error code|Response code|HTTP status code|^) ?(\d{3})\b")
+STATUS = re.compile(r"(?:failed with error code|too many|HTTP status code|^) ?(\d{3})\b")
 LOGIN = (
     "it asks for a login: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 )

@@ -40,7 +40,7 @@ class Server:
         """Finds the experiment, or creates it, unless that was done before.
 
         Raises:
-            UserError: somebody deleted the experiment.
+            Deleted: somebody deleted the experiment.
         """
         if self.client is None:
             from mlflow.tracking import MlflowClient
@@ -57,7 +57,7 @@ class Server:
             )
             found = self._request(self.client.get_experiment_by_name, self.experiment)
         if found.lifecycle_stage != "active":
-            raise UserError(
+            raise Deleted(
                 f"its experiment {self.experiment} was deleted; restore it with `mlflow experiments restore "
                 f"-x {found.experiment_id}`, or name another one in tracking.experiment"
             )
@@ -166,6 +166,10 @@ class Server:
             if run_id and self._request(self.client.get_run, run_id).info.lifecycle_stage != "active":
                 raise Gone from error
             raise Refused from error
+
+
+class Deleted(UserError):
+    """Somebody deleted the experiment: until a person acts, nothing can be delivered."""
 
 
 class Refused(Exception):

@@ -20,7 +20,7 @@ from deit_ray.results.journal import iterate_segments
 from deit_ray.tracking.address import note_on_uri, shown, tracking_uri
 from deit_ray.tracking.delivery import Delivery
 from deit_ray.tracking.reasons import reason_of
-from deit_ray.tracking.server import Server
+from deit_ray.tracking.server import Deleted, Server
 from deit_ray.tracking.tracked import Desired, Ending, Run
 
 # between deliveries of a running trial's points: the cost of a request hardly depends on its size
@@ -146,6 +146,7 @@ class Tracker:
         answers = self.server.answers
         while (
             self.thread.is_alive()
+            and not self.contact.needs_person
             and time.monotonic() - since < patience_s
             and time.monotonic() - begin < limit_s
         ):
@@ -290,6 +291,7 @@ class Contact:
         failing: runs whose last delivery failed.
         failures: number of failures since the last moment without a failing run.
         last_error: the last failure, in one line.
+        needs_person: whether that failure stays until a person acts.
     """
 
     def __init__(self, uri: str, warn: Callable[[str], None]):
@@ -297,11 +299,12 @@ class Contact:
         self.failing: set[Run] = set()
         self.failures, self.is_behind = 0, False
         self.last_error: str | None = None
+        self.needs_person = False
 
     def note_failure(self, run: Run, error: Exception, took_s: float) -> None:
         self.failing.add(run)
         self.failures += 1
-        self.last_error = reason_of(error)
+        self.last_error, self.needs_person = reason_of(error), isinstance(error, Deleted)
         if not self.is_behind and (self.failures > 1 or took_s > HICCUP_S):
             self.is_behind = True
             self.warn(
@@ -311,6 +314,7 @@ class Contact:
 
     def note_success(self, run: Run) -> None:
         self.failing.discard(run)
+        self.needs_person = False
         if self.failing:
             return
         self.failures = 0

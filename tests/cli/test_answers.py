@@ -61,6 +61,62 @@ def test_a_mistake_in_a_key_a_type_or_a_bound_is_answered_before_a_large_library
             assert IN_THE_FILE[line[-1]] in printed
 
 
+WATCHING = """
+import importlib.abc, io, json, sys
+line, large = json.load(sys.stdin)
+said = {}
+
+class Watcher(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name in large and "before" not in said:
+            said["before"] = sys.stderr.getvalue() + sys.stdout.getvalue()
+
+sys.meta_path.insert(0, Watcher())
+from deit_ray.cli.main import main
+out, sys.stdout, sys.stderr = sys.stdout, io.StringIO(), io.StringIO()
+sys.argv = ["deit-ray", *line]
+try:
+    main()
+except SystemExit as end:
+    print(json.dumps([end.code, said.get("before"), sys.stderr.getvalue()]), file=out)
+"""
+
+
+def first_words(line: list[str], folder) -> tuple[int, str | None, str]:
+    """How a command ends, what it had said before it imported something large, and its standard error."""
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHING],
+        input=json.dumps([line, LARGE]),
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+    )
+    return json.loads(done.stdout)
+
+
+def test_every_command_says_something_before_a_large_library_is_loaded(tmp_path):
+    (tmp_path / "x.yaml").write_text("name: x\ndata: {uri: none}\ndistillation: {kind: none}\n")
+    (tmp_path / "results" / "x-1").mkdir(parents=True)
+    (tmp_path / "results" / "x-1" / "experiment.yaml").write_text((tmp_path / "x.yaml").read_text())
+    lines = {
+        "train": ["x.yaml"], "plan": ["x.yaml"],
+        "tune": ["x.yaml", "--set", "search.space.optim.lr.log=[1,2]"],
+        "status": [], "stop": ["x"], "best": ["x"], "diff": ["x", "x-1"], "reproduce": ["x"], "sync": ["x"],
+        "evaluate": ["no.safetensors", "--data", "none"], "predict": ["no.safetensors", "no.png"],
+        "bench data": ["x.yaml"], "data prepare": ["none", "--out", "out"], "data check": ["none"],
+        "data show": ["none"],
+    }  # fmt: skip
+    assert {*lines, "ui"} >= set(all_commands())
+    for name, arguments in lines.items():
+        status, before, err = first_words([*name.split(), *arguments], tmp_path)
+        assert before is None or before.strip(), (name, before)
+        last = err.strip().splitlines()[-1]
+        assert status in (0, 1), (name, err)
+        assert status == 0 or last.startswith("error: "), (name, err)
+        assert not [word for word in ("Traceback", "Error(", "Exception") if word in err], (name, err)
+
+
 def test_the_version_is_printed():
     import deit_ray
 

@@ -240,7 +240,7 @@ for text, shown in (
     label(text, shown)
 
 
-@CASES.refused("the label 300000 of 11 images can be no class number")
+@CASES.refused("has the label 300000, which can be no class of 11 images")
 def tar_huge_label(folder):
     write_tar(folder, [*samples(0, 10), ("s010.jpg", encoded(10)), ("s010.cls", b"300000")])
 

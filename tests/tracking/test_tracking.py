@@ -294,7 +294,7 @@ class Answering(BaseHTTPRequestHandler):
 REASONS = {  # what answers: why nothing is delivered
     (200, b"<html>Welcome to nginx!</html>"): "what answers there is no MLflow server",
     (401, b"You are not authenticated."): "it asks for a login: set MLFLOW_TRACKING_USERNAME",
-    (403, b"{}"): "its login may not do that",
+    (403, b"Permission denied"): "its login may not do that",
     (404, b"not found"): "what answers there is no MLflow server",
     (502, b"Bad Gateway"): "it answers that it failed (HTTP status 502)",
 }
@@ -316,12 +316,14 @@ def test_what_is_no_mlflow_or_asks_for_a_login_is_said_in_one_sentence(trial, mo
 
 def test_a_deleted_experiment_is_said_with_the_command_that_restores_it(server, trial, monkeypatch):
     monkeypatch.setattr(tracker, "PATIENCE_S", 1.0)
-    told, client = Told(), mlflow.MlflowClient(server.uri)
+    told, client, begin = Told(), mlflow.MlflowClient(server.uri), time.monotonic()
     number = client.create_experiment("deleted")
     client.delete_experiment(number)
     trial.measure()
     with Tracker(server.uri, "deleted", None, told) as following:
         start(following, trial)
+        wait_for(lambda: told)
+    assert time.monotonic() - begin < 30  # it does not wait for what cannot come
     command = f"restore it with `mlflow experiments restore -x {number}`"
     assert told.count_of(f"its experiment deleted was deleted; {command}") == 1
 
