@@ -66,7 +66,7 @@ def widths(stage: Stage, columns: int, *words: str) -> None:
     "widths",
     "people",
     plan=("plan", "results/finished-1/experiment.yaml"),
-    diff=("diff", "finished-1/0", "student-1"),
+    diff=("diff", "finished-1/1", "student-1"),
     long_class=("data", "prepare", "mine", "--out", "out"),
 )
 def widths_of_others(stage: Stage, *words: str) -> None:

@@ -7,7 +7,9 @@ CODES = {
     "an exception's class": r"\b[A-Za-z_.]*[A-Z][a-z]+\w*(?:Error|Exception|Warning|Interrupt)\b"
     r"|\bArrow[A-Z]\w+|\bpyarrow\.lib\b|\b[A-Z]\w+Invalid\b|\bOutOfMemory\b",
     "an object's repr": r"<[\w.]+ (?:object )?at 0x[0-9a-f]+|<class '|<function |<built-in|<bound method",
-    "a value's repr": r"\b(?:Posix|Windows|Pure\w*)Path\(|\bnp\.\w+\(|\bnumpy\.\w+\(|\barray\(\[|\bdtype\("
+    "a value's repr": r"\b(?:Posix|Windows|Pure\w*)Path\("
+    r"|\b(?:np|numpy)\.(?:u?int|float|bool|str|bytes|datetime|array)\w*\("
+    r"|\barray\(\[|\bdtype\("
     r"|\btensor\(|\bdatetime\.\w+\(|\bTimestamp\(|\bOrderedDict\(|\bdefaultdict\(|\bScalar\b"
     r"|\b(?:Actor|Object|Node|Task|PlacementGroup)ID\(",
     "a dict or list of Python": r"\{'[\w./ -]+': |\{\d+: |\['[^']*'(?:, '|\])|\[\"[^\"]*\"(?:, \"|\])"
@@ -16,6 +18,7 @@ CODES = {
     r"|^\d{4}[-/]\d\d[-/]\d\d \d\d:\d\d:\d\d|\(raylet\)|\(\w+ pid=\d+|\b[IWEF]\d{4} \d\d:\d\d:\d\d"
     r"|^(?:DEBUG|INFO|WARNING|ERROR|CRITICAL):|^\S+\.(?:py|cc|h):\d+:|\[symbolize\]|\bcore dumped\b"
     r"|^Aborted|terminate called|@\s+0x[0-9a-f]{6,}|^Fatal Python",
+    "an error of the program itself": r"this should not have happened|please report",
     "an address in memory": r"\b0x[0-9a-f]{8,}\b",
 }
 CODECS = re.compile(

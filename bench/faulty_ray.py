@@ -117,11 +117,9 @@ def odd_batches(stage: Stage, workers: int) -> None:
     keys = study({"train.batch_size": {"int": [32, 64]}}, **{"train.workers": workers, "train.epochs": 2})
     seen = train(stage, keys, either(printed("best"), refused("batch_size", "workers")), "tune")
     if seen.status == 0:
-        finished = [state for state, _ in trials_of(stage).values() if state in ("COMPLETE", "PRUNED")]
-        if len(finished) < 4:
-            stage.fault(
-                "silent", f"{seen.line}: {len(finished)} of 4 trials were trained: {trials_of(stage)}"
-            )
+        states = [state for state, _ in trials_of(stage).values()]
+        if len(states) < 4 or not {"COMPLETE", "PRUNED"} & set(states):
+            stage.fault("silent", f"{seen.line}: of 4 trials, {len(states)} were drawn: {trials_of(stage)}")
 
 
 @case("teacher_space", "checks", ray=True, two=(0.0,))
@@ -245,7 +243,12 @@ def artifacts_refused(stage: Stage, root: str) -> None:
             stage.fault(
                 "silent", f"{seen.line}: names the artifacts {len(re.findall('artifact', seen.text))} times"
             )
-        expect(stage, ["sync", "small-1"], either(printed("artifact"), refused("artifact")), within_s=90)
+        expect(
+            stage,
+            ["sync", "small-1"],
+            either(printed("artifact"), printed("artifact", status=1)),
+            within_s=90,
+        )
 
 
 class RefusingServer(MlflowServer):

@@ -107,7 +107,7 @@ def read_only_results(stage: Stage, mode: str) -> None:
     expect(stage, ["status"], printed("finished-1", "interrupted-1"), **as_a_person)
     expect(stage, ["status", "finished-1"], printed(r"0\.1875"), **as_a_person)
     expect(stage, ["status", "interrupted-1", "1"], printed("trial 1"), **as_a_person)
-    expect(stage, ["diff", "finished-1/0", "student-1"], printed(r"optim\.lr"), **as_a_person)
+    expect(stage, ["diff", "finished-1/1", "student-1"], printed(r"optim\.lr"), **as_a_person)
     write(stage / "x.png", packed(scene(1)))
     expect(stage, ["predict", "run:teacher-1", "x.png"], printed(r"x\.png: "), **as_a_person)
     expect(
@@ -143,7 +143,9 @@ def broken_study(stage: Stage, name: str, content: bytes | None) -> None:
     else:
         write(results / "broken-1" / name, content)
     expect(stage, ["status"], printed("finished-1", r"0\.1875", "interrupted-1", "broken-1"))
-    expect(stage, ["status", "broken-1"], refused("broken-1"))
+    new = printed("broken-1.*interrupted")  # as a study whose driver ended before it drew a trial
+    told = refused("broken-1")
+    expect(stage, ["status", "broken-1"], either(told, new) if content == b"" else told)
 
 
 @case("broken_run", "environment", run_json=("run.json", b"{"), folder=("junk", None))
