@@ -182,11 +182,10 @@ def opening_requests(desired: Desired, delivered: Delivered) -> list[Request]:
     describe = Describe(missing_tags, missing_params)
     if (missing_tags or missing_params) and describe not in delivered.refused:
         requests.append(describe)
-    if not record.described:
-        requests += [
-            LogArtifact(storage.join(desired.folder, EXPERIMENT)),
-            Note(True, record.outcome, record.status),
-        ]
+    file = LogArtifact(storage.join(desired.folder, EXPERIMENT))
+    if not record.described and file not in delivered.refused:  # after a refusal a sync retries
+        was_sent = file.uri in found.files
+        requests.append(Note(True, record.outcome, record.status) if was_sent else file)
     if desired.ending is None and found.status != "RUNNING":
         requests += [DeleteTag(key) for key in ENDING_TAGS if key in found.tags]
         requests.append(ReopenRun())

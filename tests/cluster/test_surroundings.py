@@ -160,7 +160,7 @@ def test_ray_runs_below_uv_behind_a_proxy_without_a_home_and_with_a_long_folder(
     assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
-def test_sigterm_and_a_closed_pipe_leave_a_study_that_can_be_resumed(own_ray, small_file, tmp_path):
+def test_sigterm_leaves_a_study_that_can_be_resumed(own_ray, small_file, tmp_path):
     keys = {
         "train.epochs": 3000,
         "search.scheduler": "none",

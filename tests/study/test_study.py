@@ -183,7 +183,7 @@ def test_a_failing_trial_does_not_stop_the_study(ray_cluster, search_file):
     failed = board[board["optim.lr"] == 1e30]
     assert len(failed) == 1
     assert all(failed["state"] == "failed")
-    assert all("NonFiniteLoss: the loss is" in outcome for outcome in failed["outcome"])
+    assert all("failed: the loss is" in outcome for outcome in failed["outcome"])
     assert all(board[board["optim.lr"] == 1e-3]["state"] == "finished")
     assert np.isfinite(study.best().value)
 

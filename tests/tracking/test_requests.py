@@ -83,7 +83,17 @@ SITUATIONS = {
     "its record has the id that MLflow gave it": (
         RUNS,
         Delivered(MADE, True, replace(THERE, params=frozenset()), duplicates=()),
-        [DESCRIBE, LogArtifact(EXPERIMENT), Note(True)],
+        [DESCRIBE, LogArtifact(EXPERIMENT)],
+    ),
+    "its experiment was sent": (
+        RUNS,
+        Delivered(MADE, True, replace(THERE, files=frozenset([EXPERIMENT])), duplicates=()),
+        [Note(True)],
+    ),
+    "its experiment was refused: the record stays open for a sync": (
+        RUNS,
+        replace(RUNNING, record=replace(OPEN, described=False), refused=frozenset([LogArtifact(EXPERIMENT)])),
+        [],
     ),
     "it is described": (RUNS, replace(RUNNING, unsent=None), [ReadJournal(2)]),
     "its journal has more": (RUNS, replace(RUNNING, unsent=POINTS), [LogPoints(2, 3)]),
@@ -145,7 +155,7 @@ SITUATIONS = {
     "the kept run lacks everything": (
         FINISHES,
         Delivered(replace(MADE, run_id="b"), True, Found("b"), duplicates=("a",)),
-        [Describe(PAIRS, (LR,)), LogArtifact(EXPERIMENT), Note(True)],
+        [Describe(PAIRS, (LR,)), LogArtifact(EXPERIMENT)],
     ),
     "it was created twice, and this run is kept": (
         FINISHES,
