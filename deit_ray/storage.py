@@ -68,12 +68,15 @@ def read_bytes(uri: str) -> bytes:
     """The content of a file.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file; what its path names as a folder may be a file.
         UnavailableError: the file cannot be read or reached.
     """
     if is_local(uri):
         with _naming(uri, "read"):
-            return Path(local_path(uri)).read_bytes()
+            try:
+                return Path(local_path(uri)).read_bytes()
+            except NotADirectoryError:
+                raise FileNotFoundError(uri) from None
     filesystem, path = open_uri(uri)
     with _naming(uri, "read"), filesystem.open_input_stream(path) as stream:
         return stream.read()

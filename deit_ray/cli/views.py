@@ -14,7 +14,7 @@ from deit_ray import hints, storage
 from deit_ray.accuracy import chance_remark, show_accuracy
 from deit_ray.outcome import Kind
 from deit_ray.results.folders import BEST, MODEL, results_of
-from deit_ray.terminal.format import STATE_COLOURS, duration, short, short_key
+from deit_ray.terminal.format import STATE_COLOURS, duration, in_full, short, short_key
 from deit_ray.terminal.table import FittedTable, PairTable
 
 if TYPE_CHECKING:  # their imports take seconds, and `status` does not need them
@@ -127,7 +127,7 @@ def _facts(title: str, rows: dict[str, str]) -> Table:
 
 
 def _setting(value) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else in_full(value)
 
 
 def show_difference(found: Difference) -> Group:
@@ -198,7 +198,7 @@ def _table(title: str, pairs: dict[str, Pair], names: tuple[str, str]) -> PairTa
 
 
 def _shown(value: Any) -> str:
-    return "-" if value is None else str(value)
+    return "-" if value is None else in_full(value)
 
 
 def show_result(study: Study) -> Group:

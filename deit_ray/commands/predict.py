@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from deit_ray import storage
 from deit_ray.data import shards
-from deit_ray.data.decode import JPEG, ROTATED, decode_file, image_suffixes
+from deit_ray.data.decode import JPEG, ROTATED, decode_file, describe_remarks, image_suffixes
 from deit_ray.data.listing import Unreadable
 from deit_ray.data.worklist import EVALUATIONS
 from deit_ray.errors import UserError
@@ -190,19 +190,23 @@ def predict(model: str, images: list[str], top: int = 5, session: Session | None
 
     network, description = load_described(path)
     network.eval()
-    predictions = []
+    predictions, remarks = [], {}
     for image in files:
         try:
-            view = _read_view(image, description)
+            view, found = _read_view(image, description)
         except Unreadable as unreadable:
             predictions.append(Prediction(image, [], str(unreadable)))
             continue
+        for remark in found:
+            remarks.setdefault(remark, [0, image])[0] += 1
         with torch.no_grad():
             probabilities = network(view[None]).softmax(1)[0]
         classes = description["classes"]
         likely = probabilities.topk(min(top, len(classes)))
         pairs = zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
         predictions.append(Prediction(image, [(classes[label], p) for label, p in pairs]))
+    remarks.pop(ROTATED, None)  # such images are turned as the model's training images were
+    session.warn_of(describe_remarks(remarks, exif=False))
     return predictions
 
 
@@ -238,7 +242,7 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _read_view(image: str, description: dict):
-    """An image as a model sees it in an evaluation: float32 [3, size, size], normalised.
+    """An image as a model sees it in an evaluation: float32 [3, size, size], normalised; and its remarks.
 
     The image is turned as its EXIF says if the model's training images were. Models of earlier versions do
     not say so. For these, all images but JPEGs are turned, as earlier versions did.
@@ -257,12 +261,14 @@ def _read_view(image: str, description: dict):
     except OSError as error:
         raise Unreadable(f"cannot be read: {error.strerror}") from None
     exif = description.get("exif", not content.startswith(JPEG))
-    pixels = decode_file(content, exif).pixels
+    decoded = decode_file(content, exif)
     size = description["image_size"]
     view = np.empty((size, size, 3), np.uint8)
-    crop_centre(pixels, Geometry(size, (1.0, 1.0), (1.0, 1.0), 0.0, description["eval_crop"], 0), view)
+    crop_centre(
+        decoded.pixels, Geometry(size, (1.0, 1.0), (1.0, 1.0), 0.0, description["eval_crop"], 0), view
+    )
     normalise = Normalise(description["mean"], description["std"], torch.device("cpu"))
-    return normalise(torch.from_numpy(view).permute(2, 0, 1)[None].float() / 255)[0]
+    return normalise(torch.from_numpy(view).permute(2, 0, 1)[None].float() / 255)[0], decoded.remarks
 
 
 def find_model(model: str, results: str) -> str:

@@ -165,10 +165,10 @@ class Array:
         if dtype.hasobject:
             raise UserError(
                 f"{self.where}: holds pickled objects, which are not read since they could run code; save "
-                "numbers or words: np.array(x.tolist())"
+                "an array of numbers or words, such as one made of x.tolist()"
             )
         if fortran and len(shape) > 1:
-            raise UserError(f"{self.where}: is in Fortran's order; save np.ascontiguousarray(x)")
+            raise UserError(f"{self.where}: is in Fortran's order; save x.copy(order='C')")
         return shape, dtype, stream.tell()
 
 
@@ -232,9 +232,9 @@ def check_dtype(dtype: np.dtype, where: str) -> None:
     if dtype.kind == "b" or (dtype.kind == "u" and dtype.itemsize <= 2):
         return
     if dtype.kind == "f":
-        cure = "where 0 to 1 is meant, save np.round(255 * x).astype(np.uint8)"
+        cure = "where 0 to 1 is meant, save (255 * x).round().astype('uint8')"
     else:
-        cure = "where 0 to 255 is meant, save x.astype(np.uint8)"
+        cure = "where 0 to 255 is meant, save x.astype('uint8')"
     raise UserError(f"{where}: has pixels of the type {dtype.name}, whose range is not declared; {cure}")
 
 

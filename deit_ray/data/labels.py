@@ -137,8 +137,10 @@ def check_all_there(labels: pa.Array, where: str) -> None:
     if labels.null_count:
         row, count = _first(labels.is_null()), labels.null_count
         which = f"row {row}" if count == 1 else f"the first is row {row}"
+        verb = "have" if count > 1 else "has"
         raise UserError(
-            f"{where}: {count} of {len(labels)} rows {'have' if count > 1 else 'has'} no label, {which}"
+            f"{where}: {count} of {len(labels)} rows {verb} no label (null or NaN), {which}; remove them, "
+            "or give them labels"
         )
 
 

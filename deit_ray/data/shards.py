@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from itertools import islice, pairwise
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -220,24 +221,40 @@ def read_manifest(uri: str) -> Manifest:
     """Reads the manifest of a prepared folder.
 
     Raises:
-        UserError: there is no manifest, or it has another format.
+        UserError: there is no manifest, or it is damaged, or has another format.
     """
     where = storage.join(storage.absolute(uri), MANIFEST)
     try:
-        content = json.loads(storage.read_bytes(where))
+        content = storage.read_bytes(where)
     except FileNotFoundError:
-        raise UserError(
-            f"data.uri: {uri}: no prepared data set there (manifest.json is missing); make one with: "
-            f"deit-ray data prepare SOURCE --out {uri}"
-        ) from None
-    except (OSError, pa.ArrowException, json.JSONDecodeError) as error:
+        raise UserError(f"data.uri: {uri}: {_unprepared(uri)}") from None
+    except (OSError, pa.ArrowException) as error:
         raise UserError(f"data.uri: {where}: cannot be read: {error}") from None
-    if content.pop("format", None) != FORMAT:
-        raise UserError(f"data.uri: {where}: not a manifest of format {FORMAT}; prepare the data again")
-    content["splits"] = {
-        split: [Shard(**shard) for shard in shards] for split, shards in content["splits"].items()
-    }
-    return Manifest(**content)
+    try:
+        found = json.loads(content)
+        if found.pop("format", None) == FORMAT:
+            splits = found.pop("splits").items()
+            read = {name: [Shard(**shard) for shard in listed] for name, listed in splits}
+            return Manifest(splits=read, **found)
+    except (ValueError, TypeError, KeyError, AttributeError):  # no JSON, or other JSON than a manifest
+        pass
+    raise UserError(
+        f"data.uri: {where}: not a manifest of format {FORMAT}, or damaged; prepare the data again: "
+        f"deit-ray data prepare SOURCE --out {uri}"
+    )
+
+
+def _unprepared(uri: str) -> str:
+    """What is at a place without a manifest, and how to prepare a data set."""
+    if storage.is_local(uri) and Path(storage.local_path(uri)).is_file():
+        return (
+            "is a file; wanted is the folder of a prepared data set; make one with: "
+            "deit-ray data prepare SOURCE --out FOLDER"
+        )
+    return (
+        f"no prepared data set there ({MANIFEST} is missing); make one with: "
+        f"deit-ray data prepare SOURCE --out {uri}"
+    )
 
 
 def row_groups(uri: str, manifest: Manifest, split: str, holdout: float) -> RowGroups:

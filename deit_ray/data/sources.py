@@ -112,9 +112,7 @@ def recognise(uri: str) -> str:
     names = [name] if kind == fs.FileType.File else storage.list_names(uri)
     if tars.TRAIN_TAR in names:
         return "ilsvrc2012"
-    if any(map(_is_batch, names)):
-        return "arrays"
-    format = _by_suffix(names)
+    format = "arrays" if any(map(_is_batch, names)) else _by_suffix(names)
     if kind == fs.FileType.File:
         if format is None:
             packed = suffix_of(name) in PACKED

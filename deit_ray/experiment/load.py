@@ -160,9 +160,9 @@ def _explain(error: dict, path: str, origins: dict[str, str]) -> str:
         where = f"{path}, --set {key}"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        near = nearest_key(key, field_keys())
+        inner, near = _meant(key, error["input"])
         hint = f"did you mean {near}?" if near else f"allowed here: {_siblings(key)}"
-        return f"{where}: no such key; {hint}"
+        return f"{where}{inner}: no such key; {hint}"
     if error["type"] == "missing":
         return f"{where}: missing; it must be set"
     if not key:
@@ -170,6 +170,27 @@ def _explain(error: dict, path: str, origins: dict[str, str]) -> str:
     if error["type"] in ("model_type", "dict_type"):
         message = f"must be a section of keys: {_children(key)}"
     return f"{where}: {show(error['input'])} is not allowed: {message[:1].lower()}{message[1:]}{_hint(error)}"
+
+
+def _meant(key: str, value: Any) -> tuple[str, str | None]:
+    """The key that is meant by an unknown one; for a section, by its first key: optimizer.lr means optim.lr.
+
+    Returns:
+        What follows `key` in the unknown key; the key that is meant, None if none is near.
+    """
+    near = nearest_key(key, field_keys())
+    inner, section = "", near or key
+    while isinstance(value, dict) and value and (near is None or _is_section(near)):
+        first, value = next(iter(value.items()))
+        inner += f".{first}"
+        found = nearest_key(f"{section}{inner}", field_keys())
+        if found and not _is_section(found):
+            return inner, found
+    return "", near
+
+
+def _is_section(key: str) -> bool:
+    return any(known.startswith(f"{key}.") for known in field_keys())
 
 
 def _hint(error: dict) -> str:

@@ -26,14 +26,15 @@ def check_classes(known: list[str] | None, classes: list[str], where: str) -> li
     if not differing:
         return []
     same_names = sorted(known) == sorted(classes)
-    if not same_names and (_are_numbers(known) or _are_numbers(classes)):
-        return [
-            f"{where}: its classes or the data set's have numbers for names, so only their count is compared"
-        ]
     places = ", ".join(
         f"class {label} is {known[label]}, in the data set {classes[label]}" for label in differing[:SHOWN]
     )
     more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
+    if (_are_numbers(known) or _are_numbers(classes)) and not {*known} & {*classes}:
+        return [
+            f"{where}: its classes or the data set's have numbers for names, so only their count is "
+            f"compared, and not their order: {places}{more}"
+        ]
     what = "the data set's classes in another order" if same_names else "other classes than the data set has"
     raise UserError(
         f"{where}: was trained on {what}: {places}{more}; "

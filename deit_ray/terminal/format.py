@@ -1,5 +1,8 @@
 """Values as people write them."""
 
+import sys
+
+from deit_ray.experiment.yaml_text import show
 from deit_ray.outcome import Kind
 
 STATE_COLOURS = {  # by the state's text
@@ -15,7 +18,14 @@ def short(value) -> str:
     """A searched value with three digits."""
     if isinstance(value, float):
         return f"{value:.3g}"
-    return str(value)
+    return in_full(value)
+
+
+def in_full(value) -> str:
+    """A value as text; lists and sections as YAML writes them."""
+    if isinstance(value, tuple):
+        value = list(value)
+    return show(value, most=sys.maxsize) if isinstance(value, (dict, list)) else str(value)
 
 
 def short_key(key: str, keys: list[str]) -> str:

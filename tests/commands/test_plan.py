@@ -133,6 +133,7 @@ def test_budgets_and_settings_are_shown(experiment):
         "the study has run 2 hours, val/top1 reaches 0.9, 4 trials in a row are no better than the best, "
         "5 trials fail in the same way" in shown
     )
+    assert "{log: [0.0003, 0.01]}" in shown  # as the experiment file says it
     settings = changed_settings(exp)
     assert settings["search.trials"] == 7
     assert settings["distillation.kind"] == "none"

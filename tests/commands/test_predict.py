@@ -54,6 +54,7 @@ def pictures(tmp_path):
     (folder / "broken.jpg").write_bytes(image_file("JPEG")[:500])
     (folder / "float.tif").write_bytes(image_file("TIFF", smooth()[..., 0] / np.float32(255)))
     (folder / "thin.png").write_bytes(image_file("PNG", smooth(1, 6000)))
+    (folder / "wide.png").write_bytes(image_file("PNG", smooth()[..., 0].astype(np.uint16) * 257))
     (folder / "notes.txt").write_text("no image")
     (folder / ".hidden.jpg").write_bytes(b"x")
     return folder
@@ -64,13 +65,15 @@ def test_a_folder_is_read_and_a_bad_image_costs_only_its_own_answer(tmp_path, pi
     answered = call("predict", model, pictures, tmp_path / "missing.png", pictures / "a.jpg")
     assert answered.status == 1
     answers = re.findall(r"^(\S+): (?:cat|dog) \d+\.\d%, (?:cat|dog) \d+\.\d%$", answered.out, re.MULTILINE)
-    names = ["a.jpg", "inner/b.PNG", "thin.png", "a.jpg"]
+    names = ["a.jpg", "inner/b.PNG", "thin.png", "wide.png", "a.jpg"]
     assert answers == [str(pictures / name) for name in names]
     problems = [line for line in answered.err.splitlines() if not line.startswith(("warning: ", model))]
     assert problems[0].startswith(f"{pictures}/broken.jpg: damaged: ")
     assert problems[1].startswith(f"{pictures}/float.tif: floating-point pixels, whose range is not declared")
     assert problems[2] == f"{tmp_path}/missing.png: cannot be read: No such file or directory"
-    assert f"warning: {pictures}: 1 of 6 files have no image's suffix; left out" in answered.err
+    assert f"warning: {pictures}: 1 of 7 files have no image's suffix; left out" in answered.err
+    deep = "1 image has more than 8 bits; its declared range became 0 to 255"
+    assert f"warning: {deep}; it is {pictures}/wide.png" in answered.err
 
 
 def test_good_images_alone_end_with_status_0(tmp_path, pictures):

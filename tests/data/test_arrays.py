@@ -83,7 +83,7 @@ def test_labels_are_one_number_or_word_for_each_image(tmp_path, name):
 
 
 REFUSED = {  # (images, labels, message)
-    "floats": (COLOUR / np.float32(255), LABELS, r"x_train: has pixels of the type float32, .* np.round"),
+    "floats": (COLOUR / np.float32(255), LABELS, r"x_train: has pixels of the type float32, .* save \(255"),
     "int64": (COLOUR.astype(np.int64), LABELS, r"x_train: has pixels of the type int64, .* save x.astype"),
     "int8": (COLOUR.astype(np.int8), LABELS, "x_train: has pixels of the type int8"),
     "complex": (COLOUR * 1j, LABELS, "x_train: has pixels of the type complex128"),
@@ -94,13 +94,13 @@ REFUSED = {  # (images, labels, message)
     "three pixels wide": (np.zeros((COUNT, 7, 3), np.uint8), LABELS, r"x_train: .* the shape \[7, 3\]"),
     "no pixels": (np.zeros((COUNT, 0, 7, 3), np.uint8), LABELS, r"x_train: .* the shape \[0, 7, 3\]"),
     "images last": (COLOUR.transpose(1, 2, 3, 0).copy(), LABELS, "x_train: .* its last axis counts"),
-    "Fortran's order": (np.asfortranarray(COLOUR), LABELS, "x_train: is in Fortran's order; save np"),
+    "Fortran's order": (np.asfortranarray(COLOUR), LABELS, "x_train: is in Fortran's order; save x.copy"),
     "no images": (COLOUR[:0], LABELS[:0], r"x_train: has the shape \[0, 6, 7, 3\]"),
     "too few labels": (COLOUR, LABELS[:-1], r"x_train: has the shape \[10, 6, 7, 3\], and y_train .* \[9\]"),
     "one-hot": (COLOUR, np.eye(5)[LABELS], r"y_train: has 5 values for each image; .* argmax"),
     "negative": (COLOUR, LABELS - 1, "y_train: row 0 has the label -1, which is no class"),
     "fractions": (COLOUR, LABELS + 0.2, "y_train: row 0 has 0.2; a label is one"),
-    "NaN": (COLOUR, np.where(LABELS, np.nan, 0.0), "y_train: 5 of 10 rows have no label, the first is row 1"),
+    "NaN": (COLOUR, np.where(LABELS, np.nan, 0.0), "y_train: 5 of 10 rows have no label .null or NaN., the"),
     "huge": (COLOUR, LABELS * 10**9, "y_train: row 1 has the label 1000000000, which can be no class"),
     "word objects": (COLOUR, WORDS.astype(object), "y_train: holds pickled objects, which are"),
     "dates": (COLOUR, LABELS.astype("datetime64[D]"), r"y_train: holds values of the type datetime64\[D\]"),

@@ -276,6 +276,13 @@ def stray_array(folder):
     np.save(folder / "embeddings.npy", np.zeros((3, 4)))
 
 
+@CASES.accepted(16, 4, "3 files are not used (beside the folders of images): data_batch_1, meta, test_batch")
+def stray_batches(folder):
+    write_classes(folder, TWO)
+    for name in ("data_batch_1", "test_batch", "meta"):
+        write(folder / name, b"no pickle")
+
+
 @CASES.accepted(16, 4, "train: train/", "(beside the folders of images): all.tar, labels.parquet")
 def stray_archives_beside_splits(folder):
     write_classes(folder / "train", TWO)

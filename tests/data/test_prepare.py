@@ -143,6 +143,23 @@ def test_held_out_images_are_a_fixed_part_of_train(digits):
 def test_a_folder_that_is_no_data_set_is_refused_with_the_remedy(tmp_path):
     with pytest.raises(UserError, match=r"no prepared data set there .* deit-ray data prepare SOURCE --out"):
         shards.read_manifest(str(tmp_path))
+    (tmp_path / "a file").write_text("x")
+    with pytest.raises(UserError, match=r"a file: is a file; .* deit-ray data prepare SOURCE --out FOLDER"):
+        shards.read_manifest(str(tmp_path / "a file"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b"\xff\xfe", b"null", b"[1, 2]", b'"x"', b"{}", b'{"format": 1}', b'{"format": 9}'),
+        *(b'{"format": 1, "splits": []}', b'{"format": 1, "splits": {"train": [3]}}'),
+        *(b'{"format": 1, "splits": {"train": [{}]}}', b'{"format": 1, "splits": {}, "more": 1}'),
+    ],
+)
+def test_a_manifest_that_is_none_or_is_damaged_is_refused_with_the_remedy(tmp_path, content):
+    (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"manifest.json: not a manifest of format 1, or damaged; .* --out"):
+        shards.read_manifest(str(tmp_path))
 
 
 # A preparation is resumed

@@ -189,7 +189,11 @@ def test_class_names_are_compared_by_place():
     with pytest.raises(UserError, match="in another order"):  # sorted as text, and as numbers
         check_classes(["0", "1", "10", *"23456789"], [str(n) for n in range(11)], "m")
     assert "no class names" in check_classes(None, names, "m")[0]
-    assert "only their count is compared" in check_classes(["0", "1", "2"], names, "m")[0]
+    (note,) = check_classes(["0", "1", "2"], names, "m")
+    assert "only their count is compared, and not their order: class 0 is 0, in the data set cat, " in note
+    for known in (["0", "1", "two"], ["1", "2", "3"]):  # some of the numbers are names
+        with pytest.raises(UserError, match=f"class 2 is {known[2]}, in the data set 2|class 0 is 1"):
+            check_classes(known, ["0", "1", "2"], "m")
 
 
 def test_pretrained_weights_without_a_network_are_refused_at_once(monkeypatch, tmp_path):
