@@ -477,7 +477,7 @@ def unprepared_data(stage: Stage, uri: str) -> None:
     """Data that is not prepared is refused, with the command that prepares it."""
     class_folders(stage / "mine")
     write(stage / "x.txt", "x")
-    judge(stage, {"data.uri": uri}, refused(re.escape(uri), "prepare|correct the path"), ("plan", "train"))
+    judge(stage, {"data.uri": uri}, refused(re.escape(uri), "prepare"), ("plan", "train"))
 
 
 @case(
