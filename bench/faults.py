@@ -38,21 +38,21 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import bench.faulty_arrays  # noqa: E402
-import bench.faulty_experiments  # noqa: E402
-import bench.faulty_folders  # noqa: E402
-import bench.faulty_images  # noqa: E402
-import bench.faulty_out  # noqa: E402
-import bench.faulty_people  # noqa: E402
-import bench.faulty_ray  # noqa: E402
-import bench.faulty_surroundings  # noqa: E402
-import bench.faulty_tables  # noqa: E402
-import bench.faulty_tars  # noqa: E402, F401
-from bench.faulty_expect import BOUND  # noqa: E402
-from bench.faulty_generic import cases_of  # noqa: E402
-from bench.faulty_raw import raw_parts  # noqa: E402
-from bench.faulty_shared import make_shared  # noqa: E402
-from bench.faulty_stage import (  # noqa: E402
+import bench.faulty.arrays  # noqa: E402
+import bench.faulty.experiments  # noqa: E402
+import bench.faulty.folders  # noqa: E402
+import bench.faulty.images  # noqa: E402
+import bench.faulty.out  # noqa: E402
+import bench.faulty.people  # noqa: E402
+import bench.faulty.ray  # noqa: E402
+import bench.faulty.surroundings  # noqa: E402
+import bench.faulty.tables  # noqa: E402
+import bench.faulty.tars  # noqa: E402, F401
+from bench.faulty.expect import BOUND  # noqa: E402
+from bench.faulty.generic import cases_of  # noqa: E402
+from bench.faulty.raw import raw_parts  # noqa: E402
+from bench.faulty.shared import make_shared  # noqa: E402
+from bench.faulty.stage import (  # noqa: E402
     CASES,
     FIRST_LINE_S,
     Case,

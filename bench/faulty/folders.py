@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.faulty_expect import (
+from bench.faulty.expect import (
     Prepared,
     Sample,
     either,
     expect_prepared,
     refused,
 )
-from bench.faulty_inputs import (
+from bench.faulty.inputs import (
     class_folders,
     packed,
     scene,
@@ -24,7 +24,7 @@ from bench.faulty_inputs import (
     write_table,
     write_tar,
 )
-from bench.faulty_stage import Stage, case
+from bench.faulty.stage import Stage, case
 
 OVERLAP = r"overlap|inside|same (folder|as|place)|is SOURCE|the source|holds? .*(files?|not)|not empty"
 OTHERS = (

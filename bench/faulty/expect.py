@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
-from bench.faulty_stage import Seen, Stage
+from bench.faulty.stage import Seen, Stage
 
 BOUND = 6.0  # grey levels: mean absolute difference of 16x16 thumbnails that JPEG of quality 92 may cause
 THUMBNAIL = 16

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from bench.faulty_expect import Prepared, either, expect_prepared, refused
-from bench.faulty_inputs import (
+from bench.faulty.expect import Prepared, either, expect_prepared, refused
+from bench.faulty.inputs import (
     array_truth,
     stack,
     write_arrays,
 )
-from bench.faulty_stage import Stage, case
+from bench.faulty.stage import Stage, case
 
 FILE = r"x\.npz|[xy]_train"
 NOTE = r"\b(convert|scal|range|rescal|divid|as float|float|uint16|16.bit|12.bit|bits?)"

@@ -5,8 +5,8 @@ import shutil
 import numpy as np
 from PIL import Image
 
-from bench.faulty_expect import Prepared, Sample, either, expect, expect_prepared, printed, refused
-from bench.faulty_inputs import (
+from bench.faulty.expect import Prepared, Sample, either, expect, expect_prepared, printed, refused
+from bench.faulty.inputs import (
     class_folders,
     one_image_folders,
     packed,
@@ -15,7 +15,7 @@ from bench.faulty_inputs import (
     write,
     write_model,
 )
-from bench.faulty_stage import Stage, case
+from bench.faulty.stage import Stage, case
 
 MORE_BYTES = 250 << 20  # memory that thin images may take; one took 1.3 GB
 

@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from bench.faulty_expect import (
+from bench.faulty.expect import (
     Prepared,
     Sample,
     either,
     expect_prepared,
     refused,
 )
-from bench.faulty_inputs import (
+from bench.faulty.inputs import (
     packed,
     scene,
     seen_by_pil,
@@ -18,7 +18,7 @@ from bench.faulty_inputs import (
     write,
     write_tar,
 )
-from bench.faulty_stage import Stage, case
+from bench.faulty.stage import Stage, case
 
 OVERLAP = r"overlap|inside|same (folder|as|place)|is SOURCE|the source|holds? .*(files?|not)|not empty"
 OTHERS = (

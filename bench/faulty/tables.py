@@ -6,14 +6,14 @@ import decimal
 import numpy as np
 import pyarrow as pa
 
-from bench.faulty_expect import Prepared, either, expect_prepared, refused
-from bench.faulty_inputs import (
+from bench.faulty.expect import Prepared, either, expect_prepared, refused
+from bench.faulty.inputs import (
     image_cells,
     packed,
     truth_of,
     write_table,
 )
-from bench.faulty_stage import Stage, case
+from bench.faulty.stage import Stage, case
 
 # Parquet: labels
 

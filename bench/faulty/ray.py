@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.faulty_expect import either, expect, printed, refused
-from bench.faulty_experiments import LR, distilled, study, teacher_of, write_experiment
-from bench.faulty_inputs import packed, write, write_model
-from bench.faulty_people import widest
-from bench.faulty_stage import Seen, Stage, case
+from bench.faulty.expect import either, expect, printed, refused
+from bench.faulty.experiments import LR, distilled, study, teacher_of, write_experiment
+from bench.faulty.inputs import packed, write, write_model
+from bench.faulty.people import widest
+from bench.faulty.stage import Seen, Stage, case
 from tests.support.servers import MlflowServer
 
 DEAD = "http://127.0.0.1:9"

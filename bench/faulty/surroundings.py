@@ -8,10 +8,10 @@ import subprocess
 import time
 from pathlib import Path
 
-from bench.faulty_expect import Prepared, either, expect, expect_prepared, printed, refused
-from bench.faulty_experiments import distilled, judge, teacher_of, write_experiment
-from bench.faulty_inputs import class_folders, packed, scene, write
-from bench.faulty_stage import Stage, case
+from bench.faulty.expect import Prepared, either, expect, expect_prepared, printed, refused
+from bench.faulty.experiments import distilled, judge, teacher_of, write_experiment
+from bench.faulty.inputs import class_folders, packed, scene, write
+from bench.faulty.stage import Stage, case
 
 # root may write everywhere; a command without these capabilities may not
 AS_A_PERSON = (

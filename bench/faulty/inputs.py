@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from bench.faulty_expect import Sample
+from bench.faulty.expect import Sample
 
 
 def scene(number: int, height: int = 44, width: int = 52) -> np.ndarray:

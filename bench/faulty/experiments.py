@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.faulty_expect import Expected, either, expect, printed, refused
-from bench.faulty_inputs import class_folders, packed, scene, write, write_model
-from bench.faulty_stage import Stage, case
+from bench.faulty.expect import Expected, either, expect, printed, refused
+from bench.faulty.inputs import class_folders, packed, scene, write, write_model
+from bench.faulty.stage import Stage, case
 
 SMALL = {
     "name": "small",

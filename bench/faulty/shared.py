@@ -5,7 +5,7 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-from bench.faulty_stage import DEIT_RAY, ROOT, SetupError
+from bench.faulty.stage import DEIT_RAY, ROOT, SetupError
 
 ARCHIVE = ROOT / "tests/data/results-0.1.tar.xz"
 

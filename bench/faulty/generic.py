@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from bench.faulty_expect import read_shards, tail
-from bench.faulty_stage import Case, Stage
+from bench.faulty.expect import read_shards, tail
+from bench.faulty.stage import Case, Stage
 
 IMAGES = re.compile(r"\.(jpe?g|png|bmp|webp|tiff?|gif|ppm|pgm|jfif|heic|avif)$", re.I)
 SAYS_SO = re.compile(

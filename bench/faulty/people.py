@@ -6,11 +6,11 @@ import sqlite3
 import unicodedata
 from pathlib import Path
 
-from bench.faulty_expect import either, expect, printed, refused
-from bench.faulty_experiments import DEAD_PROXY
-from bench.faulty_inputs import class_folders, write
-from bench.faulty_stage import ROOT, Stage, case
-from bench.faulty_surroundings import old_results
+from bench.faulty.expect import either, expect, printed, refused
+from bench.faulty.experiments import DEAD_PROXY
+from bench.faulty.inputs import class_folders, write
+from bench.faulty.stage import ROOT, Stage, case
+from bench.faulty.surroundings import old_results
 
 LONG = (
     "ended since the target was reached: val/top1 of trial 12 is 0.9123, and search.budget.target is 0.9; "

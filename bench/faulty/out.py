@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from bench.faulty_expect import (
+from bench.faulty.expect import (
     Prepared,
     differ,
     either,
@@ -14,7 +14,7 @@ from bench.faulty_expect import (
     read_shards,
     refused,
 )
-from bench.faulty_inputs import (
+from bench.faulty.inputs import (
     class_folders,
     image_cells,
     stack,
@@ -22,8 +22,8 @@ from bench.faulty_inputs import (
     write_arrays,
     write_table,
 )
-from bench.faulty_raw import raw_parts
-from bench.faulty_stage import DEIT_RAY, Launch, Reader, Stage, case, digests, start
+from bench.faulty.raw import raw_parts
+from bench.faulty.stage import DEIT_RAY, Launch, Reader, Stage, case, digests, start
 
 OVERLAP = r"overlap|inside|same (folder|as|place)|is SOURCE|the source|holds? .*(files?|not)|not empty"
 OTHERS = (

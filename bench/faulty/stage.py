@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DEIT_RAY = (sys.executable, "-m", "deit_ray")
 MARK = "DEIT_RAY_FAULTS"  # variable by which a case's processes are found
 FIRST_LINE_S = 1.0
