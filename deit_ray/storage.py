@@ -160,6 +160,26 @@ def _upload(uri: str, content: bytes) -> None:
         stream.write(content)
 
 
+def check_writable(key: str, uri: str) -> None:
+    """Refuses a local folder in which nothing can be written, or that cannot be made.
+
+    Args:
+        key: the setting that names the folder, for the message.
+        uri: the folder; on an object store nothing is checked.
+
+    Raises:
+        UserError: naming the key and the folder.
+    """
+    if not is_local(uri):
+        return
+    folder = Path(local_path(uri))
+    found = next(place for place in (folder, *folder.parents) if place.exists())
+    if not found.is_dir():
+        raise UserError(f"{key}: {uri}: {found} is a file; name a folder")
+    if not os.access(found, os.W_OK | os.X_OK):
+        raise UserError(f"{key}: {uri}: {found} cannot be written; allow it, or name another folder")
+
+
 def remove(uri: str) -> None:
     """Deletes a file, if it exists."""
     if is_local(uri):

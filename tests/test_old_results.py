@@ -190,3 +190,13 @@ class Tracked:
             assert self.runs[name].data.tags["deit_ray.folder"] == f"{self.folder}/results/{name}"
             if (self.folder / "results" / name / "journal").exists():
                 assert self.points(name) == journal_points(self.folder, name)
+
+
+def test_status_takes_the_name_of_a_run_or_of_a_trial(old):
+    results = old / "results"
+    run = min(file.parent.name for file in results.glob("*/run.json"))
+    shown = call("status", run)
+    assert shown.status == 0, shown
+    assert run in shown.out
+    study = min(file.parent.name for file in results.glob("*/study.db"))
+    assert call("status", f"{study}/0").out == call("status", study, "0").out != ""

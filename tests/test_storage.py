@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deit_ray import storage
-from deit_ray.errors import UnavailableError
+from deit_ray.errors import UnavailableError, UserError
 from deit_ray.results.journal import JournalWriter, iterate_points
 
 
@@ -64,3 +64,19 @@ def test_a_place_that_cannot_be_reached_is_named():
         storage.write_bytes(uri, b"x")
     with pytest.raises(UnavailableError, match=r"s3://bucket/folder.*: cannot be read"):
         storage.list_names(folder)
+
+
+def test_a_folder_in_which_nothing_can_be_written_is_refused(tmp_path):
+    storage.check_writable("results.uri", str(tmp_path / "new" / "results"))
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"results.uri: .*/file/results: .*/file is a file; name a folder"):
+        storage.check_writable("results.uri", str(tmp_path / "file" / "results"))
+
+
+def test_results_on_a_disk_that_cannot_be_written_are_refused(small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(
+        UserError, match=r"results.uri: .*/new: .* cannot be written; allow it"
+    ):
+        storage.check_writable("results.uri", f"{small_disk}/new")

@@ -110,7 +110,7 @@ def few_val_images(stage: Stage, recipe: str) -> None:
 @case("recipes", "people", pretrained=("own_images_pretrained",))
 def recipes(stage: Stage, start: str) -> None:
     """The recipe from named weights fails in one sentence, with the offline way, where they cannot be had."""
-    found = sorted((ROOT / "experiments").glob(f"{start}*.yaml"))
+    found = sorted((ROOT / "experiments").glob(f"{start}_*.yaml"))  # they share the settings of {start}.yaml
     if not found:
         stage.fault("silent", f"experiments/{start}*.yaml: there is no such recipe")
     class_folders(stage / "mine", [f"kind_{c}" for c in "abc"], each=60)

@@ -60,7 +60,7 @@ def message_of(error: Exception) -> str:
         is_fault = isinstance(error, UnexpectedError)
         return f"{error}\n{_where_details_are(error)}" if is_fault else str(error)
     if hasattr(error, "format_message"):  # an error of typer: a wrong command, option or value
-        return error.format_message()
+        return _with_value(error)
     if isinstance(error, OSError):
         return explain_os_error(error)
     if isinstance(error, MemoryError):
@@ -70,6 +70,15 @@ def message_of(error: Exception) -> str:
             f"the package {error.name.partition('.')[0]} is missing; install deit_ray again: pip install -e ."
         )
     return f"this should not have happened; {_where_details_are(error)}"
+
+
+def _with_value(error: Exception) -> str:
+    """The message of an error of typer, with the value that pydantic has refused."""
+    message, refused = error.format_message(), getattr(error.__context__, "errors", None)
+    values = [found["input"] for found in refused()] if refused else []
+    if len(values) != 1 or not isinstance(values[0], str) or values[0] in message:
+        return message
+    return f"{message}, not {values[0]}"
 
 
 def _where_details_are(error: BaseException) -> str:

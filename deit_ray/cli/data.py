@@ -120,6 +120,11 @@ def _show_prepared(console: Console, out: str, prepared) -> None:
             f"{twice} test images are training images too, byte for byte, "
             f"such as {printable(manifest.duplicates['such as'][0])}"
         )
+    if contradicting := manifest.duplicates.get("other class"):
+        console.warn(
+            f"{contradicting} images are also images of another class, byte for byte: one of their labels is "
+            "wrong; remove the wrong copies from the source"
+        )
 
 
 @app.command("check")

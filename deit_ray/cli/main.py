@@ -23,6 +23,7 @@ from deit_ray.cli.options import (
     check_run,
     load,
     overrides_of,
+    trial_in,
 )
 from deit_ray.errors import UserError
 from deit_ray.terminal.console import Console
@@ -195,26 +196,31 @@ def tune(
 
 @app.command()
 def status(
-    study: Annotated[str | None, typer.Argument(metavar="STUDY", help="name of a study")] = None,
+    study: Annotated[
+        str | None, typer.Argument(metavar="STUDY", help="a study, a run, or a trial: STUDY/7")
+    ] = None,
     trial: TrialNumber = None,
     address: OnHead = None,
     results: Results = "results",
 ):
-    """Show all studies, the leaderboard of one study, or the state of one trial and the reason for it."""
+    """Show all studies and runs, a study's leaderboard, or the state of a run or trial and its reason."""
     console = Console()
     if address is None and study is not None:
         check_run(study, results)
+    if study is not None and trial is None:
+        study, trial = trial_in(study)
     console.begin(f"reading {results if address is None else address}")
     from deit_ray.cli.views import show_runs, show_studies, show_study, show_trial
     from deit_ray.cluster.connect import calling
-    from deit_ray.study.status import list_runs, list_status, study_status, trial_status
+    from deit_ray.study.status import list_runs, list_status, run_status, study_status, trial_status
 
     with calling(address, console.warn) as call:
         if study is None:
             studies, runs = call(list_status, results), call(list_runs, results)
             view = Group(show_studies(studies), show_runs(runs))
         elif trial is None:
-            view = show_study(call(study_status, study, results))
+            run = call(run_status, study, results)
+            view = show_study(call(study_status, study, results)) if run is None else show_runs([run])
         else:
             view = show_trial(call(trial_status, study, trial, results))
     console.out.print(view)

@@ -38,9 +38,9 @@ def load(path: str, overrides: list[str]):
 
 def overrides_of(texts: list[str]) -> dict:
     """The values of --set by dotted key."""
-    from deit_ray.experiment.load import parse_override
+    from deit_ray.experiment.load import parse_overrides
 
-    return dict(parse_override(text) for text in texts)
+    return parse_overrides(texts)
 
 
 def check_overrides(texts: list[str]) -> None:
@@ -59,6 +59,13 @@ def check_run(name: str, results: str) -> None:
     from deit_ray.results.folders import find_run
 
     find_run(name, results)
+
+
+def trial_in(name: str) -> tuple[str, int | None]:
+    """The study and the number of a trial's name such as STUDY/7; (name, None) for a study's name."""
+    study, _, last = name.rstrip("/").rpartition("/")
+    number = last.removeprefix("trial-")
+    return (study, int(number)) if study and number.isdecimal() else (name, None)
 
 
 def fraction_of(option: str, text: str) -> float:

@@ -399,7 +399,7 @@ def show_trial(status: TrialStatus) -> Group:
     if status.failure is not None:
         lines += _failure_lines(status.failure)
     log = status.log if status.failure is None else status.failure.log
-    if log:
+    if log and status.state != str(Kind.FINISHED):
         lines += [Text("\nthe last lines of the worker's log", "bold"), Text("\n".join(log))]
     return Group(*lines)
 

@@ -134,11 +134,16 @@ def _explaining(address: str) -> Iterator[None]:
     """Turns whatever keeps Ray from starting, or from being connected, into one sentence."""
     try:
         yield
-    except (ConnectionError, ValueError, RuntimeError, OSError, ray.exceptions.RayError) as error:
+    except Exception as error:
+        # Ray raises a plain Exception when a start takes too long
+        known = (ConnectionError, ValueError, RuntimeError, OSError, ray.exceptions.RayError)
+        if not isinstance(error, known) and type(error) is not Exception:
+            raise
         if address == "local":
             raise UserError(
-                f"Ray cannot start on this machine: {_first_line(error)}; the logs of its processes are in "
-                f"{ray_private.log_folder()}, if it came that far"
+                f"Ray cannot start on this machine: {_first_line(error)}; if the machine is busy, repeat the "
+                f"command later; the logs of its processes are in {ray_private.log_folder()}, if it came "
+                "that far"
             ) from error
         if address == "auto":
             raise UserError(

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 
 from deit_ray import storage
 from deit_ray.augment.lettering import fit_font
@@ -21,6 +22,7 @@ from deit_ray.trial import assemble
 
 CELL, GAP, LINE, LETTERS = 160, 8, 18, 12  # pixels
 FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG"}
+MADE_BY = "deit_ray data show"  # stands in every picture, so that no other file is written over
 
 
 def show(
@@ -49,12 +51,14 @@ def show(
         One sentence that says what was written.
 
     Raises:
-        UserError: the data set or the experiment cannot be read.
+        UserError: the data set or the experiment cannot be read; or `out` exists, and is no picture of
+            this function.
     """
-    loaded = _load(uri, experiment, overrides or {})
     suffix = out.rpartition(".")[2].lower()
     if suffix not in FORMATS:
         raise UserError(f"--out {out}: must end with one of {', '.join('.' + known for known in FORMATS)}")
+    _check_ours(out)
+    loaded = _load(uri, experiment, overrides or {})
     manifest = shards.read_manifest(uri)
     available = shards.row_groups(uri, manifest, "train", loaded.data.holdout).images
     # an epoch has as many samples as the split has images, and every view is a sample
@@ -70,10 +74,24 @@ def show(
         sheet = _draw(loaded.data.views, manifest.classes, batch, pixels, targets, stored)
         views = f"{loaded.data.views} view{'s' * (loaded.data.views != 1)} of each as the student sees them"
         shown = f"{images} images as they are stored and {views} ({loaded.data.image_size} pixels)"
-    buffer = io.BytesIO()
-    sheet.save(buffer, FORMATS[suffix])
+    buffer, made_by = io.BytesIO(), PngInfo()
+    made_by.add_text("Software", MADE_BY)
+    sheet.save(buffer, FORMATS[suffix], pnginfo=made_by, comment=MADE_BY)
     storage.write_bytes(out, buffer.getvalue())
     return f"{out}: {shown}"
+
+
+def _check_ours(out: str) -> None:
+    """Refuses a file that exists and that `show` has not made: it may be a person's."""
+    if not storage.exists(out):
+        return
+    try:
+        with Image.open(io.BytesIO(storage.read_bytes(out))) as image:
+            notes = (image.info.get("Software"), image.info.get("comment"))
+    except (OSError, SyntaxError):
+        notes = ()
+    if not {MADE_BY, MADE_BY.encode()} & set(notes):
+        raise UserError(f"--out {out}: exists, and data show has not made it; name another file")
 
 
 def _load(uri: str, path: str | None, overrides: dict) -> Experiment:

@@ -428,7 +428,11 @@ def _make_manifest(
         made_by,
         source={"format": source.format, "fingerprint": source.fingerprint()},
         unreadable=dict(Counter(split for split, *_ in bad)),
-        duplicates={"count": len(duplicates), "such as": names},
+        duplicates={
+            "count": len(duplicates),
+            "such as": names,
+            "other class": shuffle.contradictions(reports),
+        },
         files={UNREADABLE: list(describe(_unreadable_csv(bad)))} if bad else {},
         remarks=remarks,
     )

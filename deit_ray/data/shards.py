@@ -63,7 +63,8 @@ class Manifest:
         made_by: command, versions and settings of the preparation.
         source: format and fingerprint of the source.
         unreadable: number of images of each split that were left out.
-        duplicates: number, and some names, of test images that are also training images, byte for byte.
+        duplicates: number, and some names, of test images that are also training images, byte for byte, and
+            number of images that are also images of another class.
         files: [bytes, SHA-256] of the other files in the folder, by name.
         remarks: [number of images, name of the first] of each remark of `decode`.
     """

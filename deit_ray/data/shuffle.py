@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from deit_ray import storage
@@ -155,12 +156,14 @@ class Report:
         shard: the shard's entry in the manifest.
         counts: number of images by label, without labels that have none.
         digests: hashes of the images' sources, joined.
+        labels: the images' labels.
         bad: (name, reason) of the images that are left out because they cannot be read.
     """
 
     shard: shards.Shard
     counts: dict[int, int]
     digests: bytes
+    labels: list[int]
     bad: list[tuple[str, str]]
 
     def sources(self) -> Iterator[bytes]:
@@ -192,7 +195,8 @@ def write_shard(out: str, file: str, index: int, parts: list[str], key: str) -> 
     good = [(b, row) for _, b, row in rows if batches[b]["image"][row].is_valid]
     named = (tuple(batches[b][name][row].as_py() for name in shards.SCHEMA.names) for b, row in good)
     written, counts = shards.write_shard(out, file, named, {KEY: key, BAD: json.dumps(bad)})
-    return Report(written, counts, b"".join(batches[b]["source"][row].as_py() for b, row in good), bad)
+    digests = b"".join(batches[b]["source"][row].as_py() for b, row in good)
+    return Report(written, counts, digests, [batches[b]["label"][row].as_py() for b, row in good], bad)
 
 
 def _read_batch(uri: str, index: int) -> pa.RecordBatch:
@@ -222,7 +226,8 @@ def describe_shard(out: str, file: str, key: str, expected: shards.Shard | None)
     labels, counts = np.unique(table["label"].to_numpy(), return_counts=True)
     digests = b"".join(table["source"].to_pylist())
     bad = [tuple(entry) for entry in json.loads(metadata[BAD])]
-    return Report(found, dict(zip(labels.tolist(), counts.tolist(), strict=True)), digests, bad)
+    counted = dict(zip(labels.tolist(), counts.tolist(), strict=True))
+    return Report(found, counted, digests, table["label"].to_pylist(), bad)
 
 
 def duplicates(reports: dict[str, list[Report]]) -> Iterator[tuple[int, int]]:
@@ -231,3 +236,14 @@ def duplicates(reports: dict[str, list[Report]]) -> Iterator[tuple[int, int]]:
     found = {source for report in reports.get("train", ()) for source in report.sources() if source in test}
     for number, report in enumerate(reports.get("test", ())):
         yield from ((number, row) for row, source in enumerate(report.sources()) if source in found)
+
+
+def contradictions(reports: dict[str, list[Report]]) -> int:
+    """The number of images whose source is, byte for byte, also that of an image of another class."""
+    found = [report for split in reports.values() for report in split]
+    sources = [source for report in found for source in report.sources()]
+    labels = [label for report in found for label in report.labels]
+    table = pa.table({"source": pa.array(sources, pa.binary(shards.DIGEST)), "label": labels})
+    groups = table.group_by("source").aggregate([("label", "count_distinct"), ("label", "count")])
+    contradicting = groups.filter(pc.greater(groups["label_count_distinct"], 1))
+    return pc.sum(contradicting["label_count"]).as_py() or 0

@@ -6,6 +6,7 @@ Errors name the file, the key, the value and what is allowed.
 import difflib
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,25 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key.strip(), parse_yaml(value)
     except yaml.YAMLError as error:
         raise UserError(f"--set {text}: the value is not valid YAML: {explain_yaml(error)}") from None
+
+
+def parse_overrides(texts: list[str]) -> dict[str, Any]:
+    """The values of several `KEY=VALUE` by dotted key. The keys of a section replace those of the file one by
+    one, as in a file that extends it.
+
+    Raises:
+        UserError: as `parse_override`.
+    """
+    parsed = [parse_override(text) for text in texts]
+    return dict(leaf for key, value in parsed for leaf in _leaves_of_sections(key, value))
+
+
+def _leaves_of_sections(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and key in SECTIONS:
+        for name, own in value.items():
+            yield from _leaves_of_sections(f"{key}.{name}", own)
+    else:
+        yield key, value
 
 
 def _read(path: Path, below: tuple[Path, ...]) -> tuple[dict, dict[str, str]]:

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from deit_ray import storage
-from deit_ray.errors import UserError
+from deit_ray.errors import UserError, explain_os_error
 from deit_ray.experiment.config import Experiment
 from deit_ray.experiment.load import dump_experiment, load_recorded
 from deit_ray.outcome import MODEL
@@ -135,7 +135,8 @@ def new_folder(experiment: Experiment, comment: str = "") -> str:
         except FileExistsError:
             number += 1
         except OSError as error:
-            raise UserError(f"results.uri: {experiment.results.uri}: cannot be written: {error}") from None
+            reason = explain_os_error(error)
+            raise UserError(f"results.uri: {experiment.results.uri}: cannot be written: {reason}") from None
 
 
 def saved_steps(folder: str) -> list[int]:

@@ -12,7 +12,7 @@ import pandas as pd
 from deit_ray import hints, storage
 from deit_ray.errors import UserError, explain_os_error
 from deit_ray.outcome import Outcome
-from deit_ray.results.folders import EXPERIMENT, JOURNAL, RUN, saved_steps
+from deit_ray.results.folders import EXPERIMENT, JOURNAL, RUN, find_run, saved_steps
 from deit_ray.results.journal import checkpoint_name, iterate_points
 from deit_ray.results.lock import driver_of
 from deit_ray.study.leaderboard import STATES, leaderboard
@@ -136,6 +136,20 @@ def list_runs(results: str) -> list[RunStatus]:
             except Exception as error:  # as in `list_status`
                 found.append(RunStatus(name, f"cannot be read: {_reason(error)}", {}))
     return found
+
+
+def run_status(name: str, results: str) -> RunStatus | None:
+    """The state of a run of `train`; None where the name is a study's.
+
+    Args:
+        name: with or without its number.
+
+    Raises:
+        UserError: there is no such run or study.
+    """
+    folder = find_run(name, results)
+    parent, _, last = folder.rpartition("/")
+    return None if is_study(parent, last) else _run_status(last, folder)
 
 
 def _run_status(name: str, folder: str) -> RunStatus:

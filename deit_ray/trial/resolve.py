@@ -65,9 +65,10 @@ def resolve(experiment: Experiment, continues: bool = False) -> Resolved:
 
     Raises:
         UserError: one of them, or the augmentation policy, is missing or does not fit the others; or a part
-            of the search space cannot run.
+            of the search space cannot run; or the results cannot be written.
     """
     tracking_uri(experiment)  # refuses one that MLflow cannot use
+    storage.check_writable("results.uri", experiment.results.uri)
     notes = []
     if continues:
         notes += [f"search.space.{key}: {why}" for key, why in idle_keys(experiment).items()]

@@ -104,3 +104,15 @@ def test_a_column_for_each_strength_of_which_the_first_changes_nothing(digits, t
 def test_a_picture_of_an_unknown_kind_is_refused(digits, tmp_path):
     with pytest.raises(UserError, match=r"--out .*x.gif: must end with one of .png, .jpg, .jpeg"):
         show(digits, str(tmp_path / "x.gif"))
+
+
+@pytest.mark.parametrize("name", ["mine.png", "mine.jpg"])
+def test_a_picture_that_another_program_has_made_stays(digits, tmp_path, name):
+    Image.new("RGB", (8, 8)).save(tmp_path / name)
+    mine = (tmp_path / name).read_bytes()
+    with pytest.raises(UserError, match=f"{name}: exists, and data show has not made it; name another file"):
+        show(digits, str(tmp_path / name))
+    assert (tmp_path / name).read_bytes() == mine
+    keys = {"data.image_size": 32, "data.views": 1}
+    for _ in range(2):  # the second call writes over the first one's picture
+        show(digits, str(tmp_path / f"ours-{name}"), overrides=keys, samples=1)

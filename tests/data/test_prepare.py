@@ -20,6 +20,7 @@ from deit_ray.data.prepare import prepare
 from deit_ray.errors import UserError
 from tests.support.commands import call
 from tests.support.pictures import deep_png, image_file, smooth, turned
+from tests.support.sources import write_classes
 
 
 def write_image(path, size=(30, 40), grey=False, seed=0):
@@ -214,7 +215,7 @@ def test_every_image_is_there_once_and_the_order_is_random_over_all_shards(tmp_p
 
 def test_duplicates_between_train_and_test_are_counted_and_named(tmp_path):
     manifest = prepare(write_source(tmp_path / "source", 30), str(tmp_path / "out")).manifest
-    assert manifest.duplicates == {"count": 1, "such as": ["a/00000.jpg"]}
+    assert manifest.duplicates == {"count": 1, "such as": ["a/00000.jpg"], "other class": 0}
 
 
 @pytest.mark.parametrize("harm", ["remove", "damage"])
@@ -336,3 +337,13 @@ def test_a_preparation_that_was_interrupted_still_counts_all_images(tmp_path, mo
         with pytest.raises(OSError, match="the disk is gone"):
             prepare(str(tmp_path / "in"), str(tmp_path / "out"))
     assert prepare(str(tmp_path / "in"), str(tmp_path / "out")).manifest.remarks["rotated"][0] == 10
+
+
+def test_images_that_have_two_labels_are_counted(tmp_path):
+    write_classes(tmp_path / "source", {"apple": 6, "pear": 6})
+    for i in range(3):
+        copy = (tmp_path / "source" / "apple" / f"{i}.png").read_bytes()
+        (tmp_path / "source" / "pear" / f"copy{i}.png").write_bytes(copy)
+    for _ in range(2):  # the second call reads the shards of the first one
+        prepared = call("data", "prepare", tmp_path / "source", "--out", tmp_path / "out")
+        assert "6 images are also images of another class, byte for byte" in prepared.err

@@ -3,7 +3,7 @@
 import pytest
 
 from deit_ray.errors import UserError
-from deit_ray.experiment.load import dump_experiment, load_experiment, parse_override
+from deit_ray.experiment.load import dump_experiment, load_experiment, parse_override, parse_overrides
 from tests.conftest import EXPERIMENTS
 
 MINIMAL = "data: {uri: somewhere}\ndistillation: {kind: none}\n"
@@ -197,3 +197,12 @@ def test_an_error_names_the_file_that_set_the_value(tmp_path):
         load_experiment(write(tmp_path, "extends: base.yaml\ntrain: {epochs: 10}\n"))
     with pytest.raises(UserError, match=r"--set optim.lr: 'slow'"):
         load_experiment(tmp_path / "x.yaml", {"optim.lr": "slow"})
+
+
+def test_an_override_of_a_section_replaces_its_keys_one_by_one():
+    texts = ["optim={lr: 1e-3}", "search={trials: 3, space: {optim.lr: {log: [1e-4, 1e-2]}}}"]
+    assert parse_overrides(texts) == {
+        "optim.lr": 1e-3,
+        "search.trials": 3,
+        "search.space": {"optim.lr": {"log": [1e-4, 1e-2]}},
+    }
