@@ -76,7 +76,5 @@ def test_a_folder_in_which_nothing_can_be_written_is_refused(tmp_path):
 
 def test_results_on_a_disk_that_cannot_be_written_are_refused(small_disk):
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    with pytest.raises(
-        UserError, match=r"results.uri: .*/new: .* cannot be written; allow it"
-    ):
+    with pytest.raises(UserError, match=r"results.uri: .*/new: .* cannot be written; allow it"):
         storage.check_writable("results.uri", f"{small_disk}/new")
