@@ -84,6 +84,7 @@ ATTRIBUTES = {  # by class: what its constructor sets
     "ray.data._internal.iterator.stream_split_iterator:StreamSplitDataIterator": ["_coord_actor"],
     "ray._private.node:Node": ["head"],
     "ray._private.resource_and_label_spec:ResourceAndLabelSpec": ["num_cpus", "num_gpus"],
+    "ray.tune:Trainable": ["_storage", "_logdir"],
     "ray.train.torch:TorchTrainer": ["train_loop_config", "train_run_context", "run_config"],
     "ray.train.v2._internal.execution.controller:TrainController": [
         "_callbacks",
@@ -95,6 +96,7 @@ ATTRIBUTES = {  # by class: what its constructor sets
     "ray.train.v2._internal.execution.failure_handling:DefaultFailurePolicy": ["_worker_group_failures"],
 }
 CALLS = {  # by function: the names in its code on which ours rely
+    "ray.tune:Trainable.__init__": ["_setup_logdir"],
     "ray.tune.execution.class_cache:_ActorClassCache.get": ["DEFAULT_ENV_VARS", "ENV_VARS_TO_PROPAGATE"],
     "ray.train.torch:TorchTrainer.fit": ["_initialize_and_run_controller", "_create_default_callbacks"],
     "ray.train.v2._internal.execution.worker_group.worker_group:WorkerGroup._create_placement_group": [

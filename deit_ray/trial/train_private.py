@@ -7,11 +7,13 @@ finds out whether it is there. cluster/ray_private.py does the same for Ray Core
 import asyncio
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from functools import partial
 from unittest import mock
 
 import ray
+import ray.tune
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.train.torch import TorchTrainer
@@ -119,6 +121,20 @@ class InProcessTrainer(TorchTrainer):
             if provider is not None:
                 with contextlib.suppress(ray.exceptions.RayError):  # it is dead, and its executions with it
                     ray.get(provider._dataset_manager.shutdown_data_executors.remote(), timeout=STREAM_END_S)
+
+
+class PlainTrainable(ray.tune.Trainable):
+    """A Trainable that needs no home folder outside Ray Tune.
+
+    Ray would make a folder in ~/ray_results for each one and leave it there. When `_setup_logdir` is gone:
+    see where Ray keeps it by then; nothing of ours reads it.
+    """
+
+    def _setup_logdir(self) -> None:
+        if self._storage:
+            super()._setup_logdir()
+        else:
+            self._logdir = tempfile.gettempdir()
 
 
 class CountedFailures(DefaultFailurePolicy):

@@ -6,18 +6,17 @@ import queue
 import threading
 from collections.abc import Callable
 
-import ray.tune
-
 from deit_ray import storage
 from deit_ray.cluster.holdings import is_cancelled, sweep
 from deit_ray.errors import UnavailableError
 from deit_ray.trial.failure import FAILURE, TrialFailed, describe_failure, write_failure
+from deit_ray.trial.train_private import PlainTrainable
 from deit_ray.trial.trainer import Trainer
 
 CANCEL_POLL_S = 1.0
 
 
-class Trial(ray.tune.Trainable):
+class Trial(PlainTrainable):
     """A Ray Tune trial that runs a `Trainer`; each evaluation is one result.
 
     `config["folder"]` is the URI of its results; a failure is described in failure.json there, and raised as
