@@ -40,8 +40,9 @@ def tune(experiment: Experiment, session: Session | None = None) -> Study:
     resolved = resolve(pin_teacher(experiment))
     session.warn_of(resolved.notes)
     from deit_ray.study.study import Study
-    from deit_ray.trial.launch import check_cluster
+    from deit_ray.trial.launch import check_cluster, check_machine
 
+    check_machine(experiment, session.address)
     with contextlib.ExitStack() as lock, session.connected(MODULES):
         device = check_cluster(experiment)
         study = Study.create(resolved.experiment)
@@ -83,9 +84,10 @@ def resume_study(
 
         resolved = resolve(experiment, continues=True)
         session.warn_of(resolved.notes)
-        from deit_ray.trial.launch import check_cluster
+        from deit_ray.trial.launch import check_cluster, check_machine
 
         check_same_inputs(study.folder, experiment, resolved.manifest.fingerprint, resolved.teacher_path)
+        check_machine(experiment, session.address)
         with session.connected(MODULES):
             device = check_cluster(experiment)
             study.amend(overrides)

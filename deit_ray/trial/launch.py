@@ -6,7 +6,7 @@ from collections.abc import Callable
 import ray
 import ray.tune
 
-from deit_ray.cluster import connect
+from deit_ray.cluster import connect, ray_private
 from deit_ray.cluster.holdings import sweep
 from deit_ray.errors import UserError
 from deit_ray.experiment.config import Experiment
@@ -15,6 +15,19 @@ from deit_ray.trial.needs import Needs
 from deit_ray.trial.resolve import Resolved
 from deit_ray.trial.runnable import check_precision
 from deit_ray.trial.trial import Trial
+
+
+def check_machine(experiment: Experiment, address: str | None) -> None:
+    """Refuses what this machine cannot run, before a Ray is started here; a cluster is looked at later.
+
+    Args:
+        address: as in `connect.connected`.
+
+    Raises:
+        UserError: as `check_fits`.
+    """
+    if not ray.is_initialized() and connect.chosen_address(address) == "local":
+        check_fits(experiment, ray_private.machine_resources())
 
 
 def check_cluster(experiment: Experiment) -> str:

@@ -111,8 +111,9 @@ def train_in(
     session = session or Session()
     resolved = resolve(experiment.with_overrides({"search.space": {}}), has_begun)  # a run searches nothing
     session.warn_of(resolved.notes)
-    from deit_ray.trial.launch import check_cluster
+    from deit_ray.trial.launch import check_cluster, check_machine
 
+    check_machine(experiment, session.address)
     with session.connected(MODULES):
         device = check_cluster(experiment)
         folder = make_folder(experiment)
