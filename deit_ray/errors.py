@@ -55,13 +55,23 @@ REMEDIES = {
 }
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a text that are not blank, without the space around them."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error, without its exception's name."""
+    return next(iter(lines_of(str(error))), "no reason given").rstrip(".")
+
+
 def explain_os_error(error: OSError) -> str:
     """What the operating system refuses, in one sentence that names the file, and what can be done."""
     named = (error.filename, error.filename2)
     names = [os.fsdecode(name) for name in named if isinstance(name, (str, bytes))]
     place = f"{' and '.join(names)}: " if names else ""
     text = error.strerror if isinstance(error.strerror, str) else str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = lines_of(text)
     reason = lines[0] if lines else "the system refuses an operation on a file"
     # pyarrow's: "Failed to open local file 'x'. Detail: [errno 2] No such file or directory"
     reason = re.sub(r"\.? Detail: \[[^]]*\] ", ": ", reason)

@@ -19,7 +19,7 @@ from deit_ray import storage
 from deit_ray.cluster import ray_private, surroundings
 from deit_ray.cluster.ray_private import HEAD
 from deit_ray.cluster.signals import kept_handlers
-from deit_ray.errors import UserError
+from deit_ray.errors import UserError, first_line
 
 EMERGENCIES = (
     "memory",
@@ -141,7 +141,7 @@ def _explaining(address: str) -> Iterator[None]:
             raise
         if address == "local":
             raise UserError(
-                f"Ray cannot start on this machine: {_first_line(error)}; if the machine is busy, repeat the "
+                f"Ray cannot start on this machine: {first_line(error)}; if the machine is busy, repeat the "
                 f"command later; the logs of its processes are in {ray_private.log_folder()}, if it came "
                 "that far"
             ) from error
@@ -150,11 +150,7 @@ def _explaining(address: str) -> Iterator[None]:
                 'Ray: the address is "auto", but no Ray runs on this machine; start one with `ray start '
                 "--head`, or use --address local"
             ) from error
-        raise UserError(surroundings.silent(address, _first_line(error))) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), "no reason")
+        raise UserError(surroundings.silent(address, first_line(error))) from error
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import torch
 from timm.layers import PatchEmbed
 from torch import nn
 
+from deit_ray.errors import first_line
 from deit_ray.models.student import ARGUMENTS, has_two_heads, unknown_model
 from deit_ray.models.weights import make_model
 
@@ -117,9 +118,3 @@ def _watch_convolutions(model: nn.Module) -> list[bool]:
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(look)
     return singles
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error, without its exception's name."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else "no reason given"

@@ -6,9 +6,9 @@ import timm
 import torch
 from torch import nn
 
-from deit_ray.errors import UserError
+from deit_ray.errors import UserError, first_line
 from deit_ray.models import student
-from deit_ray.models.shapes import first_line, shape_of
+from deit_ray.models.shapes import shape_of
 from deit_ray.models.weights import create_pretrained, read_description, read_weights
 
 KEY = "distillation.teacher.weights"

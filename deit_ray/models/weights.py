@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from timm.models import clean_state_dict
 from torch import nn
 
-from deit_ray.errors import UserError
+from deit_ray.errors import UserError, lines_of
 
 METADATA = "deit_ray"  # the key of the description in a model.safetensors
 DESCRIBED = ("model", "arguments", "classes", "image_size", "eval_crop", "mean", "std")
@@ -237,7 +237,7 @@ def _no_answer(server: str) -> str | None:
 
 def _brief(error: BaseException) -> str:
     """The first line of an error, without an exception's name."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = lines_of(str(error))
     text = (
         " ".join(lines[:2]) if lines and lines[0].endswith(":") else lines[0] if lines else "no reason given"
     )

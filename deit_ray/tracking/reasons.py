@@ -6,7 +6,7 @@ import socket
 import requests
 import sqlalchemy.exc
 
-from deit_ray.errors import UserError, explain_os_error
+from deit_ray.errors import UserError, explain_os_error, lines_of
 
 STATUS = re.compile(r"(?:failed with error code|too many|HTTP status code|^) ?(\d{3})\b")
 LOGIN = (
@@ -25,7 +25,7 @@ def reason_of(error: BaseException) -> str:
         for cause in chain:
             if isinstance(cause, kind) and (reason := explain(cause)):
                 return reason
-    lines = [line.strip() for line in str(chain[-1]).splitlines() if line.strip()]
+    lines = lines_of(str(chain[-1]))
     return lines[0][:CHARS] if lines else "it does not answer"
 
 

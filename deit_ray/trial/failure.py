@@ -15,7 +15,7 @@ from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, RayTaskE
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deit_ray import storage
-from deit_ray.errors import NonFiniteLoss, UnavailableError, explain_os_error
+from deit_ray.errors import NonFiniteLoss, UnavailableError, explain_os_error, lines_of
 from deit_ray.results.folders import JOURNAL
 from deit_ray.results.journal import last_step
 
@@ -103,7 +103,7 @@ def reason_of(error: BaseException) -> str:
         return "its process died, perhaps since it was killed or memory ran out"
     if isinstance(error, OSError):
         return explain_os_error(error)
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    lines = lines_of(str(error))
     if lines and " " in lines[0]:
         return lines[0]
     return f"an error in the program ({lines[0]})" if lines else "an error in the program"
