@@ -114,12 +114,3 @@ def check_model(
     if why := shape_of(description["model"], description["arguments"], size).refusal:
         notes.append(f"{path}: {description['model']} {why}")
     return description, network.state_dict(), notes
-
-
-def describe_model(path: str) -> dict:
-    """The description inside a model.safetensors; see `save_model`.
-
-    Raises:
-        UserError: deit_ray did not write the file.
-    """
-    return load_described(path)[1]

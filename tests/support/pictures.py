@@ -24,7 +24,6 @@ MODES = {  # the modes that PIL writes in a format
     "AVIF": ("RGB", "RGBA"),
     "SGI": ("RGB", "L"),
 }
-LOSSY = ("JPEG", "WEBP", "JPEG2000", "AVIF")
 
 
 def smooth(height: int = 40, width: int = 52, seed: int = 0) -> np.ndarray:
