@@ -154,10 +154,11 @@ class Bench:
             if case.ray:
                 self.run_one(case, False)
         self.measure_first_lines()
-        if before != digests(self.shared):
-            self.faults.setdefault("shared", []).append(
-                Fault("lost", "a data set that was only read was changed")
-            )
+        after = digests(self.shared)
+        if changed := [path for path in before | after if before.get(path) != after.get(path)]:
+            text = f"what was only read was changed: {', '.join(map(str, changed[:5]))}"
+            self.faults["shared"] = [Fault("lost", text)]
+            self.show("shared", self.faults["shared"])
         for stage in self.stages:
             stage.remove()
 
