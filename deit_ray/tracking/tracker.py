@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from deit_ray import hints, storage
 from deit_ray.cluster.phase import show_phase
+from deit_ray.errors import UnavailableError
 from deit_ray.experiment.config import Experiment
 from deit_ray.outcome import Outcome
 from deit_ray.results.folders import JOURNAL
@@ -181,6 +182,8 @@ class Tracker:
         while not self.stopped.is_set():
             self.wake.clear()
             closing = self.closing.is_set()  # read before the journals, which may grow until it is set
+            if closing:
+                self.runs.take_grown()
             failed = self._deliver_round(closing)
             show_phase("tracking")
             self.runs.tidy(failed)
@@ -236,12 +239,15 @@ class Runs:
 
     def __init__(self):
         self.live: list[Run] = []
+        self.delivered: list[Run] = []  # with their ends; a worker may measure on for a moment after the end
         self.lock = threading.Lock()
 
     def add(self, run: Run) -> None:
         """Adds a run. If a trial starts again before its end was delivered, its new run replaces the old."""
         with self.lock:
-            self.live = [other for other in self.live if other.desired.folder != run.desired.folder]
+            folder = run.desired.folder
+            self.live = [other for other in self.live if other.desired.folder != folder]
+            self.delivered = [other for other in self.delivered if other.desired.folder != folder]
             self.live.append(run)
 
     def end(self, run: Run, ending: Ending) -> None:
@@ -268,16 +274,36 @@ class Runs:
     def tidy(self, failed: Run | None) -> None:
         """Removes delivered runs. Moves a failed run to the end, so that it does not delay the others."""
         with self.lock:
+            self.delivered += [run for run in self.live if not run.is_pending]
             self.live = [run for run in self.live if run.is_pending]
             if failed in self.live:
                 self.live.remove(failed)
                 self.live.append(failed)
+
+    def take_grown(self) -> None:
+        """Makes delivered runs whose journals have grown since pending again."""
+        with self.lock:
+            grown = [run for run in self.delivered if run not in self.live and has_grown(run)]
+            for run in grown:
+                run.is_pending = True
+            self.live += grown
+            self.delivered = []
 
     def until_due_s(self) -> float:
         """Seconds until a run must be delivered again."""
         now = time.monotonic()
         with self.lock:
             return max(0.0, min((run.read_at for run in self.live), default=now) + POLL_S - now)
+
+
+def has_grown(run: Run) -> bool:
+    """Whether a run's journal has more than was delivered, or cannot be read: its delivery then says why."""
+    if run.desired.journal is None:
+        return False
+    try:
+        return any(True for _ in iterate_segments(run.desired.journal, run.segments))
+    except UnavailableError:
+        return True
 
 
 class Contact:

@@ -49,8 +49,6 @@ def test_a_study_whose_worker_trial_server_and_driver_are_killed_equals_an_undis
     assert resumed.status == 0, resumed
     expected = table(finished_study.results)
     assert table(results) == expected
-    # a worker may measure on for a moment after the end of its trial's run in MLflow
-    assert call("sync", "short", "--results", results).status == 0
     assert len(runs_below(server.uri, results)) == 4  # three trials, and the study
     for number in range(3):
         folder = results / "short-1" / f"trial-{number:04d}"

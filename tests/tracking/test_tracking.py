@@ -98,6 +98,18 @@ def test_training_does_not_wait_for_a_slow_server_and_its_thread_shows_that_it_d
     assert (kept.info.status, kept.data.tags["outcome"]) == ("FINISHED", "stopped early at epoch 3")
 
 
+def test_what_a_worker_measures_after_the_end_of_its_run_arrives(server, trial):
+    trial.measure()
+    with Tracker(server.uri, EXPERIMENT, None, Told()) as tracker:
+        run = start(tracker, trial)
+        tracker.end_run(run, Outcome.stopped_early(3), trial.folder)
+        wait_for(lambda: run.closed and not tracker.runs.pending())
+        trial.measure()
+    assert trial.delivered(server.uri) == trial.written()
+    (kept,) = trial.runs(server.uri)
+    assert (kept.info.status, kept.data.tags["outcome"]) == ("FINISHED", "stopped early at epoch 3")
+
+
 def test_a_repeated_delivery_doubles_nothing(server, trial):
     trial.measure()
     deliver(server.uri, trial)
