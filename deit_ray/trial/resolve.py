@@ -6,8 +6,6 @@ torch and timm are imported after them.
 
 from __future__ import annotations
 
-import json
-import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +16,13 @@ from deit_ray.data import shards
 from deit_ray.errors import UserError
 from deit_ray.experiment.config import Experiment
 from deit_ray.experiment.searched import check_searched, idle_keys
-from deit_ray.results.folders import MODEL, RUN, runs_of
+from deit_ray.results.folders import MODEL, runs_of
 from deit_ray.tracking.address import tracking_uri
 
 if TYPE_CHECKING:
     from deit_ray.models.teacher import TeacherWeights
 
 TEACHER = "distillation.teacher.weights"
-DOUBT = 2.0  # standard errors by which a teacher must be better than the largest class
 
 
 @dataclass(frozen=True)
@@ -118,30 +115,7 @@ def _find_teacher(
     path = weights_path(section.weights, experiment.results.uri)
     teacher = read_teacher(section, path, experiment.data.image_size, len(manifest.classes))
     notes += check_classes(teacher.classes, manifest.classes, f"{TEACHER}: {section.weights}")
-    if path and (doubt := _doubt(section.weights, path, manifest)):
-        notes.append(doubt)
     return teacher, path
-
-
-def _doubt(weights: str, path: str, manifest: shards.Manifest) -> str | None:
-    """A warning if the run that trained the teacher measured no more than the share of the largest class."""
-    try:
-        metrics = json.loads((Path(path).parent / RUN).read_bytes())["metrics"]
-    except (OSError, ValueError, KeyError):  # another program trained it, or it is a study's
-        return None
-    for split, stored in (("test", "test"), ("val", "train")):
-        value, counts = metrics.get(f"{split}/top1"), manifest.class_counts.get(stored, [])
-        if value is None or not sum(counts):
-            continue
-        share = max(counts) / sum(counts)
-        images = metrics.get(f"{split}/images") or sum(counts)
-        if value <= share + DOUBT * math.sqrt(share * (1 - share) / images):
-            return (
-                f"{TEACHER}: {weights}: the teacher has learnt nothing: its {split}/top1 is {value:.4f}, and "
-                f"{share:.4f} of the {split} images are of the largest class; train a better one first"
-            )
-        return None
-    return None
 
 
 def _initial_weights(experiment: Experiment, manifest: shards.Manifest, notes: list[str]) -> dict | None:
