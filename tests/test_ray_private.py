@@ -31,6 +31,11 @@ CALLED = {  # by name: the arguments that we give, or that Ray gives to what tak
     "ray._private.grpc_utils:init_grpc_channel": ["address", "options"],
     "ray._private.services:canonicalize_bootstrap_address_or_die": ["addr"],
     "ray._common.utils:get_default_ray_temp_dir": [],
+    "ray.air.execution._internal.actor_manager:RayActorManager._actor_start_failed": [
+        "self",
+        "tracked_actor",
+        "exception",
+    ],
     "ray.air.execution._internal.actor_manager:RayActorManager._actor_task_failed": [
         "self",
         "tracked_actor_task",

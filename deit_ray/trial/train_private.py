@@ -170,20 +170,29 @@ def every_death_known() -> Iterator[None]:
     """While it is entered, Ray Tune takes every death of a trial's process for the end of that trial alone.
 
     Tune knows `RayActorError`. Where Ray itself ended the process, since memory ran out, or where the node or
-    the owner died, there is another `RayError`, at which Tune ends all trials. When `_actor_task_failed` is
-    gone: kill a trial's process by OutOfMemoryError (tests/trial/test_memory.py), and see how Tune ends.
+    the owner died, there is another `RayError`: Tune ends all trials where the process ran, and forgets the
+    cause where it was starting. When one of the two methods is gone: give Tune an OutOfMemoryError
+    (tests/cluster/test_surroundings.py), and see how it ends.
     """
-    original = RayActorManager._actor_task_failed
+    task_failed, start_failed = RayActorManager._actor_task_failed, RayActorManager._actor_start_failed
 
-    def handle(manager, tracked_actor_task, exception: Exception) -> None:
-        known = isinstance(exception, (RayActorError, RayTaskError))
-        if isinstance(exception, RayError) and not known:
-            died = RayActorError(error_msg=str(exception))
-            died.__cause__ = exception
-            exception = died
-        original(manager, tracked_actor_task, exception)
+    def known(exception: Exception) -> Exception:
+        if not isinstance(exception, RayError) or isinstance(exception, (RayActorError, RayTaskError)):
+            return exception
+        died = RayActorError(error_msg=str(exception))
+        died.__cause__ = exception
+        return died
 
-    with mock.patch.object(RayActorManager, "_actor_task_failed", handle):
+    def handle_task(manager, tracked_actor_task, exception: Exception) -> None:
+        task_failed(manager, tracked_actor_task, known(exception))
+
+    def handle_start(manager, tracked_actor, exception: Exception) -> None:
+        start_failed(manager, tracked_actor, known(exception))
+
+    with (
+        mock.patch.object(RayActorManager, "_actor_task_failed", handle_task),
+        mock.patch.object(RayActorManager, "_actor_start_failed", handle_start),
+    ):
         yield
 
 

@@ -110,19 +110,22 @@ class Idle:
 
 @pytest.mark.parametrize("death", [OutOfMemoryError("killed"), NodeDiedError("gone"), RayActorError()])
 def test_every_death_of_a_trials_process_ends_that_trial_alone(ray_cluster, death):
-    """Ray Tune itself ends the whole run at the first two."""
+    """Ray Tune itself ends the whole run at the first two, or loses them where the process was starting."""
     heard, manager = [], RayActorManager(resource_manager=FixedResourceManager({"CPU": 1}))
 
     def note(actor, error) -> None:
         heard.append(error)
 
-    actor = manager.add_actor(Idle, {}, ResourceRequest([{"CPU": 0.001}]), on_error=note)
+    actor, starting = (
+        manager.add_actor(Idle, {}, ResourceRequest([{"CPU": 0.001}]), on_error=note) for _ in range(2)
+    )
     while not manager.is_actor_started(actor):
         manager.next(timeout=1)
     with every_death_known():
         task = TrackedActorTask(actor, on_error=note)
         manager._actor_task_failed(tracked_actor_task=task, exception=death)
-    assert [type(error) for error in heard] == [RayActorError, RayActorError]
+        manager._actor_start_failed(tracked_actor=starting, exception=death)
+    assert [type(error) for error in heard] == [RayActorError, RayActorError, RayActorError]
     assert is_death(death)
     assert " " in reason_of(death)
     assert "Error" not in reason_of(death)
