@@ -155,7 +155,7 @@ class Bench:
                 self.run_one(case, False)
         self.measure_first_lines()
         after = digests(self.shared)
-        if changed := [path for path in before | after if before.get(path) != after.get(path)]:
+        if changed := [path for path in before if before[path] != after.get(path)]:
             text = f"what was only read was changed: {', '.join(map(str, changed[:5]))}"
             self.faults["shared"] = [Fault("lost", text)]
             self.show("shared", self.faults["shared"])
