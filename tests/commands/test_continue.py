@@ -124,7 +124,7 @@ def test_a_trial_that_was_stopped_early_continues_as_if_it_had_not_been(ray_clus
     assert points_of(further.folder) == points_of(whole.folder)
     with pytest.raises(
         UserError,
-        match=r"stopped: is a study; resume it with: deit-ray tune --resume stopped-1, "
+        match=r"stopped: is a study; resume it with: deit-ray tune --resume stopped-1 --results \S+, "
         r"or name one of its trials",
     ):
         continue_run("stopped", 3, session=Session(results=results))
