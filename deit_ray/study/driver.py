@@ -114,8 +114,12 @@ class Driver:
         self.trials.completed(number)
         self._check_budgets()
 
-    def trial_failed(self, number: int, failure: Failure | None) -> None:
+    def trial_failed(self, number: int, failure: Failure) -> None:
         self.trials.failed(number, failure)
+        self._check_budgets()
+
+    def trial_died(self, number: int, death: str) -> None:
+        self.trials.died(number, death)
         self._check_budgets()
 
     def tick(self) -> None:

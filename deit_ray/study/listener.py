@@ -6,7 +6,7 @@ import ray
 import ray.tune
 from ray import cloudpickle
 
-from deit_ray.trial.failure import Failure, TrialFailed, describe_failure
+from deit_ray.trial.failure import Failure, TrialFailed, describe_death, describe_failure
 
 
 class Listener(ray.tune.Callback):
@@ -47,7 +47,12 @@ class Listener(ray.tune.Callback):
     def on_trial_error(self, iteration, trials, trial, **info):
         number, folder = trial.config["number"], trial.config["folder"]
         with self.driver.guarding():
-            self.driver.trial_failed(number, failure_of(error_of(trial), folder))
+            error = error_of(trial)
+            failure = failure_of(error, folder)
+            if failure is None:
+                self.driver.trial_died(number, describe_death(error))
+            else:
+                self.driver.trial_failed(number, failure)
             if self.driver.trials.has_ended(number):  # a trial that continues sweeps when it starts
                 self.driver.resources.sweep_soon(folder)
 

@@ -62,8 +62,8 @@ class Observer:
     def trial_left(self, number: int) -> None:
         """The process of a trial has ended; the trial itself may continue."""
 
-    def trial_interrupted(self, number: int, step: int) -> None:
-        """The process of a trial died; the trial resumes from `step`: its last checkpoint's, or 0."""
+    def trial_interrupted(self, number: int, death: str, step: int) -> None:
+        """The process of a trial died, as `death` says; it resumes from `step`, 0 without a checkpoint."""
 
     def trial_ended(self, end: TrialEnd) -> None:
         """A trial has ended."""
@@ -171,9 +171,9 @@ class Terminal(Observer):
     def trial_reported(self, number: int, result: dict) -> None:
         self.view.trial_reported(number, result)
 
-    def trial_interrupted(self, number: int, step: int) -> None:
+    def trial_interrupted(self, number: int, death: str, step: int) -> None:
         place = f"step {step}" if step else "the beginning"
-        self.warn(f"trial {number}: its process died; it resumes from {place}")
+        self.warn(f"trial {number}: {death}; it resumes from {place}")
 
     def trial_ended(self, end: TrialEnd) -> None:
         folder = self.study.trial_folder(end.number)

@@ -57,8 +57,9 @@ class End:
 
 @dataclass(frozen=True)
 class Continue:
-    """The trial continues from its checkpoint at `step`; 0 is its beginning."""
+    """The trial, whose process died as `death` says, continues from its checkpoint at `step` (0: anew)."""
 
+    death: str
     step: int
 
 
@@ -143,10 +144,11 @@ class StopPolicy:
             return Halt(UnavailableError(f"trial {number}: {failure.reason}"))
         return End(Outcome.failed(failure.reason))
 
-    def after_death(self, number: int, saved: int, ray_is_alive: bool) -> Decision:
+    def after_death(self, number: int, death: str, saved: int, ray_is_alive: bool) -> Decision:
         """Decides about a trial whose process, node or owner died. It continues, up to a number of deaths.
 
         Args:
+            death: says that it died, see `describe_death`.
             saved: the step of its last checkpoint, 0 if it has none.
         """
         if number in self.asked:
@@ -157,9 +159,9 @@ class StopPolicy:
         if not ray_is_alive:
             return Halt(Interrupted("Ray is gone"))
         if deaths > self.experiment.train.max_failures:
-            return End(Outcome.failed(f"its process died {deaths} times in a row at step {saved}"))
+            return End(Outcome.failed(f"{death} {deaths} times in a row at step {saved}"))
         if not self.is_closed:
-            return Continue(saved)
+            return Continue(death, saved)
         return End(Outcome.cancelled()) if self.halted is None else LeaveOpen()
 
     def study_outcome(self, reason: str, has_best: bool) -> Outcome:

@@ -57,16 +57,18 @@ class Trials:
             observer.trial_left(number)
         self._do(number, self.policy.after_completion(number, self.study.trial(number).epoch))
 
-    def failed(self, number: int, failure: Failure | None) -> None:
-        """A trial raised an error; without a `failure`, its process died."""
+    def failed(self, number: int, failure: Failure) -> None:
+        """A trial raised an error."""
         for observer in self.observers:
             observer.trial_left(number)
-        if failure is not None:
-            decision = self.policy.after_failure(number, failure)
-        else:
-            saved = max(saved_steps(self.study.trial_folder(number)), default=0)
-            decision = self.policy.after_death(number, saved, connect.is_alive())
-        self._do(number, decision, failure)
+        self._do(number, self.policy.after_failure(number, failure), failure)
+
+    def died(self, number: int, death: str) -> None:
+        """The process of a trial died; `death` says so."""
+        for observer in self.observers:
+            observer.trial_left(number)
+        saved = max(saved_steps(self.study.trial_folder(number)), default=0)
+        self._do(number, self.policy.after_death(number, death, saved, connect.is_alive()))
 
     def refused(self, number: int, why: str) -> None:
         """A trial drew values with which it cannot run; it ends without being started."""
@@ -120,8 +122,8 @@ class Trials:
         match decision:
             case End(outcome):
                 self._end(number, outcome, failure)
-            case Continue(step):
-                self._continue(number, step)
+            case Continue(death, step):
+                self._continue(number, death, step)
             case Halt(error):
                 self.halt(error)
 
@@ -137,7 +139,7 @@ class Trials:
         for observer in self.observers:
             observer.trial_ended(TrialEnd(number, outcome, value, failure))
 
-    def _continue(self, number: int, step: int) -> None:
+    def _continue(self, number: int, death: str, step: int) -> None:
         """Continues a trial whose process died, unless its journal says that it had ended."""
         trial = self.study.trial(number)
         late = late_results(self.study, trial)
@@ -146,7 +148,7 @@ class Trials:
         decided = decide(self.study, trial, self.scheduler, late)
         if not decided.outcome:
             for observer in self.observers:
-                observer.trial_interrupted(number, step)
+                observer.trial_interrupted(number, death, step)
         self._end_or_propose(decided)
 
     def _end_or_propose(self, decided: Reconciled) -> None:

@@ -92,15 +92,21 @@ def is_death(error: BaseException) -> bool:
     return isinstance(error, RayError) and not isinstance(error, RayTaskError)
 
 
+def describe_death(error: BaseException) -> str:
+    """Says that a process died, and why where Ray knows it; how often and where may be added to the words."""
+    if isinstance(root_cause(error), OutOfMemoryError):
+        return "the machine's memory ran out, so Ray killed its process"
+    return "its process died"
+
+
 def reason_of(error: BaseException) -> str:
     """The reason of a failure in one line, without names of Python classes."""
     error = root_cause(error)
     if isinstance(error, TrialFailed):
         return error.failure.reason
-    if isinstance(error, OutOfMemoryError):
-        return "Ray killed its process, since the memory of the machine was used up"
     if is_death(error):
-        return "its process died, perhaps since it was killed or memory ran out"
+        known = describe_death(error)
+        return known if "memory" in known else f"{known}, perhaps since it was killed or memory ran out"
     if isinstance(error, OSError):
         return explain_os_error(error)
     lines = lines_of(str(error))

@@ -38,7 +38,7 @@ from deit_ray.terminal.live import RunView
 from deit_ray.terminal.session import Session
 from deit_ray.tracking.tracked import Run
 from deit_ray.tracking.tracker import Tracker
-from deit_ray.trial.failure import is_death, is_outside, read_failure, reason_of, root_cause
+from deit_ray.trial.failure import describe_death, is_death, is_outside, read_failure, reason_of, root_cause
 from deit_ray.trial.needs import MODULES
 from deit_ray.trial.reading import largest_shares, make_worklist
 from deit_ray.trial.remarks import remarks_before
@@ -194,7 +194,7 @@ def _train_on(
             if deaths > experiment.train.max_failures or not (is_death(error) and is_alive()):
                 raise
             place = f"step {steps[-1]}" if steps else "the beginning"
-            warn(f"{posixpath.basename(folder)}: its process died; it resumes from {place}")
+            warn(f"{posixpath.basename(folder)}: {describe_death(error)}; it resumes from {place}")
 
 
 def start_single(tracker: Tracker, experiment: Experiment, folder: str) -> Run:

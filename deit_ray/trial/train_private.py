@@ -180,7 +180,7 @@ def every_death_known() -> Iterator[None]:
         if not isinstance(exception, RayError) or isinstance(exception, (RayActorError, RayTaskError)):
             return exception
         died = RayActorError(error_msg=str(exception))
-        died.__cause__ = exception
+        died.cause = exception  # Tune pickles the exception, which would lose its __cause__
         return died
 
     def handle_task(manager, tracked_actor_task, exception: Exception) -> None:

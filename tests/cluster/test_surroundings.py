@@ -2,6 +2,7 @@
 
 import http.server
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -19,7 +20,7 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
 from deit_ray.cluster import connect, surroundings
 from deit_ray.errors import UserError
 from deit_ray.terminal.session import Session
-from deit_ray.trial.failure import is_death, reason_of
+from deit_ray.trial.failure import describe_death, is_death, reason_of
 from deit_ray.trial.train_private import every_death_known
 from tests.conftest import ROOT
 from tests.support.commands import command, wait_for
@@ -127,8 +128,12 @@ def test_every_death_of_a_trials_process_ends_that_trial_alone(ray_cluster, deat
         manager._actor_start_failed(tracked_actor=starting, exception=death)
     assert [type(error) for error in heard] == [RayActorError, RayActorError, RayActorError]
     assert is_death(death)
-    assert " " in reason_of(death)
-    assert "Error" not in reason_of(death)
+    known = pickle.loads(pickle.dumps(heard[0]))  # as Tune keeps it
+    out_of_memory = isinstance(death, OutOfMemoryError)
+    assert ("memory" in describe_death(known)) == out_of_memory
+    assert describe_death(death) == describe_death(known)
+    assert reason_of(death).startswith(describe_death(death))
+    assert "Error" not in describe_death(death)
 
 
 PROBE = """

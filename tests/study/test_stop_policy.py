@@ -27,6 +27,7 @@ EPOCHS = 4
 CANCELLED = End(Outcome.cancelled())
 OPEN = OpenTrials(waiting=(3,), started=(1, 2))
 FULL_DISK = Failure("unavailable", "results.uri: No space left on device", "", "s")
+DIED = "its process died"
 BUG = Failure("failed", "ValueError: no", "", "s")
 
 
@@ -91,7 +92,7 @@ def test_the_surroundings_halt_a_study_and_leave_its_trials_open(policy):
     assert policy.is_closed
     assert policy.after_completion(2, 2) == LeaveOpen()
     assert policy.after_failure(1, BUG) == LeaveOpen()
-    assert policy.after_death(4, 20, ray_is_alive=True) == LeaveOpen()
+    assert policy.after_death(4, DIED, 20, ray_is_alive=True) == LeaveOpen()
 
 
 def test_the_first_request_for_a_trial_holds(policy):
@@ -103,23 +104,27 @@ def test_the_first_request_for_a_trial_holds(policy):
 
 def test_a_trial_whose_process_dies_continues_while_it_makes_progress(policy):
     # train.max_failures is 2: the third death in a row at the same step ends it
-    assert policy.after_death(0, 20, ray_is_alive=True) == Continue(20)
-    assert policy.after_death(0, 20, ray_is_alive=True) == Continue(20)
-    assert policy.after_death(0, 40, ray_is_alive=True) == Continue(40)  # progress: the count restarts
-    assert policy.after_death(0, 40, ray_is_alive=True) == Continue(40)
+    assert policy.after_death(0, DIED, 20, ray_is_alive=True) == Continue(DIED, 20)
+    assert policy.after_death(0, DIED, 20, ray_is_alive=True) == Continue(DIED, 20)
+    assert policy.after_death(0, DIED, 40, ray_is_alive=True) == Continue(
+        DIED, 40
+    )  # progress: the count restarts
+    assert policy.after_death(0, DIED, 40, ray_is_alive=True) == Continue(DIED, 40)
     failed = Outcome.failed("its process died 3 times in a row at step 40")
-    assert policy.after_death(0, 40, ray_is_alive=True) == End(failed)
-    assert policy.after_death(1, 0, ray_is_alive=True) == Continue(0)  # another trial has its own count
+    assert policy.after_death(0, DIED, 40, ray_is_alive=True) == End(failed)
+    assert policy.after_death(1, DIED, 0, ray_is_alive=True) == Continue(
+        DIED, 0
+    )  # another trial has its own count
 
 
 def test_a_trial_that_dies_is_not_continued_in_a_study_that_ends(policy):
     policy.stop(None, OPEN)
-    assert policy.after_death(4, 20, ray_is_alive=True) == CANCELLED
-    assert policy.after_death(1, 20, ray_is_alive=True) == CANCELLED
+    assert policy.after_death(4, DIED, 20, ray_is_alive=True) == CANCELLED
+    assert policy.after_death(1, DIED, 20, ray_is_alive=True) == CANCELLED
 
 
 def test_a_trial_that_dies_with_ray_halts_the_study(policy):
-    decision = policy.after_death(0, 20, ray_is_alive=False)
+    decision = policy.after_death(0, DIED, 20, ray_is_alive=False)
     assert isinstance(decision, Halt)
     assert isinstance(decision.error, Interrupted)
 
