@@ -267,6 +267,20 @@ def predict_rotation(stage: Stage, kind: str) -> None:
         stage.fault("silent", f"predict: the image with an EXIF rotation is turned: {answers}")
 
 
+@case("predict_notes", "pixels", as_stored=(False,), turned=(True,))
+def predict_notes(stage: Stage, exif: bool) -> None:
+    """predict says what it did to images, and which files of a folder it did not use; once, with counts."""
+    old = stage.shared / "old/results/teacher-1/model.safetensors"
+    model = write_model(old, stage / "model.safetensors", exif=exif)
+    for i in range(3):
+        write(stage / f"mine/turned{i}.jpg", turned(i, "JPEG"))
+        write(stage / f"mine/palette{i}.png", palette(i))
+    write(stage / "mine/notes.txt", "no image")
+    applied = r"3 images.*(rotat|EXIF).*" + (" applied" if exif else "not applied")
+    words = (applied, r"3 images.*transparen", r"not used.*notes\.txt", r"turned2\.jpg: ")
+    expect(stage, ["predict", model, "mine"], printed(*words))
+
+
 @case("codec_lines", "pixels", png=("png",), jpeg=("jpg",))
 def codec_lines(stage: Stage, suffix: str) -> None:
     """What libpng and libjpeg have to say comes with a file's name, or not at all."""

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from deit_ray import storage
 from deit_ray.data import shards
-from deit_ray.data.decode import JPEG, ROTATED, decode_file, describe_remarks, image_suffixes
-from deit_ray.data.listing import Unreadable
+from deit_ray.data.decode import JPEG, ROTATED, decode_file, describe_remarks
+from deit_ray.data.listing import Unreadable, Unused
+from deit_ray.data.walk import scan
 from deit_ray.data.worklist import EVALUATIONS
 from deit_ray.errors import UserError
 from deit_ray.experiment.config import Data, Experiment
@@ -25,6 +26,11 @@ from deit_ray.trial.needs import MODULES
 if TYPE_CHECKING:
     from deit_ray.trial.evaluation import Evaluation
 
+ROTATIONS = {  # what became of the rotation in EXIF, by what the model says about it
+    True: "applied, as to the images that the model was trained on",
+    False: "not applied, as to the images that the model was trained on",
+    None: "applied, except to JPEGs, as by the earlier version that made the model",
+}
 CUDA_TOLERANCE = 0.002  # of a fraction: a GPU may choose other kernels, which round differently
 
 
@@ -205,40 +211,35 @@ def predict(model: str, images: list[str], top: int = 5, session: Session | None
         likely = probabilities.topk(min(top, len(classes)))
         pairs = zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
         predictions.append(Prediction(image, [(classes[label], p) for label, p in pairs]))
-    remarks.pop(ROTATED, None)  # such images are turned as the model's training images were
-    session.warn_of(describe_remarks(remarks, exif=False))
+    session.warn_of(describe_remarks(remarks, ROTATIONS[description.get("exif")]))
     return predictions
 
 
 def find_images(paths: list[str], session: Session) -> list[str]:
-    """The image files of paths, in their order: a folder gives the image files in and below it, sorted.
+    """The image files of paths, in their order: a folder gives the images in and below it, sorted.
 
-    A path that does not exist is kept, so that its answer says so. Files in a folder whose names are those of
-    no image, and hidden files, are left out; a warning counts the former.
+    What an image is, and which files are not used, is decided as by `data prepare`; warnings name the latter.
+    A path that does not exist is kept, so that its answer says so.
 
     Raises:
-        UserError: no path exists, or a folder holds no image files.
+        UserError: no path exists, or a folder holds no images.
     """
     if paths and not any(Path(path).exists() for path in paths):
         raise UserError(f"{paths[0]}: no such file")
-    files, suffixes = [], image_suffixes()
+    files = []
     for path in paths:
         if not Path(path).is_dir():
             files.append(path)
             continue
-        inside = [file for file in sorted(Path(path).rglob("*")) if file.is_file()]
-        shown = [file for file in inside if not _is_hidden(file.relative_to(path))]
-        images = [file for file in shown if file.suffix.lower() in suffixes]
+        unused = Unused()
+        found = scan(path, unused)
+        found.note_others(unused)
+        images = [name for name, _ in found.all_images()]
         if not images:
             raise UserError(f"{path}: the folder holds no image files, such as .jpg or .png")
-        if left := len(shown) - len(images):
-            session.console.warn(f"{path}: {left} of {len(shown)} files have no image's suffix; left out")
-        files += map(str, images)
+        session.warn_of(f"{path}: {note}" for note in unused.notes())
+        files += [str(Path(path, name)) for name in images]
     return files
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _read_view(image: str, description: dict):

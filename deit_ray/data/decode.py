@@ -36,7 +36,7 @@ PROGRAMS = {
 DECLARED = {"PNG", "TIFF", "JPEG2000", "PPM"}
 SMALL_RANGE = 4  # a deep image that uses less than 1/4 of its range has a small range
 # Remarks about an image, which `data prepare` counts
-ROTATED, DEEP, SMALL, PAGES = "rotated", "deep", "small range", "pages"
+ROTATED, DEEP, SMALL, PAGES, SEEN_THROUGH = "rotated", "deep", "small range", "pages", "transparent"
 
 logging.getLogger("PIL").setLevel(logging.CRITICAL)  # callers report unreadable images, and name them
 
@@ -48,7 +48,7 @@ class Decoded:
     Attributes:
         pixels: uint8 [height, width, 3], RGB.
         orientation: EXIF's number, 1 to 8; 1 where the image asks for no rotation.
-        remarks: what a person should know: some of ROTATED, DEEP, SMALL, PAGES.
+        remarks: what a person should know: some of ROTATED, DEEP, SMALL, PAGES, SEEN_THROUGH.
     """
 
     pixels: np.ndarray
@@ -208,6 +208,8 @@ def _decode_pil(content: bytes) -> tuple[np.ndarray, int, list[str]]:
             else:
                 pixels = np.asarray(image.convert("RGB"))
                 remarks = list(_deep_remarks(pixels, 255)) if deep else []
+                if _is_seen_through(image):
+                    remarks.append(SEEN_THROUGH)
             if getattr(image, "is_animated", False):
                 remarks.append(PAGES)
             return pixels, _orientation(image), remarks
@@ -237,12 +239,6 @@ def _formats() -> list[str]:
     return [name for name in Image.ID if name not in PROGRAMS]
 
 
-def image_suffixes() -> set[str]:
-    """The suffixes of image files, in lower case, such as .jpg."""
-    formats = _formats()
-    return {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
-
-
 def _is_deep(image: Image.Image) -> bool:
     """Whether the file of an opened, not yet loaded image holds more than 8 bits for a colour."""
     if image.mode[0] in "IF":
@@ -251,6 +247,14 @@ def _is_deep(image: Image.Image) -> bool:
         if ";16" in str(arguments) or (decoder.startswith("ppm") and arguments[-1] > 255):
             return True
     return False
+
+
+def _is_seen_through(image: Image.Image) -> bool:
+    """Whether a loaded image has a pixel that is not opaque."""
+    if not image.has_transparency_data:
+        return False
+    with_alpha = image if image.getbands()[-1] == "A" else image.convert("RGBA")
+    return with_alpha.getchannel("A").getextrema()[0] < 255
 
 
 def _deep_grey(image: Image.Image) -> tuple[np.ndarray, list[str]]:
@@ -293,23 +297,24 @@ def _beginning(content: bytes) -> str:
     return f'"{first.decode()}"' if all(32 <= byte < 127 for byte in first) else first.hex(" ")
 
 
-def describe_remarks(remarks: dict[str, list], exif: bool) -> list[str]:
-    """A sentence about each remark of a data set's images.
+def describe_remarks(remarks: dict[str, list], rotation: str) -> list[str]:
+    """A sentence about each remark about images, with their number.
 
     Args:
         remarks: [number of images, name of the first] of each remark.
-        exif: whether the rotation in EXIF was applied.
+        rotation: what became of the rotation in EXIF: applied, or not applied.
     """
-    applied = "applied" if exif else "not applied, as in timm (--exif applies it)"
     texts = {
-        ROTATED: (f"asks for a rotation in EXIF, which was {applied}",
-                  f"ask for a rotation in EXIF, which was {applied}"),
+        ROTATED: (f"asks for a rotation in EXIF, which was {rotation}",
+                  f"ask for a rotation in EXIF, which was {rotation}"),
         DEEP: ("has more than 8 bits; its declared range became 0 to 255",
                "have more than 8 bits; their declared range became 0 to 255"),
         SMALL: ("uses less than a quarter of its declared range: it is nearly even, perhaps black",
                 "use less than a quarter of their declared range: they are nearly even, perhaps black"),
         PAGES: ("has several pages or frames, of which the first was taken",
                 "have several pages or frames, of which the first was taken"),
+        SEEN_THROUGH: ("has transparency, which was dropped",
+                       "have transparency, which was dropped"),
     }  # fmt: skip
     notes = []
     for remark, (one, many) in texts.items():

@@ -288,7 +288,7 @@ class _Classes:
 
     def _read_folders(self, unused: Unused) -> None:
         for folder in self.root.folders:
-            self._note_others(folder, unused)
+            folder.note_others(unused)
             found = folder.all_images()
             if not found:
                 if self.root.path:
@@ -302,11 +302,6 @@ class _Classes:
 
     def _inside(self, path: str) -> str:
         return path[len(self.root.path) + 1 :] if self.root.path else path
-
-    def _note_others(self, folder: Folder, unused: Unused) -> None:
-        for path, _ in folder.all_others():
-            suffix = suffix_of(path)
-            unused.add(path, f"no image that Pillow reads: {suffix or 'without a suffix'}")
 
     def _read_annotation(self, name: str) -> None:
         where = storage.join(self.uri, self.root.path, name)

@@ -219,7 +219,8 @@ class _Folder:
         self._clean(manifest)
         unreadable = {split: [name for s, name, _ in bad if s == split] for split in self.source.splits}
         manifest = before or manifest
-        remarks = decode.describe_remarks(manifest.remarks, manifest.exif)
+        rotation = "applied" if manifest.exif else "not applied, as in timm (--exif applies it)"
+        remarks = decode.describe_remarks(manifest.remarks, rotation)
         notes = [*self.source.notes, *self.target.notes, *remarks, *_class_notes(manifest)]
         written = sum(map(len, wanted.values()))
         return Prepared(manifest, unreadable, written, notes, self.source.recognised)

@@ -73,6 +73,12 @@ class Folder:
         """The paths of all files below, sorted."""
         return sorted(path for path, _ in [*self.all_images(), *self.all_others()])
 
+    def note_others(self, unused: Unused) -> None:
+        """Counts all files below that are no images as not used."""
+        for path, _ in self.all_others():
+            suffix = suffix_of(path) or "without a suffix"
+            unused.add(path, f"no image that Pillow reads: {suffix}")
+
     def add(self, name: str, size: int, is_image: bool) -> None:
         (self.images if is_image else self.others).append((name, size))
 

@@ -39,6 +39,11 @@ def assignments(params: dict) -> str:
     return " ".join(f"{short_key(key, list(params))}={short(value)}" for key, value in params.items())
 
 
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """A number and its noun, such as 1 image, 2 images, 3 classes."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
+
+
 def duration(seconds: float) -> str:
     seconds = int(seconds)
     if seconds < 60:

@@ -71,9 +71,38 @@ def test_a_folder_is_read_and_a_bad_image_costs_only_its_own_answer(tmp_path, pi
     assert problems[0].startswith(f"{pictures}/broken.jpg: damaged: ")
     assert problems[1].startswith(f"{pictures}/float.tif: floating-point pixels, whose range is not declared")
     assert problems[2] == f"{tmp_path}/missing.png: cannot be read: No such file or directory"
-    assert f"warning: {pictures}: 1 of 7 files have no image's suffix; left out" in answered.err
+    assert (
+        f"warning: {pictures}: 1 file is not used (no image that Pillow reads: .txt): notes.txt"
+        in answered.err
+    )
+    assert f"warning: {pictures}: 1 file is not used (hidden): .hidden.jpg" in answered.err
     deep = "1 image has more than 8 bits; its declared range became 0 to 255"
     assert f"warning: {deep}; it is {pictures}/wide.png" in answered.err
+
+
+@pytest.mark.parametrize(
+    ("said", "rotation"),
+    [
+        ({"exif": False}, "not applied, as to the images that the model was trained on"),
+        ({"exif": True}, "applied, as to the images that the model was trained on"),
+        ({}, "applied, except to JPEGs, as by the earlier version that made the model"),
+    ],
+)
+def test_what_was_done_to_the_images_is_said_once_with_counts(tmp_path, said, rotation):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(turned("JPEG", 6))
+    (folder / "b.png").write_bytes(turned("PNG", 3))
+    (folder / "c.png").write_bytes(image_file("PNG", mode="RGBA"))
+    (folder / "d").write_bytes(image_file("PNG", mode="LA"))
+    (folder / "plain.png").write_bytes(image_file("PNG"))
+    answered = call("predict", write_model(tmp_path, **said), folder)
+    assert answered.status == 0
+    assert len(answered.out.splitlines()) == 5
+    assert [line for line in answered.err.splitlines() if line.startswith("warning: ")] == [
+        f"warning: 2 images ask for a rotation in EXIF, which was {rotation}; the first is {folder}/a.jpg",
+        f"warning: 2 images have transparency, which was dropped; the first is {folder}/c.png",
+    ]
 
 
 def test_good_images_alone_end_with_status_0(tmp_path, pictures):

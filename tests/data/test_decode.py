@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from deit_ray.data import decode
-from deit_ray.data.decode import DEEP, PAGES, ROTATED, SMALL, decode_array, decode_file
+from deit_ray.data.decode import DEEP, PAGES, ROTATED, SEEN_THROUGH, SMALL, decode_array, decode_file
 from deit_ray.data.images import convert, encode
 from deit_ray.data.listing import Unreadable
 from tests.support import pictures
@@ -42,6 +42,9 @@ KINDS = {
     f"{format} {mode}": image_file(format, mode=mode) for format, modes in MODES.items() for mode in modes
 }
 KINDS |= {
+    "RGBA without a transparent pixel": image_file(
+        "PNG", np.dstack([smooth(), np.full((40, 52), 255, np.uint8)])
+    ),
     "palette with transparency": palette_with_transparency(),
     "progressive JPEG": image_file("JPEG", progressive=True),
     "JPEG 4:4:4 as RGB": image_file("JPEG", keep_rgb=True),
@@ -58,7 +61,9 @@ KINDS |= {
 def test_pixels_are_pils(name):
     decoded = decode_file(KINDS[name])
     np.testing.assert_array_equal(decoded.pixels, as_pil(KINDS[name]))
-    assert decoded.remarks == ()
+    with Image.open(io.BytesIO(KINDS[name])) as image:
+        is_opaque = image.convert("RGBA").getchannel("A").getextrema() == (255, 255)
+    assert decoded.remarks == (() if is_opaque else (SEEN_THROUGH,))
     for short_side in (0, 24):
         made = decode_file(encode(KINDS[name], short_side, 95)).pixels
         wanted = Image.fromarray(as_pil(KINDS[name]))
