@@ -111,6 +111,17 @@ def out_has_others_files(stage: Stage, how: str) -> None:
     expect_prepared(stage, "mine", expected)
 
 
+@case("another_data_set", "prepare", source=("two", ()), settings=("mine", ("--short-side", "32")))
+def another_data_set(stage: Stage, source: str, options: tuple) -> None:
+    """A data set of another source, or with other settings, is replaced with a line that names it."""
+    samples = class_folders(stage / "mine")
+    stage.setup("data", "prepare", "mine", "--out", "out")
+    if source == "two":
+        samples = class_folders(stage / "two", each=8, first=7000)
+    words = ("replaced", r"\b16 train", "prepare mine --out out")
+    expect_prepared(stage, source, Prepared({"all": samples}, words=words), *options)
+
+
 @case("two_prepares", "prepare", same=("same",), different=("different",))
 def two_prepares(stage: Stage, how: str) -> None:
     """Two at once into one OUT: whoever exits 0 has its own images there, and nobody dies of the other."""

@@ -124,7 +124,8 @@ def prepare(
         address: address of a Ray cluster. Without one, a few thousand images are prepared in this process,
             and more on a local Ray that this call starts.
         progress: shows how far the preparation is.
-        warn, verbose: see `tasks.workers`.
+        warn: called with what the person should know before the end, such as what is replaced.
+        verbose: see `tasks.workers`.
         shard_images: images in a shard.
 
     Raises:
@@ -146,9 +147,22 @@ def prepare(
         claimed(out) as check_claim,
         workers(preparation.images, places, address, warn, verbose) as parallel,
     ):
-        return _Folder(preparation, Target(out), check_claim, max_bad, parallel, progress).write(
-            source, command
-        )
+        target = Target(out)
+        if target.manifest and target.manifest.made_by.get("key") != preparation.key:
+            warn(_replaced(out, target.manifest, opened.fingerprint()))
+        return _Folder(preparation, target, check_claim, max_bad, parallel, progress).write(source, command)
+
+
+def _replaced(out: str, manifest: shards.Manifest, source: str) -> str:
+    """Says which data set a preparation of another source, or with other settings, replaces."""
+    images = ", ".join(f"{manifest.rows(split)} {split}" for split in manifest.splits)
+    is_same = manifest.source.get("fingerprint") == source
+    other = "data set of the same source with other settings" if is_same else "data set of another source"
+    command = manifest.made_by.get("command")
+    made_by = f"; it was made by: {command}" if command else ""
+    return (
+        f"--out {out}: holds a {other} ({images} images), which is replaced once all images are read{made_by}"
+    )
 
 
 def _check_unicode(name: str, path: str) -> None:

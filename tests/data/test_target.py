@@ -166,6 +166,27 @@ def test_files_of_others_beside_a_data_set_stay_when_it_is_replaced(source, tmp_
     assert prepared.manifest.rows("train") == 16
 
 
+@pytest.mark.parametrize(
+    ("other", "options", "said"),
+    [
+        ("source", [], None),
+        ("source", ["--quality", "80"], "holds a data set of the same source with other settings"),
+        ("another", [], "holds a data set of another source"),
+    ],
+)
+def test_what_is_replaced_is_said_before(source, tmp_path, other, options, said):
+    out = tmp_path / "out"
+    write_classes(tmp_path / "another", {"cat": 6, "dog": 6}, 2000)
+    assert call("data", "prepare", source, "--out", out).status == 0
+    again = call("data", "prepare", tmp_path / other, "--out", out, *options)
+    assert again.status == 0
+    lines = [line for line in again.err.splitlines() if ", which is replaced" in line]
+    assert lines == [] if said is None else len(lines) == 1
+    for line in lines:
+        assert line.startswith(f"warning: --out {out}: {said} (16 train, 4 test images), which is replaced")
+        assert line.endswith(f"it was made by: deit-ray data prepare {source} --out {out}")
+
+
 def change(path: Path) -> bytes:
     """Replaces a label in a shard, as a person might; its metadata stays."""
     table = pq.read_table(path)
