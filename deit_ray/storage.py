@@ -160,6 +160,16 @@ def _upload(uri: str, content: bytes) -> None:
         stream.write(content)
 
 
+def set_aside(uri: str, word: str) -> str:
+    """Renames a file to NAME.WORD-1, or the next number that is free; returns the new name."""
+    folder, _, name = uri.partition("?")[0].rpartition("/")
+    existing = set(list_names(folder + uri[len(folder) + 1 + len(name) :]))
+    new = next(f"{name}.{word}-{n}" for n in range(1, 1 << 30) if f"{name}.{word}-{n}" not in existing)
+    filesystem, path = open_uri(uri)
+    filesystem.move(path, path.removesuffix(name) + new)
+    return new
+
+
 def check_writable(key: str, uri: str) -> None:
     """Refuses a local folder in which nothing can be written, or that cannot be made.
 

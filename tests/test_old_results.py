@@ -56,6 +56,43 @@ def test_results_of_an_earlier_version_are_shown(old):
     assert files_of(old / "results") == before
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("best.yaml", lambda content: content.replace(b"seed: 1", b"seed: 5")),
+        ("best.yaml", lambda content: content + b"# for the paper\n"),
+        ("best.yaml", lambda content: content.partition(b"\n")[2]),
+        ("model.safetensors", lambda content: content[:-1] + b"x"),
+        ("model.safetensors", None),  # another trial's, as before more trials
+    ],
+)
+def test_best_keeps_a_file_that_a_person_changed(old, name, change):
+    folder = old / "results" / "finished-1"
+    assert "kept as best.yaml.kept-1" in call("best", "finished-1").err  # an earlier version wrote it
+    ours = (folder / name).read_bytes()
+    other = (old / "results" / "interrupted-1" / "trial-0000" / name) if change is None else None
+    if other:
+        (folder / "trial-0001" / name).write_bytes(other.read_bytes())
+    changed = other.read_bytes() if other else change(ours)
+    assert changed != ours
+    (folder / name).write_bytes(changed)
+    for _ in range(2):
+        ended = call("best", "finished-1")
+        assert ended.status == 0
+        assert (folder / name).read_bytes() == ours
+    kept = [path for path in folder.glob(f"{name}.kept-*") if path.read_bytes() == changed]
+    assert len(kept) == (change is not None)
+
+
+def test_best_of_an_interrupted_study_says_so(old):
+    said = call("best", "interrupted-1")
+    assert said.status == 0
+    (line,) = [line for line in said.err.splitlines() if line.startswith("warning: ")]
+    assert "interrupted-1 is interrupted (1 finished, 1 interrupted, 1 not drawn yet)" in line
+    assert line.endswith("deit-ray tune --resume interrupted-1")
+    assert "interrupted" not in call("best", "finished-1").err
+
+
 def test_sync_brings_mlflow_runs_of_an_earlier_version_up_to_date(old):
     before = Tracked(old)
     assert [name for name in before.runs if before.points(name) != journal_points(old, name)]

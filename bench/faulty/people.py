@@ -155,6 +155,24 @@ def no_results(stage: Stage, *words: str) -> None:
         expect(stage, words, refused("results"))
 
 
+@case("best_again", "people", edited=("edited",), interrupted=("interrupted",))
+def best_again(stage: Stage, how: str) -> None:
+    """`best` keeps a best.yaml that a person has edited, and says that a study has not ended."""
+    results = old_results(stage)
+    if how == "edited":
+        stage.setup("best", "finished-1")
+        file = results / "finished-1/best.yaml"
+        edited = file.read_text().replace("seed: 1", "seed: 7  # mine")
+        write(file, edited)
+        seen = expect(
+            stage, ["best", "finished-1"], either(printed(r"best\.yaml.*kept"), refused(r"best\.yaml"))
+        )
+        if edited not in [path.read_text() for path in file.parent.glob("best.yaml*")]:
+            stage.fault("lost", f"{seen.line}: best.yaml was edited, and is written over")
+    else:
+        expect(stage, ["best", "interrupted-1"], printed("interrupted", "tune --resume interrupted-1"))
+
+
 @case("absolute_paths", "people", best=("best", "finished-1"))
 def absolute_paths(stage: Stage, *words: str) -> None:
     """Paths in messages are absolute."""

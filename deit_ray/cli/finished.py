@@ -29,15 +29,19 @@ def best(
     """Write the best configuration of a study as an experiment file, and its weights."""
     session = Session(address, results, Console(), verbose)
     _begin(session.console, study, results)
+    from deit_ray.cli.views import describe_unfinished
+    from deit_ray.study.status import study_status
     from deit_ray.study.study import Study
 
     found = Study.open(study, results)
     trial = found.best()
-    config, model = found.save_best()
+    config, model = found.save_best(session.console.warn)
     value = show_accuracy(trial.value, trial.images, trial.choices)
     session.console.say(
         f"{found.name}: trial {trial.number}, {found.experiment.search.metric} {value}\n  {config}\n  {model}"
     )
+    if unfinished := describe_unfinished(study_status(found.name, results)):
+        session.console.warn(unfinished)
     if verify:
         from deit_ray.commands.predict import verify_best
 

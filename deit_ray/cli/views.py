@@ -361,8 +361,7 @@ def show_study(status: StudyStatus) -> Group:
         pid, host = status.driver["pid"], status.driver["host"]
         lines.append(Text(f"  driven by process {pid} on {host} for {elapsed}"))
     elif status.state == "interrupted":
-        again = hints.command("tune", "--resume", status.name, results=results_of(status.folder))
-        lines.append(Text(f"  resume with: {again}"))
+        lines.append(Text(f"  resume with: {_resuming(status)}"))
     gpu = f", {status.gpu_s / 3600:.2f} GPU-hours" if status.gpu_s else ""
     lines.append(Text(f"  {_counts(status)}; {duration(status.spent_s)} so far{gpu}"))
     board = show_leaderboard(status.board, status.metric, status.keys)
@@ -371,6 +370,18 @@ def show_study(status: StudyStatus) -> Group:
         return Group(*lines, board)
     remarks = _remarks(status.metric, first["best"], status.images, status.tested, status.largest)
     return Group(*lines, board, *remarks)
+
+
+def describe_unfinished(status: StudyStatus) -> str | None:
+    """Says that a study has not ended, so that its best trial may change; None if it has."""
+    if status.state not in ("running", "interrupted"):
+        return None
+    how = f"; resume with: {_resuming(status)}" if status.state == "interrupted" else ""
+    return f"{status.name} is {status.state} ({_counts(status)}): another trial may become the best{how}"
+
+
+def _resuming(status: StudyStatus) -> str:
+    return hints.command("tune", "--resume", status.name, results=results_of(status.folder))
 
 
 def _counts(status: StudyStatus) -> str:

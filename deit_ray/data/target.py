@@ -195,13 +195,8 @@ class Target:
         for name in names:
             if name not in existing or self.is_ours(name):
                 continue
-            number = next(n for n in range(1, 1 << 30) if f"{name}.damaged-{n}" not in existing)
-            filesystem, path = storage.open_uri(storage.join(self.out, name))
-            filesystem.move(path, f"{path}.damaged-{number}")
-            self.notes.append(
-                f"{name} was not what the manifest lists: it is kept as {name}.damaged-{number}, and "
-                "made again"
-            )
+            kept = storage.set_aside(storage.join(self.out, name), "damaged")
+            self.notes.append(f"{name} was not what the manifest lists: it is kept as {kept}, and made again")
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a file, but never over one that is not ours."""

@@ -160,7 +160,7 @@ class Driver:
         study.ended = reason = policy.ending or before or self._why_all_ended()
         best = study.find_best()
         if best is not None:
-            self._test(best.number, study.save_best()[1])
+            self._test(best.number, study.save_best(self.terminal.warn)[1])
         outcome = policy.study_outcome(reason, has_best=best is not None)
         for observer in self.observers:
             observer.study_ended(outcome, best)

@@ -1,8 +1,9 @@
 """A study: its folder, its Optuna database, its driver, and what can be read from it at any time."""
 
 import contextlib
+import hashlib
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import optuna
 import pandas as pd
@@ -23,6 +24,7 @@ from deit_ray.study.records import StudyRecord, TrialRecord
 DATABASE = "study.db"
 REQUESTS = "stop"  # a folder: a file for each trial that is to be stopped, or one for the whole study
 WHOLE = "study"
+SIGNATURE, DIGEST = "# Written by deit-ray; a file that was changed is kept. Digest: ", 16  # of best.yaml
 AMENDABLE = (
     "search.trials",
     "search.budget",
@@ -162,8 +164,14 @@ class Study(StudyRecord):
             raise UserError(f"{self.name}: no trial has finished yet, so there is no best one")
         return best
 
-    def save_best(self) -> tuple[str, str]:
-        """Writes best.yaml and model.safetensors into the study's folder; returns their URIs."""
+    def save_best(self, warn: Callable[[str], None] = lambda text: None) -> tuple[str, str]:
+        """Writes best.yaml and model.safetensors into the study's folder; returns their URIs.
+
+        Files of these names that a person has changed are kept under other names.
+
+        Args:
+            warn: called with a line about each file that is kept.
+        """
         best = self.best()
         experiment = self.trial_experiment(best.params).with_overrides(
             {"name": f"{self.experiment.name}_best"}
@@ -174,9 +182,38 @@ class Study(StudyRecord):
             f"The best of {self.name}: trial {best.number}, {value}.\nTrain it again: deit-ray train FILE",
         )
         config, model = storage.join(self.folder, BEST), storage.join(self.folder, MODEL)
-        storage.write_bytes(config, text.encode())
-        storage.write_bytes(model, storage.read_bytes(storage.join(self.trial_folder(best.number), MODEL)))
+        _replace(config, signed(text), is_unchanged, warn)
+        weights = storage.read_bytes(storage.join(self.trial_folder(best.number), MODEL))
+        _replace(model, weights, self._has_weights, warn)
         return config, model
+
+    def _has_weights(self, weights: bytes) -> bool:
+        """Whether weights are those that a trial has saved."""
+        models = [storage.join(self.trial_folder(trial.number), MODEL) for trial in self.trials()]
+        return any(storage.exists(model) and storage.read_bytes(model) == weights for model in models)
+
+
+def signed(text: str) -> bytes:
+    """The content of a file whose first line is a digest of the rest: it shows changes by a person."""
+    digest = hashlib.sha256(text.encode()).hexdigest()[:DIGEST]
+    return f"{SIGNATURE}{digest}\n{text}".encode()
+
+
+def is_unchanged(content: bytes) -> bool:
+    """Whether a content is as `signed` made it."""
+    first, _, rest = content.partition(b"\n")
+    return first.startswith(SIGNATURE.encode()) and signed(rest.decode(errors="replace")) == content
+
+
+def _replace(uri: str, content: bytes, is_ours: Callable[[bytes], bool], warn: Callable[[str], None]) -> None:
+    """Writes a file. If another content is there that is not ours, it is kept under another name."""
+    if storage.exists(uri):
+        before = storage.read_bytes(uri)
+        if before == content:
+            return
+        if not is_ours(before):
+            warn(f"{uri} is not as this version wrote it: it is kept as {storage.set_aside(uri, 'kept')}")
+    storage.write_bytes(uri, content)
 
 
 def _load_or_create(name: str, uri: str) -> optuna.Study:
