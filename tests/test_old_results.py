@@ -90,7 +90,7 @@ def test_best_of_an_interrupted_study_says_so(old):
     (line,) = [line for line in said.err.splitlines() if line.startswith("warning: ")]
     assert "interrupted-1 is interrupted (1 finished, 1 interrupted, 1 not drawn yet)" in line
     assert line.endswith("deit-ray tune --resume interrupted-1")
-    assert "interrupted" not in call("best", "finished-1").err
+    assert "is interrupted" not in call("best", "finished-1").err
 
 
 def test_sync_brings_mlflow_runs_of_an_earlier_version_up_to_date(old):

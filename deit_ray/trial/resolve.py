@@ -6,15 +6,18 @@ torch and timm are imported after them.
 
 from __future__ import annotations
 
+import difflib
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deit_ray import storage
+from deit_ray import hints, storage
 from deit_ray.data import shards
 from deit_ray.errors import UserError
 from deit_ray.experiment.config import Experiment
+from deit_ray.experiment.load import load_experiment
 from deit_ray.experiment.searched import check_searched, idle_keys
 from deit_ray.results.folders import MODEL, runs_of
 from deit_ray.tracking.address import tracking_uri
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from deit_ray.models.teacher import TeacherWeights
 
 TEACHER = "distillation.teacher.weights"
+SHARED = ("data.uri", "data.image_size", "results.uri")  # what a run and its teacher have in common
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def _find_teacher(
     from deit_ray.models.teacher import read_teacher
 
     section = experiment.distillation.teacher
-    path = weights_path(section.weights, experiment.results.uri)
+    path = teacher_path(experiment)
     teacher = read_teacher(section, path, experiment.data.image_size, len(manifest.classes))
     notes += check_classes(teacher.classes, manifest.classes, f"{TEACHER}: {section.weights}")
     return teacher, path
@@ -134,17 +138,18 @@ def _initial_weights(experiment: Experiment, manifest: shards.Manifest, notes: l
     return create_student(experiment.student, experiment.data.image_size, len(manifest.classes)).state_dict()
 
 
-def weights_path(weights: str, results: str) -> str | None:
+def teacher_path(experiment: Experiment) -> str | None:
     """The local file that `distillation.teacher.weights` stands for; None for `pretrained`.
 
     Raises:
         UserError: run:NAME names no finished run.
     """
+    weights, results = experiment.distillation.teacher.weights, experiment.results.uri
     if weights == "pretrained":
         return None
     if not weights.startswith("run:"):
         return weights
-    uri = storage.join(storage.absolute(results), _newest_with_model(weights, results), MODEL)
+    uri = storage.join(storage.absolute(results), _newest_with_model(experiment), MODEL)
     if storage.is_local(uri):
         return storage.local_path(uri)
     local = Path(tempfile.mkdtemp(prefix="deit_ray-")) / MODEL
@@ -163,17 +168,36 @@ def pin_teacher(experiment: Experiment) -> Experiment:
     weights = experiment.distillation.teacher.weights if experiment.distils else ""
     if not weights.startswith("run:"):
         return experiment
-    newest = _newest_with_model(weights, experiment.results.uri)
+    newest = _newest_with_model(experiment)
     return experiment.with_overrides({TEACHER: f"run:{newest}"})
 
 
-def _newest_with_model(weights: str, results: str) -> str:
+def _newest_with_model(experiment: Experiment) -> str:
     """The name of the newest finished run that run:NAME stands for."""
+    weights, results = experiment.distillation.teacher.weights, experiment.results.uri
     name = weights.removeprefix("run:")
     runs = [run for run in runs_of(name, results) if storage.exists(storage.join(results, run, MODEL))]
     if not runs:
         raise UserError(
-            f"{TEACHER}: {weights}: no finished run of that name in {results}; "
-            f"train one first, such as: deit-ray train experiments/{name}.yaml"
+            f"{TEACHER}: {weights}: no finished run of that name in {results}; {_remedy(name, experiment)}"
         )
     return runs[-1]
+
+
+def _remedy(name: str, experiment: Experiment) -> str:
+    """What to do about a teacher that no finished run has: finish it, correct its name, or train it."""
+    results, file = experiment.results.uri, Path("experiments", f"{name}.yaml")
+    if begun := runs_of(name, results):
+        again = hints.command("train", "--continue", begun[-1], results=results)
+        return f"{begun[-1]} has not finished; continue it with: {again}"
+    finished = [r for r in storage.list_names(results) if storage.exists(storage.join(results, r, MODEL))]
+    names = {re.sub(r"-\d+$", "", run) for run in finished} | set(finished)
+    if not file.is_file():
+        names |= {path.stem for path in file.parent.glob("*.yaml")}
+        near = difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.7)
+        return f"did you mean run:{near[0]}?" if near else "train one first, and name it as run:NAME"
+    made = load_experiment(file)
+    given = {key: experiment.get(key) for key in SHARED if made.get(key) != experiment.get(key)}
+    given |= {key: storage.absolute(value) for key, value in given.items() if key.endswith(".uri")}
+    options = [word for key, value in given.items() for word in ("--set", f"{key}={value}")]
+    return f"train one first: {hints.command('train', str(file.absolute()), *options)}"

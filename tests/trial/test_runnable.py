@@ -13,6 +13,8 @@ from optuna.trial import TrialState
 from deit_ray.commands.plan import plan
 from deit_ray.data import shards
 from deit_ray.errors import UserError
+from deit_ray.experiment.load import load_experiment
+from deit_ray.results.folders import MODEL
 from deit_ray.study.budget import exceeded
 from deit_ray.study.observers import Database
 from deit_ray.study.search import tune
@@ -23,8 +25,9 @@ from deit_ray.training.worker import describe
 from deit_ray.trial import runnable
 from deit_ray.trial.evaluation import check_model
 from deit_ray.trial.remarks import remarks_before
-from deit_ray.trial.resolve import resolve
+from deit_ray.trial.resolve import pin_teacher, resolve
 from deit_ray.trial.run import train
+from tests.conftest import EXPERIMENTS
 from tests.support.data import write_tints
 
 PLAIN = {"distillation.kind": "none", "search.grace_epochs": 1, "train.epochs": 4}
@@ -160,6 +163,40 @@ def test_values_lie_in_a_space_by_value_and_kind(experiment):
     contained = [space["optim.weight_decay"].contains(value) for value in (0.05, 1.0, 1, 3, None, True)]
     assert contained == [False, True, True, False, False, False]
     assert [space["train.batch_size"].contains(value) for value in (64, 48, None)] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("poor_teachr", "did you mean run:poor_teacher?"),
+        (
+            "begun",
+            "begun-2 has not finished; continue it with: .*train --continue begun-2 --results {}/results",
+        ),
+        ("own_images_teachr", "did you mean run:own_images_teacher?"),
+        (
+            "own_images_teacher",
+            "train one first: .*train {}/experiments/own_images_teacher.yaml --set data.uri={}/pictures "
+            "--set data.image_size=16 --set results.uri={}/results",
+        ),
+        ("nobody", "train one first, and name it as run:NAME"),
+    ],
+)
+def test_a_teacher_that_no_run_has_gets_a_remedy(tmp_path, monkeypatch, named, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").symlink_to(EXPERIMENTS)
+    for run, file in (("poor_teacher-1", MODEL), ("begun-2", "experiment.yaml")):
+        (tmp_path / "results" / run).mkdir(parents=True)
+        (tmp_path / "results" / run / file).write_bytes(b"")
+    keys = {
+        "data.uri": "pictures",
+        "data.image_size": 16,
+        "distillation.teacher.weights": f"run:{named}",
+        "results.uri": str(tmp_path / "results"),
+    }
+    student = load_experiment(EXPERIMENTS / "digits_student.yaml", keys)
+    with pytest.raises(UserError, match=said.replace("{}", str(tmp_path))):
+        pin_teacher(student)
 
 
 def test_a_teacher_at_chance_is_said(experiment, teacher_file, tmp_path):
