@@ -252,22 +252,6 @@ def image_size(stage: Stage, keys: dict, *words: str) -> None:
     judge(stage, keys, refused("image_size|patch", *words), ("plan", "train") if "18" in words else ("plan",))
 
 
-@case(
-    "teacher_by_name",
-    "checks",
-    typo=("run:teachr", "did you mean run:teacher"),
-    recipe=("run:base", r"deit-ray train \S+/base\.yaml.*data\.uri=\S+/digits"),
-    unfinished=("run:student", "--continue student-1"),
-)
-def teacher_by_name(stage: Stage, weights: str, remedy: str) -> None:
-    """A teacher that no finished run has: the run that is meant, or a command with all that was set."""
-    shutil.copytree(stage.shared / "old/results", stage / "results")
-    write(
-        stage / "experiments/base.yaml", "name: base\ndata: {uri: data/other}\ndistillation: {kind: none}\n"
-    )
-    judge(stage, distilled(weights), refused(re.escape(weights), remedy))
-
-
 @case("teacher_at_chance", "checks", plan=("plan",))
 def teacher_at_chance(stage: Stage, command: str) -> None:
     """plan warns of a teacher whose own test accuracy is that of chance."""

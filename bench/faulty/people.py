@@ -7,7 +7,7 @@ import unicodedata
 from pathlib import Path
 
 from bench.faulty.expect import either, expect, printed, refused
-from bench.faulty.experiments import DEAD_PROXY
+from bench.faulty.experiments import DEAD_PROXY, distilled, judge
 from bench.faulty.inputs import class_folders, write
 from bench.faulty.stage import ROOT, Stage, case
 from bench.faulty.surroundings import old_results
@@ -120,6 +120,42 @@ def recipes(stage: Stage, start: str) -> None:
             "pretrained|weights|run:", "network|download|reach|offline|connect|train one first|fetch"
         )
         expect(stage, ["plan", file, "--set", "data.uri=data/own"], told, env=DEAD_PROXY, within_s=90)
+
+
+@case(
+    "teacher_by_name",
+    "people",
+    typo=("run:teachr", "did you mean run:teacher"),
+    recipe=("run:base", r"deit-ray train \S+/base\.yaml.*data\.uri=\S+/digits"),
+    unfinished=("run:student", "--continue student-1"),
+)
+def teacher_by_name(stage: Stage, weights: str, remedy: str) -> None:
+    """A teacher that no finished run has: the run that is meant, or a command with all that was set."""
+    shutil.copytree(stage.shared / "old/results", stage / "results")
+    write(
+        stage / "experiments/base.yaml", "name: base\ndata: {uri: data/other}\ndistillation: {kind: none}\n"
+    )
+    judge(stage, distilled(weights), refused(re.escape(weights), remedy))
+
+
+@case(
+    "slips_of_the_pen",
+    "people",
+    extend=("extend: base.yaml\n", "extends"),
+    indented=("optim:\n  lr: 1\n    ema_decay: 0.5\n", "line 3.*indented"),
+    unindented=("optim:\n    lr: 1\n  ema_decay: 0.5\n", "line 3.*same column"),
+    no_colon=("optim:\n  lr 1\n  ema_decay: 0.5\n", "line 3.*no colon"),
+    no_space=("optim:\n  lr:0.1\n", "space is missing"),
+    two_colons=("name: a: b\n", "line 1.*quotes"),
+    quote=("name: 'a\nseed: 1\n", "quote is not closed"),
+    comma=("optim:\n  lr: 0,001\n", r"write 0\.001"),
+    comma_in_braces=("optim: {lr: 0,001}\n", "decimal point"),
+)
+def slips_of_the_pen(stage: Stage, text: str, remedy: str) -> None:
+    """Slips in an experiment file: the place, and in plain words what is probably wrong."""
+    write(stage / "x.yaml", text)
+    yaml_words = ("mapping values", "block end", "block mapping", "scanning", "parsing")
+    expect(stage, ["plan", "x.yaml"], refused(r"x\.yaml", remedy, never=yaml_words), ends_at_ray=True)
 
 
 @case("runs_in_status", "people", all=("status",), one=("status", "teacher-1"))

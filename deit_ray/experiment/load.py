@@ -20,6 +20,7 @@ from deit_ray.experiment.nearest import nearest_key
 from deit_ray.experiment.searched import check_searched
 from deit_ray.experiment.yaml_text import explain_yaml, parse_yaml, read_yaml, show
 
+DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+(e[-+]?\d+)?", re.IGNORECASE)
 SECTIONS = frozenset(key.rpartition(".")[0] for key in field_keys()) - {"", "distillation.teacher"}
 
 
@@ -180,7 +181,7 @@ def _explain(error: dict, path: str, origins: dict[str, str]) -> str:
         where = f"{path}, --set {key}"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        inner, near = _meant(key, error["input"])
+        inner, near = _meant(key, error["input"], origin != "override")
         hint = f"did you mean {near}?" if near else f"allowed here: {_siblings(key)}"
         return f"{where}{inner}: no such key; {hint}"
     if error["type"] == "missing":
@@ -189,16 +190,21 @@ def _explain(error: dict, path: str, origins: dict[str, str]) -> str:
         return f"{where}: {message}"
     if error["type"] in ("model_type", "dict_type"):
         message = f"must be a section of keys: {_children(key)}"
+        if isinstance(error["input"], str) and re.match(r"\w+:\S", error["input"]):
+            message += "; a space is missing after the colon"
     return f"{where}: {show(error['input'])} is not allowed: {message[:1].lower()}{message[1:]}{_hint(error)}"
 
 
-def _meant(key: str, value: Any) -> tuple[str, str | None]:
+def _meant(key: str, value: Any, in_file: bool) -> tuple[str, str | None]:
     """The key that is meant by an unknown one; for a section, by its first key: optimizer.lr means optim.lr.
+
+    Args:
+        in_file: whether the key is in a file, where `extends` may be meant.
 
     Returns:
         What follows `key` in the unknown key; the key that is meant, None if none is near.
     """
-    near = nearest_key(key, field_keys())
+    near = nearest_key(key, [*field_keys(), "extends"] if in_file and "." not in key else field_keys())
     inner, section = "", near or key
     while isinstance(value, dict) and value and (near is None or _is_section(near)):
         first, value = next(iter(value.items()))
@@ -220,6 +226,9 @@ def _hint(error: dict) -> str:
         return "; YAML reads yes, no, on and off as true and false: put the word into quotes"
     if isinstance(value, str) and kind in ("float_type", "int_type", "bool_type") and _is_number(value):
         return "; write the number without quotes" if not re.match(r"[-+]?0\d|.*:", value) else ""
+    if isinstance(value, str) and kind in ("float_type", "int_type") and DECIMAL_COMMA.fullmatch(value):
+        written = value.replace(",", "." if kind == "float_type" else "")
+        return f"; write {written}: a comma is no part of a number"
     if kind == "int_type" and isinstance(value, float) and value == value // 1:
         return f"; write {value:.0f}"
     if isinstance(value, (int, float)) and kind == "string_type":

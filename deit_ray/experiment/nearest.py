@@ -79,6 +79,11 @@ SYNONYMS = {
     "experiment_name": "tracking.experiment",
     "mlflow": "tracking.uri",
     "random_seed": "seed",
+    "base": "extends",
+    "_base_": "extends",
+    "include": "extends",
+    "inherits": "extends",
+    "parent": "extends",
 }
 
 

@@ -14,7 +14,20 @@ from deit_ray.errors import UserError
 
 MOST_NODES = 10_000  # values of a file; anchors can make more of a few lines
 READ_AS_TEXT = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
+NULL = "tag:yaml.org,2002:null"
 MERGE = "tag:yaml.org,2002:merge"
+PROBLEMS = (  # what is probably wrong, by YAML's words for it and the line up to the place
+    (r"'\\t'", "a tab; indent with spaces"),
+    (r"mapping values .* after .*: ", "a second colon; put a value that holds a colon into quotes"),
+    (r"mapping values", "a key that is indented further than the key above, or the line above has no colon"),
+    (r"but found '<block mapping start>'", "keys of one section must begin in the same column"),
+    (r"but found '<scalar>'", "text behind a closing quote; put the whole value into quotes"),
+    (r"<block end>, but found '[-?]'", "keys and list entries (-) cannot be mixed"),
+    (r"end of stream", "a quote is not closed; it begins"),
+    (r"expected ',' or", "a bracket is not closed, or a comma is missing; it begins"),
+    (r"found '[]}]'", "a closing bracket without an opening one"),
+    (r"cannot start any token", "put a value that begins with this character into quotes"),
+)
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # how such a file begins
 
 
@@ -63,10 +76,12 @@ def explain_yaml(error: yaml.YAMLError) -> str:
         reason = str(getattr(error, "reason", "") or str(error)).splitlines()[0]
         return f"{reason} (character {error.position})" if hasattr(error, "position") else reason
     place = f"line {mark.line + 1}, column {mark.column + 1}: "
-    if "'\\t'" in problem:
-        return f"{place}a tab; indent with spaces"
-    context = getattr(error, "context", None)
-    return place + (f"{context}, {problem}" if context else problem)
+    before = mark.buffer.splitlines()[mark.line][: mark.column] if mark.column else ""
+    begun = getattr(error, "context_mark", None)
+    for pattern, words in PROBLEMS:
+        if re.search(pattern, f"{problem} after {before}"):
+            return place + words + (f" in line {begun.line + 1}" if words.endswith("begins") else "")
+    return place + problem
 
 
 def show(value: Any, most: int = 80) -> str:
@@ -95,10 +110,14 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node, deep=False):
         keys = set()
-        for key_node, _ in node.value:
+        for key_node, value_node in node.value:
             if key_node.tag == MERGE:
                 continue
             key = self.construct_object(key_node, deep=True)
+            if str(key).isdecimal() and value_node.tag == NULL:
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a comma in a number; write a decimal point, as in 0.5", key_node.start_mark
+                )
             if not isinstance(key, str):
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {show(key)} must be text", key_node.start_mark

@@ -171,7 +171,7 @@ def test_values_lie_in_a_space_by_value_and_kind(experiment):
         ("poor_teachr", "did you mean run:poor_teacher?"),
         (
             "begun",
-            "begun-2 has not finished; continue it with: .*train --continue begun-2 --results {}/results",
+            "begun-2 has not finished; continue it with: .*train --continue begun-2",
         ),
         ("own_images_teachr", "did you mean run:own_images_teacher?"),
         (
