@@ -96,8 +96,9 @@ def test_best_of_an_interrupted_study_says_so(old):
 def test_sync_brings_mlflow_runs_of_an_earlier_version_up_to_date(old):
     before = Tracked(old)
     assert [name for name in before.runs if before.points(name) != journal_points(old, name)]
-    for name in (*RUNS, *STUDIES):
-        deit_ray("sync", name)
+    for name, runs in zip((*RUNS, *STUDIES), ("1 run", "1 run", "4 runs", "3 runs"), strict=True):
+        for said in ("MLflow has everything of", "nothing to deliver: MLflow had everything of"):
+            assert f"{name}: {said} {runs}\n" in deit_ray("sync", name)
     after = Tracked(old)
     after.check(*after.runs)
     assert after.ids() == before.ids()

@@ -96,8 +96,7 @@ def sync(study: Study, results: Results = "results"):
     _begin(console, study, results)
     from deit_ray.study.sync import sync
 
-    runs = sync(study, results, console)
-    console.say(f"{study}: MLflow has all {runs} run{'s' * (runs != 1)}")
+    sync(study, results, console)
 
 
 @app.command()

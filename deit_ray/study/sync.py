@@ -17,7 +17,7 @@ from deit_ray.results.lock import driving
 from deit_ray.study.records import TrialRecord
 from deit_ray.study.study import DATABASE, Study
 from deit_ray.terminal.console import Console
-from deit_ray.terminal.format import short
+from deit_ray.terminal.format import counted, short
 from deit_ray.tracking.tracked import Record, Run
 from deit_ray.tracking.tracker import Tracker
 from deit_ray.trial.failure import read_failure
@@ -48,9 +48,12 @@ def sync(name: str, results: str = "results", console: Console | None = None) ->
     study = Study.open(name, results) if storage.exists(storage.join(folder, DATABASE)) else None
     experiment = study.experiment if study else load_recorded(storage.join(folder, EXPERIMENT))
     with driving(folder, name), Tracker.of(experiment, console) as tracker:
-        runs = list(deliver_study(tracker, study) if study else deliver_run(tracker, experiment, folder))
+        with tracker.runs.collecting():
+            runs = list(deliver_study(tracker, study) if study else deliver_run(tracker, experiment, folder))
         left = tracker.finish(
-            PATIENCE_S, LIMIT_S, lambda done, total: console.say(f"  {done} of {total} runs delivered")
+            PATIENCE_S,
+            LIMIT_S,
+            lambda done, total: console.say(f"  {done} of {counted(total, 'run')} checked"),
         )
     if left:
         missing, error = tracker.describe_left(left), tracker.last_error or "it does not answer"
@@ -58,6 +61,8 @@ def sync(name: str, results: str = "results", console: Console | None = None) ->
     refused = [run.name for run in runs if run.refused]
     if refused:
         raise UserError(f"{name}: MLflow does not take all of {', '.join(refused)}; see the warnings above")
+    had = "MLflow has" if tracker.has_changed else "nothing to deliver: MLflow had"
+    console.say(f"{name}: {had} everything of {counted(len(runs), 'run')}")
     return len(runs)
 
 

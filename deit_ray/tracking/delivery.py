@@ -35,13 +35,14 @@ class Delivery:
 
     Attributes:
         generation: incremented when MLflow turns out to know less than before.
+        changes: number of requests so far that changed something in MLflow.
         artifact_failures: how often in a row MLflow's store of artifacts has failed while MLflow answered.
     """
 
     def __init__(self, server: Server, warn: Callable[[str], None]):
         quiet_mlflow()
         self.server, self.warn = server, warn
-        self.generation, self.artifact_failures = 1, 0
+        self.generation, self.changes, self.artifact_failures = 1, 0, 0
 
     def deliver(self, run: Run) -> None:
         """Brings a run in MLflow up to date.
@@ -134,10 +135,13 @@ class Delivery:
             case requests.FindRun():
                 return self._find_run(desired, delivered, request)
             case requests.CreateRun():
-                return replace(delivered, found=self.server.create_run(request))
+                found = self.server.create_run(request)
+                self.changes += 1
+                return replace(delivered, found=found)
             case requests.FindDuplicates(identity):
                 return self._find_duplicates(delivered, identity)
         self._change_run(delivered, request)
+        self.changes += not isinstance(request, requests.ResetRecord | requests.Note)
         after = requests.after_request(delivered, request)
         if isinstance(request, requests.ResetRecord) or after.record != delivered.record:
             save(desired.folder, after.record)

@@ -170,6 +170,11 @@ class Tracker:
         )
 
     @property
+    def has_changed(self) -> bool:
+        """Whether a delivery has changed something in MLflow."""
+        return self.delivery.changes > 0
+
+    @property
     def last_error(self) -> str | None:
         """The last failure of a delivery, in one line."""
         return self.contact.last_error
@@ -240,7 +245,12 @@ class Runs:
     def __init__(self):
         self.live: list[Run] = []
         self.delivered: list[Run] = []  # with their ends; a worker may measure on for a moment after the end
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
+
+    def collecting(self) -> contextlib.AbstractContextManager:
+        """While it is entered, no round of deliveries begins, so the end of an ended run is known with its
+        start: else the run would be reopened in MLflow, and closed again with another time."""
+        return self.lock
 
     def add(self, run: Run) -> None:
         """Adds a run. If a trial starts again before its end was delivered, its new run replaces the old."""
