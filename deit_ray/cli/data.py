@@ -92,13 +92,14 @@ def data_prepare(
 def _show_prepared(console: Console, out: str, prepared) -> None:
     """Prints a `Prepared`: what was recognised, the counts of images, and warnings."""
     from deit_ray.data.listing import printable
+    from deit_ray.terminal.format import counted
 
     manifest = prepared.manifest
     console.say(f"recognised as {manifest.source['format']}")
     for line in prepared.recognised:
         console.say(f"  {line}")
     images = ", ".join(f"{manifest.rows(split)} {split}" for split in manifest.splits)
-    console.say(f"{out}: {images} images of {len(manifest.classes)} classes")
+    console.say(f"{out}: {images} images of {counted(len(manifest.classes), 'class', 'classes')}")
     for label, name in list(enumerate(manifest.classes))[:SHOWN]:
         counts = ", ".join(f"{count[label]} {split}" for split, count in manifest.class_counts.items())
         console.say(f"  {printable(name)}: {counts}")
@@ -106,18 +107,18 @@ def _show_prepared(console: Console, out: str, prepared) -> None:
         console.say(f"  and {len(manifest.classes) - SHOWN} more classes")
     shards = sum(map(len, manifest.splits.values()))
     whole = "" if prepared.written else ": all existed and are whole"
-    console.say(f"  {prepared.written} of {shards} shards written{whole}")
+    console.say(f"  {prepared.written} of {counted(shards, 'shard')} written{whole}")
     for note in prepared.notes:
         console.warn(note)
     for split, names in prepared.unreadable.items():
         if names:
             console.warn(
-                f"{len(names)} images for {split} cannot be read and were left out, such as "
+                f"{counted(len(names), 'image')} for {split} left out, since unreadable, such as "
                 f"{printable(names[0])}; see {out}/unreadable.csv"
             )
     if twice := manifest.duplicates.get("count"):
         console.warn(
-            f"{twice} test images are training images too, byte for byte, "
+            f"{counted(twice, 'test image')} also among the training images, byte for byte, "
             f"such as {printable(manifest.duplicates['such as'][0])}"
         )
     if contradicting := manifest.duplicates.get("other class"):

@@ -14,7 +14,7 @@ from deit_ray import hints, storage
 from deit_ray.accuracy import chance_remark, show_accuracy
 from deit_ray.outcome import Kind
 from deit_ray.results.folders import BEST, MODEL, results_of
-from deit_ray.terminal.format import STATE_COLOURS, duration, in_full, short, short_key
+from deit_ray.terminal.format import STATE_COLOURS, counted, duration, in_full, short, short_key
 from deit_ray.terminal.table import FittedTable, PairTable
 
 if TYPE_CHECKING:  # their imports take seconds, and `status` does not need them
@@ -41,7 +41,7 @@ def show_plan(found: Plan) -> Group:
     if found.sampled:
         parts += [_trials_table(found), Text()]
     cpus, gpus = found.resources.get("CPU", 0), found.resources.get("GPU", 0)
-    have = f"{found.where} has {cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+    have = f"{found.where} has {counted(cpus, 'CPU')}" + (f" and {counted(gpus, 'GPU')}" if gpus else "")
     rows = {
         "a trial needs": found.needs.sum_shown(experiment),
         "at once": f"{found.fit} fit, {found.concurrent} will run: {have}",
@@ -78,7 +78,7 @@ BUDGETS = {
 def _most(found: Plan) -> str:
     trials, epochs, search = found.trials, found.experiment.train.epochs, found.experiment.search
     early = f"; {search.scheduler} stops some early" if search.space and search.scheduler != "none" else ""
-    run = f"{trials} trial{'s' * (trials > 1)} x {epochs} epochs = {found.epochs} epochs"
+    run = f"{counted(trials, 'trial')} x {counted(epochs, 'epoch')} = {counted(found.epochs, 'epoch')}"
     return f"{run}, {found.steps:,} steps, {found.samples:,} samples{early}"
 
 
@@ -326,7 +326,7 @@ def show_resume(preview: Preview) -> Group:
     if preview.ends:
         lines.append(Text(f"  and end at once, cancelling open trials: {preview.ends}"))
     else:
-        lines.append(Text(f"  and run {preview.missing} new trial{'s' * (preview.missing != 1)}"))
+        lines.append(Text(f"  and run {counted(preview.missing, 'new trial')}"))
     return Group(*lines)
 
 

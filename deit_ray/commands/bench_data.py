@@ -12,6 +12,7 @@ from functools import partial
 
 from deit_ray.data import shards
 from deit_ray.experiment.config import Experiment
+from deit_ray.terminal.format import counted
 from deit_ray.terminal.session import Session
 from deit_ray.trial.needs import MODULES, Needs
 from deit_ray.trial.reading import make_recipe, make_worklist
@@ -55,7 +56,7 @@ class Limits:
         return max(0.1, math.ceil(needed * 10) / 10) if needed <= 1 else math.ceil(needed)
 
     def sentence(self) -> str:
-        cpus = f"{self.cpus:g} stream CPU{'s' * (self.cpus != 1)}"
+        cpus = counted(self.cpus, "stream CPU")
         step = f"the step takes {self.step_per_s:,.0f} images/s of synthetic data"
         stream = f"{cpus} give{'s' * (self.cpus == 1)} {self.stream_per_s:,.0f}"
         both = f"together they train on {self.both_per_s:,.0f} and wait {self.data_wait:.0%} of the time"

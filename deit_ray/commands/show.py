@@ -17,6 +17,7 @@ from deit_ray.data.blocks import Samples, make_samples
 from deit_ray.errors import UserError
 from deit_ray.experiment.config import Experiment
 from deit_ray.experiment.load import load_experiment
+from deit_ray.terminal.format import counted
 from deit_ray.training.step import Batch, Inputs
 from deit_ray.trial import assemble
 
@@ -69,11 +70,11 @@ def show(
     if strengths:
         crops = _centre_crops(loaded, [image for image, _ in stored.values()])
         sheet = draw_strengths(crops, loaded.augment, loaded.data.mean, loaded.data.std, loaded.seed)
-        shown = f"{images} images as augment.policy {loaded.augment.policy} leaves them at five strengths"
+        shown = f"{counted(images, 'image')} at five strengths of augment.policy {loaded.augment.policy}"
     else:
         sheet = _draw(loaded.data.views, manifest.classes, batch, pixels, targets, stored)
-        views = f"{loaded.data.views} view{'s' * (loaded.data.views != 1)} of each as the student sees them"
-        shown = f"{images} images as they are stored and {views} ({loaded.data.image_size} pixels)"
+        views = f"{counted(loaded.data.views, 'view')} of each as the student sees them"
+        shown = f"{counted(images, 'image')} as stored and {views} ({loaded.data.image_size} pixels)"
     buffer, made_by = io.BytesIO(), PngInfo()
     made_by.add_text("Software", MADE_BY)
     sheet.save(buffer, FORMATS[suffix], pnginfo=made_by, comment=MADE_BY)

@@ -16,6 +16,7 @@ from deit_ray import storage
 from deit_ray.data import labels as label_rule
 from deit_ray.data.listing import TEST_FOLDERS, Source, Split, find_split, listing, split_by_class, split_word
 from deit_ray.errors import UserError
+from deit_ray.terminal.format import counted
 
 BATCH_FILE = re.compile(r"(data|test)_batch(_\d+)?|train|test")
 IMAGE_WORDS = {"x", "image", "images", "img", "imgs", "pixels", "data"}
@@ -47,7 +48,8 @@ def arrays(uris: list[str], folder: str) -> Source:
             continue
         parts.append((labels, opened.labels))
         splits[split] = opened
-        recognised.append(f"{split}: {opened.rows} images from {images.name} ({opened.described}), "
+        count = counted(opened.rows, "image")
+        recognised.append(f"{split}: {count} from {images.name} ({opened.described}), "
                           f"labels from {labels.name}")  # fmt: skip
     notes += [note for opened in splits.values() for note in opened.notes]
     classes = _classes(parts)

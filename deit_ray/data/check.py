@@ -13,6 +13,7 @@ from deit_ray import storage
 from deit_ray.data import shards
 from deit_ray.data.crop import decode
 from deit_ray.data.tasks import run_tasks, workers
+from deit_ray.terminal.format import counted
 from deit_ray.terminal.progress import ShowProgress, silent
 
 
@@ -37,12 +38,13 @@ class Checked:
     def verdict(self) -> str:
         """The result in words, with the command that repairs the data set."""
         if not self.problems:
-            return f"whole: {self.images} images, all checksums, counts and labels as the manifest says"
-        found = f"{len(self.problems)} problem{'s' * (len(self.problems) != 1)}"
+            images = counted(self.images, "image")
+            return f"whole: {images}, all checksums, counts and labels as the manifest says"
+        found = counted(len(self.problems), "problem")
         if not self.shards:
             cure = "prepare the data into another folder, or remove this one first"
             return f"{found}, but no shard is damaged: {cure}"
-        damaged = f"{len(self.shards)} shard{'s' * (len(self.shards) != 1)}"
+        damaged = counted(len(self.shards), "shard")
         return (
             f"{found} in {damaged}. To repair, remove the files that you do not trust and run the same "
             f"preparation again, which makes only the missing and damaged shards:\n  {self._command()}"

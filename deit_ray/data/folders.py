@@ -25,6 +25,7 @@ from deit_ray.data.listing import (
 )
 from deit_ray.data.walk import Folder, scan, suffix_of
 from deit_ray.errors import UserError
+from deit_ray.terminal.format import counted
 
 PACKED = (".zip", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".zst", ".rar", ".7z")
 TABLES = (".parquet", ".npz", ".npy")
@@ -152,11 +153,24 @@ def _refuse_without_images(uri: str, root: Folder) -> None:
     if others and not root.images:
         kinds = ", ".join(sorted({suffix_of(path) or "without a suffix" for path in others})[:NAMED])
         raise UserError(
-            f"{uri}: holds {len(others)} files, and none is an image that Pillow reads ({kinds}); "
+            f"{uri}: holds {counted(len(others), 'file')}, and none is an image that Pillow reads ({kinds}); "
             f"wanted is {LAYOUT}"
         )
-    many = f"holds {len(root.images)} images, but no" if root.images else "is empty: there are no"
-    raise UserError(f"{uri}: {many} class folders; wanted is {LAYOUT}")
+    held = f"holds {counted(len(root.images), 'image')}, but no" if root.images else "is empty: there are no"
+    raise UserError(f"{uri}: {held} class folders; wanted is {LAYOUT}{_lists_there(uri, others)}")
+
+
+def _lists_there(uri: str, others: list[str]) -> str:
+    """Says that a list of labels is not read, with the columns that it has; empty where there is none."""
+    lists = [path for path in others if suffix_of(path) in (".csv", ".tsv")]
+    if not lists:
+        return ""
+    first = storage.read_bytes(storage.join(uri, lists[0])).partition(b"\n")[0]
+    columns = ", ".join(map(printable, re.split(r"[,;\t]", first.decode("utf-8-sig", "replace").strip())))
+    return (
+        f". Labels are the names of folders: {printable(lists[0])} (columns: {columns}) is not read; move "
+        "each image into a folder with the name of its class"
+    )
 
 
 def _check_two(uri: str, folder: Folder, found: list[Folder]) -> None:
@@ -212,7 +226,8 @@ def _with_splits(uri: str, root: Folder, found: list[Folder], train: Folder, unu
 
 
 def _unused_folder(folder: Folder, reason: str) -> str:
-    return f"the folder {printable(folder.name)} ({len(folder.all_images())} images) is not used: {reason}"
+    images = counted(len(folder.all_images()), "image")
+    return f"the folder {printable(folder.name)} ({images}) is not used: {reason}"
 
 
 def _labelled(uri: str, folder: Folder, names: list[str], unused: Unused) -> "_Classes | None":
@@ -349,4 +364,4 @@ class _Classes:
         images = [image for found in self.images.values() for image in found]
         suffixes = Counter(suffix_of(image.path) or "without a suffix" for image in images)
         listed = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common())
-        return f"{len(images)} images of {len(self.names)} classes ({listed})"
+        return f"{counted(len(images), 'image')} of {counted(len(self.names), 'class', 'classes')} ({listed})"

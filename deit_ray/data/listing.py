@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from deit_ray import rng, storage
+from deit_ray.terminal.format import counted
 
 # file: index into the reader's files. offset, size: place of the image's bytes in that file; some readers
 # give offset another meaning, such as a row
@@ -117,7 +118,7 @@ class Unused:
         """Counts a file, or a folder with a number of files."""
         self.counts[reason] += 1 if files is None else files
         named = self.names.setdefault(reason, [])
-        held = "" if files is None else f" ({files} file{'s' * (files != 1)})"
+        held = "" if files is None else f" ({counted(files, 'file')})"
         named.append(printable(name) + held)
         del named[NAMED + 1 :]
 
@@ -127,8 +128,8 @@ class Unused:
         for reason, count in self.counts.items():
             named = ", ".join(self.names[reason][:NAMED])
             more = " and more" if len(self.names[reason]) > NAMED else ""
-            noun = ("folder" if reason == EMPTY else "file") + "s" * (count != 1)
-            lines.append(f"{count} {noun} {'is' if count == 1 else 'are'} not used ({reason}): {named}{more}")
+            what = counted(count, "folder" if reason == EMPTY else "file")
+            lines.append(f"{what} {'is' if count == 1 else 'are'} not used ({reason}): {named}{more}")
         return lines
 
 

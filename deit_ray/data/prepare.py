@@ -9,6 +9,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -26,6 +27,7 @@ from deit_ray.data.listing import Source, printable
 from deit_ray.data.target import UNREADABLE, Target, check_apart, check_files_apart, describe
 from deit_ray.data.tasks import run_tasks, workers
 from deit_ray.errors import UserError
+from deit_ray.terminal.format import counted
 from deit_ray.terminal.progress import ShowProgress, silent
 
 SHORT_SIDE = 256  # pixels
@@ -214,7 +216,7 @@ class _Folder:
         bad = []
         for split, found in in_order.items():
             bad += [(split, *entry) for report in found for entry in report.bad]
-        self._check_bad(bad)
+        self._check_bad(bad, self.preparation.images)
         for split, found in in_order.items():
             if not any(report.counts for report in found):
                 raise UserError(f"{source}: holds no readable image for {split}")
@@ -318,7 +320,7 @@ class _Folder:
             todo += [(split, number, uris[number]) for number in np.flatnonzero(missing).tolist()]
         total = sum(min(size, len(self.source.splits[split]) - number * size) for split, number, _ in todo)
         places = {split: _random_places(split, len(self.source.splits[split])) for split in planned}
-        bad = []
+        bad, read = [], self.preparation.images - total
 
         def parts():
             for split, number, uri in todo:
@@ -333,8 +335,9 @@ class _Folder:
         with self.progress("reading images", total) as advance:
             for number, (done, found) in run_tasks(shuffle.write_part, parts(), self.parallel):
                 advance(done)
+                read += done
                 bad += [(todo[number][0], *entry) for entry in found]
-                self._check_bad(bad)
+                self._check_bad(bad, read)
 
     def _write_shards(
         self, planned: dict, wanted: dict[str, list[int]], reports: dict[str, dict[int, shuffle.Report]]
@@ -354,17 +357,19 @@ class _Folder:
                 reports[split][number] = report
                 advance(1)
 
-    def _check_bad(self, bad: list[tuple[str, str, str]]) -> None:
-        """Stops a preparation with too many unreadable images."""
+    def _check_bad(self, bad: list[tuple[str, str, str]], read: int) -> None:
+        """Stops a preparation with too many unreadable images, of so many that were read."""
         images = self.preparation.images
         if len(bad) <= self.max_bad * images:
             return
         self._write_unreadable(bad)
+        needed = math.ceil(1000 * len(bad) / images) / 10  # percent
+        more = "" if read == images else f" or more, since only {read} images were read"
         raise UserError(
-            f"{len(bad)} of {images} images cannot be read, such as {bad[0][1]} ({bad[0][2]}); "
+            f"{len(bad)} of {counted(images, 'image')} cannot be read, such as {bad[0][1]} ({bad[0][2]}); "
             f"allowed are --max-bad {100 * self.max_bad:g}%. They are listed in "
-            f"{storage.join(self.out, UNREADABLE)}; repair or remove them, or allow more, and run the "
-            "command again"
+            f"{storage.join(self.out, UNREADABLE)}; repair or remove them, or allow them with "
+            f"--max-bad {needed:g}%{more}, and run the command again"
         )
 
     def _write_unreadable(self, bad: list[tuple[str, str, str]]) -> None:

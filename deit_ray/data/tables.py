@@ -22,6 +22,7 @@ from deit_ray.data.listing import (
     split_word,
 )
 from deit_ray.errors import UserError
+from deit_ray.terminal.format import counted
 
 READ_ROWS = 64  # images in memory at a time
 # names of columns, the first that a table has is used
@@ -135,9 +136,9 @@ class _Tables:
             self._add(uri, file, schema)
         self.leaf = _leaf(self.image, schema.field(self.image).type)
         rows = sum(file.metadata.num_rows for file in opened)
-        files = f"{len(uris)} file{'s' * (len(uris) != 1)}"
+        files = counted(len(uris), "file")
         self.described = (
-            f"{rows} rows of {files}, images from the column {self.image} "
+            f"{counted(rows, 'row')} of {files}, images from the column {self.image} "
             f"({_image_kind(schema.field(self.image).type)})"
         )
         if self.label:

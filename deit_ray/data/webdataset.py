@@ -27,6 +27,7 @@ from deit_ray.data.listing import (
 from deit_ray.data.tarfiles import index
 from deit_ray.data.walk import image_suffixes, reason_to_skip, suffix_of
 from deit_ray.errors import UserError
+from deit_ray.terminal.format import counted
 
 LABEL = ".cls"
 SAMPLE = "a sample is KEY.jpg and KEY.cls"
@@ -269,7 +270,7 @@ class _Samples:
         listed = ", ".join(f"{count} {suffix}" for suffix, count in self.suffixes.most_common())
         one, last = (uri.rpartition("/")[2] for uri in (self.uris[0], self.uris[-1]))
         tars = f"{len(self.uris)} tars ({one} to {last})" if len(self.uris) > 1 else one
-        return f"{tars}: {len(self.labels)} samples ({listed}; labels {LABEL})"
+        return f"{tars}: {counted(len(self.labels), 'sample')} ({listed}; labels {LABEL})"
 
 
 def _prefixes(stem: str) -> Iterator[str]:

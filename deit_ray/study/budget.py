@@ -5,6 +5,7 @@ from optuna.trial import TrialState
 from deit_ray.experiment.config import Budget, Experiment
 from deit_ray.outcome import Kind
 from deit_ray.study.records import Spent, TrialRecord
+from deit_ray.terminal.format import counted
 
 HOUR_S = 3600.0
 
@@ -48,7 +49,7 @@ def _failures(budget: Budget, ended: list[TrialRecord]) -> str | None:
     outcomes = [(trial, trial.outcome) for trial in ended if trial.outcome]
     failed = [trial for trial, outcome in outcomes if outcome.kind == Kind.FAILED and not outcome.is_refused]
     if budget.failures is not None and len(failed) >= budget.failures:
-        return f"search.budget.failures: {len(failed)} trial{'s' * (len(failed) > 1)} failed"
+        return f"search.budget.failures: {counted(len(failed), 'trial')} failed"
     signatures = [trial.signature for trial in failed if trial.signature is not None]
     most = max(signatures, key=signatures.count, default=None)
     count = signatures.count(most)

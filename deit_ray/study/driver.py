@@ -26,6 +26,7 @@ from deit_ray.study.stop_policy import ALL_ENDED
 from deit_ray.study.study import Study, naming_database
 from deit_ray.study.trials import Trials
 from deit_ray.terminal.console import Console
+from deit_ray.terminal.format import counted
 from deit_ray.trial.assemble import make_trial
 from deit_ray.trial.failure import Failure
 from deit_ray.trial.launch import share
@@ -150,7 +151,7 @@ class Driver:
         self.study.add_tune_states(trials.scheduler.states())
         unfinished = self.study.trials(TrialState.RUNNING, TrialState.WAITING)
         if unfinished:
-            raise Interrupted(f"Ray ended with {len(unfinished)} trials unfinished")
+            raise Interrupted(f"Ray ended with {counted(len(unfinished), 'trial')} unfinished")
 
     def _finish(self) -> None:
         """Evaluates the best trial on the test images, once, and closes the study."""

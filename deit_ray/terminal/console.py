@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import TextIO
@@ -28,7 +29,7 @@ class Console:
         lasting = _Lasting(sys.stdout, self._note_closed)
         self.out = RichConsole(file=lasting, highlight=False, soft_wrap=True)
         if not (self.out.is_terminal or self.out.is_jupyter):
-            self.out.width = PIPED_WIDTH
+            self.out.width, lasting.trims = PIPED_WIDTH, True
         self.quiet = quiet
 
     def say(self, text: str, style: str | None = None) -> None:
@@ -57,11 +58,15 @@ class _Lasting:
     Args:
         stream: the stream.
         tell: called once with the reason, if more is written afterwards or the disk is full.
+
+    Attributes:
+        trims: whether the spaces at the ends of lines, with which tables are padded, are left out.
     """
 
     def __init__(self, stream: TextIO, tell: Callable[[str], None] = lambda reason: None):
         self.stream, self.tell = stream, tell
         self.reason: str | None = None
+        self.trims = False
 
     def __getattr__(self, name: str):
         return getattr(self.stream, name)
@@ -71,7 +76,8 @@ class _Lasting:
             self._tell()
             return len(text)
         try:
-            return self.stream.write(text)
+            self.stream.write(re.sub(" +\n", "\n", text) if self.trims else text)
+            return len(text)
         except OSError as error:
             self._end(error)
             return len(text)

@@ -39,9 +39,10 @@ def assignments(params: dict) -> str:
     return " ".join(f"{short_key(key, list(params))}={short(value)}" for key, value in params.items())
 
 
-def counted(count: int, noun: str, plural: str = "") -> str:
-    """A number and its noun, such as 1 image, 2 images, 3 classes."""
-    return f"{count} {noun if count == 1 else plural or noun + 's'}"
+def counted(count: float, noun: str, plural: str = "") -> str:
+    """A number and its noun, such as 1 image, 2 images, 3 classes, 0.5 CPUs."""
+    shown = f"{count:g}" if isinstance(count, float) else str(count)
+    return f"{shown} {noun if count == 1 else plural or noun + 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -14,7 +14,7 @@ from deit_ray.accuracy import FEW_IMAGES, show_accuracy
 from deit_ray.experiment.config import Experiment
 from deit_ray.outcome import Kind, Outcome
 from deit_ray.terminal.console import Console
-from deit_ray.terminal.format import STATE_COLOURS, assignments, duration, short, short_key
+from deit_ray.terminal.format import STATE_COLOURS, assignments, counted, duration, short, short_key
 from deit_ray.terminal.table import FittedTable, wrapped
 
 REFRESH_PER_S = 2
@@ -35,7 +35,7 @@ class RunView:
         """Says what is trained, and the remarks as warnings."""
         self.began = time.monotonic()
         model, epochs = self.experiment.student.model, self.experiment.train.epochs
-        self.console.say(f"{self.name}: training {model} for {epochs} epochs on {device}")
+        self.console.say(f"{self.name}: training {model} for {counted(epochs, 'epoch')} on {device}")
         for remark in remarks:
             self.console.warn(remark)
 
@@ -125,7 +125,8 @@ class StudyView:
         say, search, epochs = self.console.say, self.experiment.search, self.experiment.train.epochs
         for number, text in resumed.items():
             say(f"  trial {number:>3} {text}")
-        say(f"{self.name}: {total} trials of {epochs} epochs on {device}, {concurrent} at a time")
+        trials = f"{counted(total, 'trial')} of {counted(epochs, 'epoch')}"
+        say(f"{self.name}: {trials} on {device}, {concurrent} at a time")
         say(f"  searching {', '.join(search.space)} for the best {self.metric}")
         for remark in remarks:
             self.console.warn(remark)

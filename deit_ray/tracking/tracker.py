@@ -18,6 +18,7 @@ from deit_ray.experiment.config import Experiment
 from deit_ray.outcome import Outcome
 from deit_ray.results.folders import JOURNAL
 from deit_ray.results.journal import iterate_segments
+from deit_ray.terminal.format import counted
 from deit_ray.tracking.address import note_on_uri, shown, tracking_uri
 from deit_ray.tracking.delivery import Delivery
 from deit_ray.tracking.reasons import reason_of
@@ -165,9 +166,7 @@ class Tracker:
         journals = [(run.desired.journal, run.segments) for run in left]
         unread = [iterate_segments(uri, first) for uri, first in journals if uri and storage.is_local(uri)]
         points = sum(len(segment) for segments in unread for segment in segments)
-        return (
-            f"{len(left)} run{'s' * (len(left) != 1)} with {points} point{'s' * (points != 1)} not delivered"
-        )
+        return f"{counted(len(left), 'run')} with {counted(points, 'point')} not delivered"
 
     @property
     def has_changed(self) -> bool:

@@ -10,6 +10,7 @@ from deit_ray.cluster import connect, ray_private
 from deit_ray.cluster.holdings import sweep
 from deit_ray.errors import UserError
 from deit_ray.experiment.config import Experiment
+from deit_ray.terminal.format import counted
 from deit_ray.trial.assemble import Shared
 from deit_ray.trial.needs import Needs
 from deit_ray.trial.resolve import Resolved
@@ -53,7 +54,7 @@ def check_fits(experiment: Experiment, resources: dict[str, float]) -> str:
     check_precision(experiment, device)
     needs = Needs.of(experiment, device)
     if needs.fit(resources) < 1:
-        have = f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
+        have = f"{counted(resources.get('CPU', 0), 'CPU')} and {counted(resources.get('GPU', 0), 'GPU')}"
         raise UserError(
             f"a trial can never start: it needs {needs.sum_shown(experiment)}, but the cluster has {have}; "
             "lower train.workers, train.cpus_per_worker or data.cpus_per_worker, or use a larger cluster"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from deit_ray.experiment.config import Experiment
+from deit_ray.terminal.format import counted
 
 # modules that a trial's process, its workers, the stream's tasks and Ray's own actors import
 MODULES = ("deit_ray.trial.trial", "deit_ray.training.worker", "deit_ray.data.windows")
@@ -35,10 +36,11 @@ class Needs:
 
     def sum_shown(self, experiment: Experiment) -> str:
         train, data, workers = experiment.train, experiment.data, experiment.train.workers
-        gpus = f" and {self.gpus:g} GPUs" if self.gpus else ""
+        group, cpus = counted(workers, "worker"), counted(self.cpus + self.stream_cpus, "CPU")
+        gpus = f" and {counted(self.gpus, 'GPU')}" if self.gpus else ""
         return (
-            f"{workers} workers x ({train.cpus_per_worker:g} training + {data.cpus_per_worker:g} stream) "
-            f"CPUs = {self.cpus + self.stream_cpus:g} CPUs{gpus}"
+            f"{group} x ({train.cpus_per_worker:g} training + {data.cpus_per_worker:g} stream) "
+            f"CPUs = {cpus}{gpus}"
         )
 
 

@@ -34,6 +34,7 @@ from deit_ray.results.folders import (
 from deit_ray.results.journal import iterate_points
 from deit_ray.results.lock import driving
 from deit_ray.results.origin import check_same_inputs, note_origin
+from deit_ray.terminal.format import counted
 from deit_ray.terminal.live import RunView
 from deit_ray.terminal.session import Session
 from deit_ray.tracking.tracked import Run
@@ -226,7 +227,7 @@ def warn_of_bad(folder: str, warn: Callable[[str], None]) -> None:
     """Says, at the end of a run, which images could not be decoded."""
     if bad := read_bad(folder):
         warn(
-            f"{len(bad)} images could not be decoded and counted nowhere: {describe_bad(bad)}; "
+            f"{counted(len(bad), 'image')} could not be decoded and count nowhere: {describe_bad(bad)}; "
             f"{storage.join(folder, BAD_IMAGES)} has all"
         )
 

@@ -136,6 +136,16 @@ def test_a_difference_shows_whole_names_keys_and_values(width):
     assert "…" not in shown
 
 
+def test_a_pipe_gets_no_spaces_at_the_ends_of_lines(capsys):
+    table = FittedTable("name", "value")
+    table.add_row("a", "1")
+    table.add_row("b " * 9, "")
+    DeitConsole().out.print(table)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [line.rstrip() for line in lines]
+    assert len({line.index(word) for line, word in zip(lines, ("value", "1"), strict=False)}) == 1
+
+
 def test_brackets_in_a_cell_are_text():
     table = FittedTable("class")
     table.add_row("[bold]red[/bold] [x")

@@ -26,9 +26,7 @@ from tests.support.training import make_step
 def test_a_row_for_each_image_and_a_column_for_each_view(digits, tmp_path):
     shown = call("data", "show", digits, "--out", tmp_path / "sheet.png", "--samples", 5)
     assert shown.status == 0, shown
-    assert (
-        "5 images as they are stored and 3 views of each as the student sees them (224 pixels)" in shown.out
-    )
+    assert "5 images as stored and 3 views of each as the student sees them (224 pixels)" in shown.out
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (4 * (CELL + GAP) + GAP, 5 * (CELL + 2 * LINE + GAP) + GAP)
 

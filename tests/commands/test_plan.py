@@ -70,7 +70,7 @@ def test_the_sums(experiment):
     assert found.fit == int(here["CPU"])  # a trial takes 0.75 + 0.25 CPUs
     assert found.concurrent == min(2, found.fit)
     shown = text_of(show_plan(found))
-    assert "1 workers x (0.75 training + 0.25 stream) CPUs = 1 CPUs" in shown
+    assert "1 worker x (0.75 training + 0.25 stream) CPUs = 1 CPU" in shown
     assert "7 trials x 4 epochs = 28 epochs, 560 steps, 35,840 samples; asha stops some early" in shown
     assert "0.0996 CPU-worker-hours of training" in shown
     assert "cost.images_per_s" in shown
@@ -157,7 +157,7 @@ def test_the_command_starts_nothing(experiment, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", json.dumps({"CPU": 5, "GPU": 1}))
     planned = call("plan", tmp_path / "one.yaml", "--set", "train.epochs=5")
     assert planned.status == 0, planned
-    assert "1 fit, 1 will run: this machine has 5 CPUs and 1 GPUs" in planned.out
+    assert "1 fit, 1 will run: this machine has 5 CPUs and 1 GPU" in planned.out
     assert "1 trial x 5 epochs" in planned.out
     assert "started" not in planned.err.lower()
     assert not ray.is_initialized()

@@ -160,6 +160,15 @@ def images_without_classes(folder):
     write_classes(folder.parent, {"source": 2})
 
 
+@CASES.refused(
+    "holds 2 images, but no class folders; wanted is ",
+    "Labels are the names of folders: labels.csv (columns: file, breed) is not read; move",
+)
+def images_and_a_list_of_labels(folder):
+    write_classes(folder.parent, {"source": 2})
+    write(folder / "labels.csv", b"\xef\xbb\xbffile;breed\r\n0.png;pug\r\n")
+
+
 @CASES.accepted(16, 4, "1 folder is not used (no files in them): empty/")
 def empty_class(folder):
     write_classes(folder, TWO | {"empty": 0})
