@@ -396,7 +396,14 @@ def memory_taken(stage: Stage, gigabytes: int) -> None:
 
     keys = study(LR, **{"search.trials": 1, "train.epochs": 150, "search.scheduler": "none"})
     try:
-        train(stage, keys, either(printed("best"), refused(GO_ON + "|memory ran out")), "tune", during=take, env=env)
+        train(
+            stage,
+            keys,
+            either(printed("best"), refused(GO_ON + "|memory ran out")),
+            "tune",
+            during=take,
+            env=env,
+        )
     finally:
         for process in hog:
             process.kill()
