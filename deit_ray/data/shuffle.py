@@ -9,6 +9,7 @@ A file is whole or absent, and a shard's metadata says which preparation it belo
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -154,17 +155,20 @@ class Report:
 
     Attributes:
         shard: the shard's entry in the manifest.
-        counts: number of images by label, without labels that have none.
         digests: hashes of the images' sources, joined.
         labels: the images' labels.
         bad: (name, reason) of the images that are left out because they cannot be read.
     """
 
     shard: shards.Shard
-    counts: dict[int, int]
     digests: bytes
     labels: list[int]
     bad: list[tuple[str, str]]
+
+    @property
+    def counts(self) -> Counter[int]:
+        """The number of images by label."""
+        return Counter(self.labels)
 
     def sources(self) -> Iterator[bytes]:
         """The hash of each image's source."""
@@ -194,9 +198,9 @@ def write_shard(out: str, file: str, index: int, parts: list[str], key: str) -> 
     ]
     good = [(b, row) for _, b, row in rows if batches[b]["image"][row].is_valid]
     named = (tuple(batches[b][name][row].as_py() for name in shards.SCHEMA.names) for b, row in good)
-    written, counts = shards.write_shard(out, file, named, {KEY: key, BAD: json.dumps(bad)})
+    written, _ = shards.write_shard(out, file, named, {KEY: key, BAD: json.dumps(bad)})
     digests = b"".join(batches[b]["source"][row].as_py() for b, row in good)
-    return Report(written, counts, digests, [batches[b]["label"][row].as_py() for b, row in good], bad)
+    return Report(written, digests, [batches[b]["label"][row].as_py() for b, row in good], bad)
 
 
 def _read_batch(uri: str, index: int) -> pa.RecordBatch:
@@ -223,11 +227,9 @@ def describe_shard(out: str, file: str, key: str, expected: shards.Shard | None)
     except (OSError, pa.ArrowException):
         return None
     found = shards.describe(file, shards.group_rows(opened), content)
-    labels, counts = np.unique(table["label"].to_numpy(), return_counts=True)
     digests = b"".join(table["source"].to_pylist())
     bad = [tuple(entry) for entry in json.loads(metadata[BAD])]
-    counted = dict(zip(labels.tolist(), counts.tolist(), strict=True))
-    return Report(found, counted, digests, table["label"].to_pylist(), bad)
+    return Report(found, digests, table["label"].to_pylist(), bad)
 
 
 def duplicates(reports: dict[str, list[Report]]) -> Iterator[tuple[int, int]]:
