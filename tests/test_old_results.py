@@ -1,9 +1,11 @@
-"""Results of an earlier version: a later version shows, resumes, continues and delivers them.
+"""Results of an earlier version, which computed other numbers: they are shown and delivered, not continued.
 
 bench/make_old_results.py says what is in the archive, and how it was made.
 """
 
 import json
+import re
+import shutil
 import sqlite3
 import tarfile
 from pathlib import Path
@@ -12,15 +14,13 @@ import mlflow
 import optuna
 import pytest
 
+from deit_ray.results.origin import NUMERICS
 from tests.support.commands import call
 from tests.support.tracked import ranked_by_mlflow
 
 ARCHIVE = Path(__file__).parent / "data" / "results-0.1.tar.xz"
-EPOCH = 40  # steps: 1,294 of 1,438 images are trained on, in batches of 32
-EPOCHS, MORE_EPOCHS = 3, 4
 STUDIES = ("finished-1", "interrupted-1")
 RUNS = ("teacher-1", "student-1")
-TRIALS = 3
 
 
 @pytest.fixture
@@ -116,45 +116,35 @@ def test_sync_brings_mlflow_runs_of_an_earlier_version_up_to_date(old):
     assert states.count("PRUNED") == len(states) - states.count(None) == 2  # the two that were stopped early
 
 
-def test_an_interrupted_study_of_an_earlier_version_is_resumed(old, ray_cluster):
-    before, kept = Tracked(old), old / "results" / "interrupted-1" / "trial-0000"
-    (finished, unfinished), files = trials_of(old, "interrupted-1"), files_of(kept)
-    measured = journal_points(old, "interrupted-1/trial-0001")
-    assert (finished.state.name, unfinished.state.name) == ("COMPLETE", "RUNNING")
-    deit_ray("tune", "--resume", "interrupted-1")
-    trials = trials_of(old, "interrupted-1")
-    assert len(trials) == TRIALS
-    assert all(trial.state.is_finished() for trial in trials)
-    assert trials[0] == finished
-    assert {path: content for path, content in files_of(kept).items() if path in files} == files
-    assert trials[1].params == unfinished.params
-    assert set(measured) <= set(journal_points(old, "interrupted-1/trial-0001"))
-    after = Tracked(old)
-    after.check("interrupted-1", "interrupted-1/trial-0001", "interrupted-1/trial-0002")
-    assert after.ids().items() >= before.ids().items()
-    assert len(after.runs) == len(before.runs) + TRIALS - 2
-    assert after.outcomes()["interrupted-1"] == ("FINISHED", "finished")
-
-
-def test_runs_of_an_earlier_version_are_continued(old, ray_cluster):
-    before = Tracked(old)
-    measured = {name: journal_points(old, name) for name in ("student-1", "finished-1/trial-0000")}
-    assert max(step for _, step, _, _ in measured["student-1"]) < EPOCHS * EPOCH
-    deit_ray("train", "--continue", "student-1")
-    deit_ray("train", "--continue", "finished-1/0", "--epochs", str(MORE_EPOCHS))
-    after = Tracked(old)
-    (longer,) = after.runs.keys() - before.runs.keys()
-    assert after.ids().items() >= before.ids().items()
-    for name, source, epochs in (
-        ("student-1", "student-1", EPOCHS),
-        (longer, "finished-1/trial-0000", MORE_EPOCHS),
+def test_what_a_version_with_other_numbers_has_begun_is_refused_in_one_sentence(old):
+    before = files_of(old / "results")
+    for name, *arguments in (
+        ("interrupted-1", "tune", "--resume", "interrupted-1"),
+        ("interrupted-1", "tune", "--resume", "interrupted-1", "--dry-run"),
+        ("student-1", "train", "--continue", "student-1"),
+        ("finished-1/0", "train", "--continue", "finished-1/0", "--epochs", "4"),
+        ("teacher-1", "reproduce", "teacher-1"),
     ):
-        points = journal_points(old, name)
-        assert set(measured[source]) <= set(points)
-        evaluated = [step for key, step, _, _ in points if key == "val/top1"]
-        assert evaluated == [EPOCH * epoch for epoch in range(1, epochs + 1)]
-        after.check(name)
-        assert after.outcomes()[name] == ("FINISHED", "finished")
+        ended = call(*arguments)
+        assert ended.status == 1, ended
+        assert re.fullmatch(
+            rf"error: {name}: was begun by deit_ray 0\.1\.0 \(commit cf08551\w{{5}}\), which computes "
+            r"other numbers \(numerics 1, here 2\), so it cannot go on here; go on with that version, "
+            r"or begin anew",
+            ended.error,
+        )
+    assert files_of(old / "results") == before
+    assert "numerics" in deit_ray("diff", "finished-1/1", now_begun(old))
+
+
+def now_begun(folder: Path) -> str:
+    """The name of a copy of the old student's run, as this version would have begun it."""
+    shutil.copytree(folder / "results" / "student-1", folder / "results" / "student-2")
+    origin = folder / "results" / "student-2" / "origin.json"
+    entries = json.loads(origin.read_text())
+    entries[-1]["code"]["numerics"] = NUMERICS
+    origin.write_text(json.dumps(entries))
+    return "student-2"
 
 
 def deit_ray(*arguments: str) -> str:

@@ -24,7 +24,7 @@ from deit_ray.results.folders import (
     saved_steps,
 )
 from deit_ray.results.journal import JournalWriter, checkpoint_name, iterate_points
-from deit_ray.results.origin import check_same_inputs
+from deit_ray.results.origin import check_numerics, check_same_inputs
 from deit_ray.study.study import DATABASE, Study
 from deit_ray.terminal.session import Session
 from deit_ray.trial.run import TrainedRun, steps_per_epoch, train_in
@@ -54,7 +54,8 @@ def continue_run(
         session: see `Session`; the run is looked up in its `results`.
 
     Raises:
-        UserError: there is no such run, it cannot be continued, or `epochs` is not above the epochs it has.
+        UserError: there is no such run, it cannot be continued here, or `epochs` is not above the epochs it
+            has.
     """
     session = session or Session()
     folder = find_run(name, session.results)
@@ -66,6 +67,7 @@ def continue_run(
             "or name one of its trials"
         )
     finished = _has_ended(folder, results_of(folder))
+    check_numerics(name, folder)
     check_same_inputs(folder, experiment, shards.read_manifest(experiment.data.uri).fingerprint)
     if not finished:
         if epochs is not None:

@@ -10,7 +10,7 @@ from deit_ray.commands.diff import Difference, compare
 from deit_ray.errors import UserError
 from deit_ray.results.folders import JOURNAL, experiment_of, find_run, name_of, new_folder
 from deit_ray.results.journal import iterate_points
-from deit_ray.results.origin import read_origins
+from deit_ray.results.origin import check_numerics, read_origins
 from deit_ray.study.study import DATABASE
 from deit_ray.terminal.session import Session
 from deit_ray.trial.failure import FAILURE
@@ -59,12 +59,14 @@ def reproduce(name: str, session: Session | None = None) -> Reproduction:
         session: see `Session`; the run is looked up in its `results`.
 
     Raises:
-        UserError: there is no such run, it has measured nothing, or it continues another run.
+        UserError: there is no such run, it has measured nothing, it continues another run, or a version
+            with other numbers has trained it.
     """
     session = session or Session()
     folder = find_run(name, session.results)
     if storage.exists(storage.join(folder, DATABASE)):
         raise UserError(f"{name}: is a study; name one of its trials, such as {posixpath.basename(folder)}/0")
+    check_numerics(name, folder)
     origins, then = read_origins(folder), points_of(folder)
     if origins and "continues" in origins[-1]:
         source = name_of(origins[-1]["continues"]["folder"])

@@ -141,6 +141,8 @@ class Optim(Section):
     schedule_epochs: Count | None = None
     label_smoothing: BelowOne = 0.1  # [DeiT]
     ema_decay: BelowOne = 0.99996  # 0 is off [ref]
+    # none: the decay is constant [ref]. ramp: at step t at most (1 + t) / (10 + t), for runs of few steps
+    ema_warmup: Literal["none", "ramp"] = "none"
 
 
 class Train(Section):

@@ -171,6 +171,11 @@ CONDITIONS: tuple[Condition, ...] = (
         lambda e: e.search.metric.endswith("_ema"),
         "search.metric is {search.metric}, which is not measured on the moving average; rank on val/top1_ema",
     ),
+    (
+        "optim.ema_warmup",
+        lambda e: e.search.metric.endswith("_ema"),
+        "search.metric is {search.metric}, which is not measured on the moving average; rank on val/top1_ema",
+    ),
 )
 
 

@@ -1,4 +1,4 @@
-"""AdamW and the schedule of the learning rate."""
+"""AdamW, the schedule of the learning rate, and the decay of the moving average."""
 
 import math
 
@@ -40,3 +40,14 @@ def lr_at(step: int, steps_per_epoch: int, optim, epochs: int, peak: float) -> f
         return start + (peak - start) * epoch / optim.warmup_epochs
     length = optim.schedule_epochs or epochs
     return low + 0.5 * (peak - low) * (1 + math.cos(math.pi * min(epoch / length, 1)))
+
+
+def ema_decay_at(step: int, optim) -> float:
+    """The part that the moving average keeps at an optimizer step.
+
+    Args:
+        step: number of optimizer steps before this one.
+    """
+    if optim.ema_warmup == "none":
+        return optim.ema_decay
+    return min(optim.ema_decay, (1 + step) / (10 + step))

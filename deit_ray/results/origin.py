@@ -29,6 +29,9 @@ PACKAGES = (
     "numpy",
     "opencv-python-headless",
 )
+# Raised when a version computes other numbers than the version before it from the same experiment, seed and
+# data. 1 is every version without this number. 2: a moving average without timm's warm-up, mixing by view.
+NUMERICS = 2
 MOST_CHANGES = 1_000_000  # characters of uncommitted changes that are kept
 
 
@@ -109,14 +112,35 @@ def check_same_inputs(
         )
 
 
+def check_numerics(name: str, folder: str) -> None:
+    """Checks that this version computes the numbers that a run or study has begun with.
+
+    Args:
+        name: of the run or study, for the message.
+        folder: URI of its folder.
+
+    Raises:
+        UserError: another version has begun it, whose numbers differ.
+    """
+    origin = origin_of(folder)
+    if origin is None or (numerics := origin["code"].get("numerics", 1)) == NUMERICS:
+        return
+    code = origin["code"]
+    version = f"{code['version']}" + (f" (commit {code['commit'][:12]})" if code["commit"] else "")
+    raise UserError(
+        f"{name}: was begun by deit_ray {version}, which computes other numbers (numerics {numerics}, here "
+        f"{NUMERICS}), so it cannot go on here; go on with that version, or begin anew"
+    )
+
+
 def describe_code() -> dict:
-    """The version of this package, its git commit, and the uncommitted changes.
+    """The version of this package, the number of its numerics, its git commit, and the uncommitted changes.
 
     Commit and changes are None if the package is not in a git repository of its own.
     """
     # an installed package may lie within another project's repository, which does not track it
     if _git("ls-files", "--error-unmatch", "__init__.py") is None:
-        return {"version": __version__, "commit": None, "changes": None}
+        return {"version": __version__, "numerics": NUMERICS, "commit": None, "changes": None}
     top = _git("rev-parse", "--show-toplevel").strip()
     changes = _git("-C", top, "diff", "HEAD") or ""
     for name in sorted((_git("ls-files", "--others", "--exclude-standard", "--", "*.py") or "").splitlines()):
@@ -128,6 +152,7 @@ def describe_code() -> dict:
         changes = f"{changes[:MOST_CHANGES]}\n(cut: {len(changes)} characters in all, sha256 {digest})\n"
     return {
         "version": __version__,
+        "numerics": NUMERICS,
         "commit": _git("rev-parse", "HEAD").strip(),
         "changes": changes,
     }

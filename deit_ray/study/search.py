@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from deit_ray import hints
 from deit_ray.errors import Interrupted, UnavailableError, UnexpectedError, UserError, explain_os_error
 from deit_ray.experiment.config import Experiment
-from deit_ray.results.origin import check_same_inputs, note_origin
+from deit_ray.results.origin import check_numerics, check_same_inputs, note_origin
 from deit_ray.terminal.session import Session
 from deit_ray.trial.needs import MODULES
 
@@ -66,8 +66,8 @@ def resume_study(
         session: see `Session`; the study is looked up in its `results`.
 
     Raises:
-        UserError: there is no such study, it is running, its data or teacher have changed, or an override is
-            refused.
+        UserError: there is no such study, it is running, its data or teacher have changed, a version with
+            other numbers has begun it, or an override is refused.
         Interrupted: as for `tune`.
         UnavailableError: as for `tune`.
     """
@@ -75,6 +75,7 @@ def resume_study(
 
     session = session or Session()
     study = Study.open(name, session.results)
+    check_numerics(study.name, study.folder)
     overrides = _with_more_trials(study, overrides, more_trials)
     _check_searchable(study.experiment)
     with study.driving():
@@ -111,6 +112,7 @@ def plan_resume(
 
     session = session or Session()
     study = Study.open(name, session.results)
+    check_numerics(study.name, study.folder)
     overrides = _with_more_trials(study, overrides, more_trials)
     return dry_run(study, overrides)
 

@@ -169,8 +169,7 @@ class TrainStep:
         self.teacher_normalise = Normalise(teacher.mean, teacher.std, device) if teacher else None
         self.optimizer = optim.make_optimizer(model, experiment.optim)
         self.peak_lr = optim.effective_lr(experiment.optim, experiment.train.batch_size)
-        decay = experiment.optim.ema_decay
-        self.ema = ModelEmaV3(model, decay=decay, use_warmup=True) if decay else None
+        self.ema = ModelEmaV3(model) if experiment.optim.ema_decay else None
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(experiment, device))
 
     def __call__(self, batch: Batch, step: int) -> dict[str, torch.Tensor]:
@@ -204,7 +203,8 @@ class TrainStep:
             )
         self.optimizer.step()
         if self.ema:
-            self.ema.update(self.model, step=step + 1)
+            self.ema.decay = optim.ema_decay_at(step, experiment.optim)
+            self.ema.update(self.model)
         return scalars | {"lr": torch.tensor(lr)}
 
     def _teach(self, images_BCHW: torch.Tensor) -> torch.Tensor | None:

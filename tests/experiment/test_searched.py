@@ -68,6 +68,7 @@ VALUES = {  # two values of each key, and what else must be set
     "optim.schedule_epochs": (2, 4),
     "optim.label_smoothing": (0.0, 0.3),
     "optim.ema_decay": (0.1, 0.9),
+    "optim.ema_warmup": ("none", "ramp"),
     "train.batch_size": (8, 6),
     "train.precision": ("float32", "bfloat16"),
 }
@@ -89,6 +90,7 @@ IDLE = {  # keys with which nothing changes, where these are set
     "optim.warmup_lr": {"optim.warmup_epochs": 0},
     "optim.label_smoothing": {"distillation.weight": 1.0},
     "optim.ema_decay": {"search.metric": "val/top1"},
+    "optim.ema_warmup": {"search.metric": "val/top1"},
 }  # fmt: skip
 
 

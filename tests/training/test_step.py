@@ -1,11 +1,13 @@
 """One training step: each searched key changes only its own part of the step."""
 
 import shutil
+from copy import deepcopy
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from timm.utils import ModelEma
 
 from deit_ray.augment import mixing
 from deit_ray.augment.levels import Levels
@@ -138,6 +140,30 @@ def test_the_teacher_sees_the_students_image_by_default(student):
     images, _, teacher_images = make_step(exp).inputs(Batch.of(samples, CPU), 0)
     assert "crops" not in samples.arrays
     assert images is teacher_images
+
+
+def test_the_moving_average_is_timms_and_the_references_whose_decay_is_constant(student):
+    exp = student(**{"optim.ema_decay": 0.9, "optim.ema_warmup": "none"})
+    ramped = make_step(student(**{"optim.ema_decay": 0.9}))  # the digits' recipe has ema_warmup: ramp
+    step = make_step(exp)
+    theirs, by_hand = ModelEma(step.model, decay=0.9), deepcopy(step.model)
+    for number, samples in zip(range(8), local_batches(exp), strict=False):
+        batch = Batch.of(samples, CPU)
+        step(batch, number)
+        ramped(batch, number)
+        theirs.update(step.model)
+        keep = min(0.9, (1, 2, 3, 4, 5, 6, 7, 8)[number] / (10, 11, 12, 13, 14, 15, 16, 17)[number])
+        for average, now in zip(by_hand.parameters(), step.model.parameters(), strict=True):
+            average.data = keep * average.data + (1 - keep) * now.data
+    assert_same(step.ema.module, theirs.ema)
+    assert_same(ramped.ema.module, by_hand)
+    head = [model.head.weight for model in (step.model, step.ema.module, ramped.ema.module)]
+    assert (head[0] - head[1]).abs().mean() > 2 * (head[0] - head[2]).abs().mean()
+
+
+def assert_same(a, b) -> None:
+    for ours, theirs in zip(a.parameters(), b.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
 def test_a_student_learns_from_its_teacher_what_its_labels_do_not_say(tints, tints_teacher, tmp_path):
