@@ -135,7 +135,8 @@ def augment_and_mix(
     erasing.erase(
         pixels, SEED, epoch, ids, ids, chain.levels.random_erasing, normalise.mean[0], normalise.std[0]
     )
-    mix = mixing.draw(chain.levels, SEED, epoch, 0, SIZE, SIZE)
+    one_view, every = np.zeros(len(ids), int), np.ones(len(ids), bool)
+    mix = mixing.draw_batch(chain.levels, SEED, epoch, 0, one_view, every, SIZE, SIZE, CPU)
     return normalise(mix.images(pixels)), mix.targets(mixing.smooth_targets(labels, CLASSES, 0.1))
 
 

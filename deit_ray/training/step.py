@@ -27,12 +27,14 @@ class Batch:
             [batch], 1 if the sample counts and otherwise 0.
         ids, views: int64 NumPy arrays [batch], coordinates of the samples, on the host.
         epoch: the samples' epoch.
+        counted: bool NumPy array [batch], `valid` on the host; None if every sample counts.
     """
 
     tensors: dict[str, torch.Tensor]
     ids: np.ndarray
     views: np.ndarray
     epoch: int
+    counted: np.ndarray | None = None
 
     @classmethod
     def of(cls, samples, device: torch.device) -> "Batch":
@@ -44,7 +46,7 @@ class Batch:
         tensors = {
             name: _to_device(array, device) for name, array in arrays.items() if name not in COORDINATES
         }
-        return cls(tensors, samples.ids, samples.views, samples.epoch)
+        return cls(tensors, samples.ids, samples.views, samples.epoch, samples.valid)
 
     @property
     def images(self) -> torch.Tensor:
@@ -102,7 +104,7 @@ class Inputs:
         """
         images = _to_float(self.augment(batch))
         self.erase(images, batch)
-        mix = self.mix(images, step)
+        mix = self.mix(batch, step)
         targets = mixing.smooth_targets(batch.labels, self.num_classes, self.smoothing)
         images, targets = mix.images(images), mix.targets(targets)
         if not self.teacher_sees_crops:
@@ -125,9 +127,12 @@ class Inputs:
         mean, std = self.normalise.mean[0], self.normalise.std[0]
         erasing.erase(images_BCHW, self.seed, *coordinates, probability, mean, std)
 
-    def mix(self, images_BCHW: torch.Tensor, step: int) -> mixing.Mix:
+    def mix(self, batch: Batch, step: int) -> mixing.BatchMix:
         """How the images of a step are mixed."""
-        return mixing.draw(self.photometric.levels, self.seed, step, self.rank, *images_BCHW.shape[-2:])
+        counted = np.ones(len(batch.views), bool) if batch.counted is None else batch.counted
+        size, device = batch.images.shape[1:3], batch.images.device
+        levels = self.photometric.levels
+        return mixing.draw_batch(levels, self.seed, step, self.rank, batch.views, counted, *size, device)
 
 
 def _to_float(images_BHWC: torch.Tensor) -> torch.Tensor:

@@ -42,8 +42,9 @@ def test_mixing_gives_timms_images_and_targets_for_the_same_draws(kind, monkeypa
         )
         expected = theirs(images.clone(), labels)
         mix = mixing.Mix(lam) if kind == "mixup" else mixing.cut(33, 48, lam, y, x)
-        torch.testing.assert_close(mix.images(images), expected[0])
-        torch.testing.assert_close(mix.targets(mixing.smooth_targets(labels, 3, 0.1)), expected[1])
+        batch = mixing.BatchMix((mixing.Group(mix),))
+        torch.testing.assert_close(batch.images(images), expected[0])
+        torch.testing.assert_close(batch.targets(mixing.smooth_targets(labels, 3, 0.1)), expected[1])
 
 
 def iter_of(*values):
@@ -54,7 +55,7 @@ def iter_of(*values):
 def test_the_shares_are_drawn_as_timm_draws_them():
     np.random.seed(0)
     theirs = [Mixup(mixup_alpha=0.8, cutmix_alpha=1.0)._params_per_batch() for _ in range(2000)]
-    ours = [mixing.draw(levels(), 0, step, 0, 4, 4) for step in range(2000)]
+    ours = [mixing.draw(levels(), 0, step, 0, 0, 4, 4) for step in range(2000)]
     blends = [mix.lam for mix in ours if mix.box is None]
     assert 900 < len(blends) < 1100  # binomial(2000, 1/2): 100 is 4.5 standard deviations
     assert ks_2samp(blends, [lam for lam, cutmix in theirs if not cutmix]).pvalue > 0.001
@@ -64,11 +65,65 @@ def test_the_shares_are_drawn_as_timm_draws_them():
 def test_cutmix_pastes_the_box_whose_share_is_in_the_target():
     images, labels = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
     for step in range(20):
-        mix = mixing.draw(levels(mixup=0.0), 0, step, 0, 32, 32)
+        mix = batch_mix(levels(mixup=0.0), step, np.zeros(4, int), size=32)
         mixed, targets = mix.images(images), mix.targets(mixing.smooth_targets(labels, 3, 0.0))
         pasted = (mixed[0, 0] == 3).float().mean().item()  # of image 3 in image 0
         assert torch.equal((mixed[0] == 0) | (mixed[0] == 3), torch.ones_like(mixed[0], dtype=torch.bool))
         torch.testing.assert_close(targets[1], torch.tensor([0.0, 1 - pasted, pasted]))
+
+
+def batch_mix(drawn: Levels, step: int, views: np.ndarray, valid=None, size: int = 4, rank: int = 0):
+    valid = np.ones(len(views), bool) if valid is None else valid
+    return mixing.draw_batch(drawn, 0, step, rank, views, valid, size, size, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("begin", [0, 2])  # a batch may begin between two views of an image
+def test_views_are_mixed_as_on_the_references_ranks(begin):
+    """RASampler repeats each image and gives rank r every third sample from r on: there, view r."""
+    places = np.arange(begin, begin + 18)
+    images, views = places // 3, places % 3
+    pixels = torch.rand(18, 3, 16, 16)
+    drawn = set()
+    for step in range(20):
+        mix = batch_mix(levels(), step, views, size=16, rank=5)
+        mixed, one_hot = mix.images(pixels), mix.targets(torch.eye(18))
+        for view in range(3):
+            on_rank = np.flatnonzero(views == view)
+            own = mixing.draw(levels(), 0, step, 5, view, 16, 16)
+            alone = mixing.BatchMix((mixing.Group(own),))  # timm's, by the test above
+            torch.testing.assert_close(mixed[on_rank], alone.images(pixels[on_rank]))
+            torch.testing.assert_close(one_hot[on_rank], alone.targets(torch.eye(18)[on_rank]))
+            drawn.add(own)
+        for sample in range(18):
+            mixed_in = set(one_hot[sample].numpy().nonzero()[0]) - {sample}
+            assert all(images[other] != images[sample] for other in mixed_in)
+            assert all(views[other] == views[sample] for other in mixed_in)
+    assert len(drawn) == 60  # each step and view has a draw of its own
+
+
+def test_view_0_and_a_batch_of_one_view_draw_as_they_did_before_views_were_told_apart():
+    for step in range(20):
+        draws = rng.generator(0, "mix", step, 2)
+        use_cutmix, lam = draws.random() < 0.5, draws.beta(1.0, 1.0)
+        mix = mixing.draw(levels(mixup=1.0), 0, step, 2, 0, 8, 8)
+        assert (mix.box is not None) == use_cutmix
+        assert use_cutmix or mix.lam == lam
+        whole = batch_mix(levels(mixup=1.0), step, np.zeros(6, int), size=8, rank=2)
+        assert whole.groups == (mixing.Group(mix),)
+    pixels = torch.rand(6, 3, 8, 8)
+    blend = mixing.BatchMix((mixing.Group(mixing.Mix(0.3)),))
+    assert torch.equal(blend.images(pixels), pixels.flip(0).lerp_(pixels, 0.3))
+
+
+@pytest.mark.parametrize(("count", "partner"), [(1, 4), (2, 5)])  # 3 meets 4; by view 1-7, 3-5 and 0-6, 2-4
+def test_the_partner_of_an_image_that_cannot_be_decoded_stays_unmixed(count, partner):
+    views, valid = np.arange(8) % count, np.arange(8) != 3
+    pixels, one_hot = torch.rand(8, 3, 4, 4), torch.eye(8)
+    for step in range(10):
+        mix = batch_mix(levels(cutmix=0.0), step, views, valid)
+        torch.testing.assert_close(mix.targets(one_hot)[partner], one_hot[partner])
+        torch.testing.assert_close(mix.images(pixels)[partner], pixels[partner])
+        assert mix.targets(one_hot)[0].count_nonzero() == 2
 
 
 def test_erasing_gives_timms_images_for_the_same_draws(monkeypatch):

@@ -2,6 +2,7 @@
 
 import shutil
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -128,9 +129,9 @@ def test_the_teacher_can_see_the_crop_mixed_as_the_students_image_is(student):
     assert all(torch.equal(a, b) for a, b in zip(*seen.values(), strict=True))
     images, _, teacher_images = seen["stream"]
     crops = torch.from_numpy(crops_of(exp)).permute(0, 3, 1, 2).float() / 255
-    mix = mixing.draw(Levels.of(exp.augment), exp.seed, 7, 0, *crops.shape[-2:])
+    mix = mixing.draw(Levels.of(exp.augment), exp.seed, 7, 0, 0, *crops.shape[-2:])
     assert 0 < mix.lam < 1
-    assert torch.equal(teacher_images, mix.images(crops))
+    assert torch.equal(teacher_images, mix.images(crops, crops.flip(0)))
     assert not torch.equal(teacher_images, images)
 
 
@@ -140,6 +141,23 @@ def test_the_teacher_sees_the_students_image_by_default(student):
     images, _, teacher_images = make_step(exp).inputs(Batch.of(samples, CPU), 0)
     assert "crops" not in samples.arrays
     assert images is teacher_images
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_an_image_that_cannot_be_decoded_changes_no_loss(student, views):
+    """Its label is in the shard, and its partner must not learn it. Its image is black, as the stream's."""
+    exp = student(**{"augment.mixup": 0.8, "augment.cutmix": 1.0, "data.views": views})
+    samples = next(local_batches(exp))
+    samples = replace(samples, arrays={name: array.copy() for name, array in samples.arrays.items()})
+    samples.valid[20] = False
+    samples.images[20] = 0
+    found = []
+    for label in (3, 7):
+        samples.labels[20] = label
+        found.append(make_step(exp)(Batch.of(samples, CPU), 0)["loss"].item())
+    assert found[0] == found[1]
+    samples.valid[20] = True
+    assert make_step(exp)(Batch.of(samples, CPU), 0)["loss"].item() != found[1]
 
 
 def test_the_moving_average_is_timms_and_the_references_whose_decay_is_constant(student):
