@@ -2,12 +2,14 @@
 
 import shlex
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from deit_ray.cli.options import Address, Set, Uri, Verbose, check_overrides, fraction_of, load, overrides_of
 from deit_ray.terminal.console import Console
+
+Chroma = Literal["420", "444"]
 
 app = typer.Typer(no_args_is_help=True, help="Prepare, check and show data sets.")
 SHOWN = 20  # classes or problems that are printed at most
@@ -29,6 +31,12 @@ def data_prepare(
         ),
     ] = 256,
     quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality")] = 92,
+    chroma: Annotated[
+        Chroma, typer.Option(help="444 keeps the colours of every pixel, 420 one for four pixels")
+    ] = "420",
+    test_short_side: Annotated[
+        int, typer.Option(min=0, help="the same for the test images; 0 keeps their original bytes")
+    ] = 0,
     format: Annotated[
         str | None,
         typer.Option(
@@ -80,6 +88,8 @@ def data_prepare(
         labels=labels,
         image=image,
         exif=exif,
+        chroma=chroma,
+        test_short_side=test_short_side,
         max_bad=allowed_bad,
         address=address,
         progress=shown_on(console),

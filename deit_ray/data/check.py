@@ -12,9 +12,18 @@ import pyarrow.parquet as pq
 from deit_ray import storage
 from deit_ray.data import shards
 from deit_ray.data.crop import decode
+from deit_ray.data.prepare import CHROMA, QUALITY, SHORT_SIDE, TEST_SHORT_SIDE
+from deit_ray.data.shuffle import earlier_settings
 from deit_ray.data.tasks import run_tasks, workers
 from deit_ray.terminal.format import counted
 from deit_ray.terminal.progress import ShowProgress, silent
+
+DEFAULTS = {
+    "short_side": SHORT_SIDE,
+    "quality": QUALITY,
+    "chroma": CHROMA,
+    "test_short_side": TEST_SHORT_SIDE,
+}
 
 
 @dataclass(frozen=True)
@@ -59,8 +68,20 @@ class Checked:
             elif word.startswith("--out="):
                 words[place] = f"--out={self.uri}"
         if words:
-            return shlex.join(words)
+            return shlex.join(words + self._settings(words))
         return f"deit-ray data prepare SOURCE --out {self.uri}, with the same source and settings as before"
+
+    def _settings(self, words: list[str]) -> list[str]:
+        """Options for the settings that the command does not name and that are not today's defaults."""
+        if "short_side" not in self.made_by:
+            return []
+        recorded = earlier_settings(self.made_by["short_side"]) | self.made_by
+        options = []
+        for key, default in DEFAULTS.items():
+            option = f"--{key.replace('_', '-')}"
+            if recorded[key] != default and not any(word.split("=")[0] == option for word in words):
+                options += [option, str(recorded[key])]
+        return options
 
 
 def check(

@@ -11,6 +11,8 @@ from deit_ray.data.listing import Unreadable
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # callers report unreadable images
 
+CHROMAS = {"420": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420, "444": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444}
+
 
 @dataclass(frozen=True)
 class Converted:
@@ -20,12 +22,16 @@ class Converted:
     remarks: tuple[str, ...]
 
 
-def encode(content: bytes | np.ndarray, short_side: int, quality: int, exif: bool = False) -> bytes:
+def encode(
+    content: bytes | np.ndarray, short_side: int, quality: int, exif: bool = False, chroma: str = "420"
+) -> bytes:
     """The JPEG alone of `convert`."""
-    return convert(content, short_side, quality, exif).jpeg
+    return convert(content, short_side, quality, exif, chroma).jpeg
 
 
-def convert(content: bytes | np.ndarray, short_side: int, quality: int, exif: bool = False) -> Converted:
+def convert(
+    content: bytes | np.ndarray, short_side: int, quality: int, exif: bool = False, chroma: str = "420"
+) -> Converted:
     """Makes an RGB JPEG of the pixels that `decode` makes of an image.
 
     Args:
@@ -33,9 +39,10 @@ def convert(content: bytes | np.ndarray, short_side: int, quality: int, exif: bo
             or bool.
         short_side: an image with a longer short side is scaled down to this many pixels, antialiased. 0 keeps
             every size, and keeps JPEGs unchanged.
-        quality: JPEG quality, 1 to 100. Chroma is 4:2:0.
+        quality: JPEG quality, 1 to 100.
         exif: whether to apply the rotation in EXIF. timm's loader does not, and published checkpoints were
             trained without it.
+        chroma: 444 keeps the colours of every pixel, 420 one for four pixels.
 
     Raises:
         Unreadable: the content is no image, or only a part of one, or its range of values is not declared.
@@ -57,7 +64,7 @@ def convert(content: bytes | np.ndarray, short_side: int, quality: int, exif: bo
         cv2.IMWRITE_JPEG_QUALITY,
         quality,
         cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
-        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+        CHROMAS[chroma],
     ]
     try:
         ok, jpeg = cv2.imencode(".jpg", np.ascontiguousarray(pixels[:, :, ::-1]), parameters)

@@ -12,7 +12,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 
 import cv2
@@ -32,6 +32,8 @@ from deit_ray.terminal.progress import ShowProgress, silent
 
 SHORT_SIDE = 256  # pixels
 QUALITY = 92
+CHROMA = "420"
+TEST_SHORT_SIDE = 0  # the original bytes
 MAX_BAD = 0.001
 ORDER_SEED = 0
 NAMED = 20  # number of duplicates that the manifest names
@@ -72,7 +74,7 @@ class Preparation:
             "source": self.source.fingerprint(),
             "seed": ORDER_SEED,
             "format": shards.FORMAT,
-            **asdict(self.settings),
+            **self.settings.named(),
         }
         return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -107,6 +109,8 @@ def prepare(
     warn: Callable[[str], None] = lambda text: None,
     verbose: bool = False,
     shard_images: int = shards.SHARD,
+    chroma: str = CHROMA,
+    test_short_side: int = TEST_SHORT_SIDE,
 ) -> Prepared:
     """Writes the shards and the manifest of a source. A repeated call only makes what is missing or damaged.
 
@@ -129,6 +133,8 @@ def prepare(
         warn: called with what the person should know before the end, such as what is replaced.
         verbose: see `tasks.workers`.
         shard_images: images in a shard.
+        chroma: 444 keeps the colours of every pixel, 420 one for four pixels.
+        test_short_side: `short_side` of the test images.
 
     Raises:
         UserError: the source, or too many of its images, cannot be read; or `out` holds files of others,
@@ -144,7 +150,8 @@ def prepare(
     Target(out)  # before a long look at the source
     opened = sources.open_source(source, format, labels, image)
     check_files_apart(opened.files(), out)
-    preparation = Preparation(opened, shuffle.Settings(short_side, quality, exif, shard_images))
+    settings = shuffle.Settings(short_side, quality, exif, shard_images, chroma, test_short_side)
+    preparation = Preparation(opened, settings)
     with (
         claimed(out) as check_claim,
         workers(preparation.images, places, address, warn, verbose) as parallel,
@@ -327,7 +334,7 @@ class _Folder:
                 found = self.source.splits[split]
                 rows = np.arange(number * size, min((number + 1) * size, len(found)))
                 images = found.images.take(rows)  # pickling a slice would send the whole table
-                settings = self.preparation.settings
+                settings = self.preparation.settings.of(split)
                 yield (
                     shuffle.Part(images, found.reader, places[split][rows], planned[split], uri, settings),
                 )
@@ -439,7 +446,7 @@ def _make_manifest(
         "version": deit_ray.__version__,
         "opencv": cv2.__version__,
         "key": preparation.key,
-        **asdict(preparation.settings),
+        **preparation.settings.named(),
     }
     return shards.make_manifest(
         source.classes,

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -42,14 +42,31 @@ class Settings:
     """How images become JPEGs and shards.
 
     Attributes:
-        short_side, quality, exif: see `images.convert`.
+        short_side, quality, exif, chroma: see `images.convert`.
         shard_images: images in a shard.
+        test_short_side: `short_side` of the test images.
     """
 
     short_side: int
     quality: int
     exif: bool
     shard_images: int
+    chroma: str
+    test_short_side: int
+
+    def of(self, split: str) -> "Settings":
+        """The settings of a split's images."""
+        return replace(self, short_side=self.test_short_side) if split == "test" else self
+
+    def named(self) -> dict:
+        """The settings by name, without new ones that change nothing; see `earlier_settings`."""
+        earlier = earlier_settings(self.short_side)
+        return {key: value for key, value in asdict(self).items() if earlier.get(key) != value}
+
+
+def earlier_settings(short_side: int) -> dict:
+    """The values that settings had before they existed; a manifest without them was made so."""
+    return {"chroma": "420", "test_short_side": short_side}
 
 
 @dataclass(frozen=True)
@@ -116,7 +133,7 @@ def _encode(content, settings: Settings) -> tuple[bytes | None, str | None, byte
     try:
         if isinstance(content, Unreadable):
             raise content
-        made = images.convert(content, settings.short_side, settings.quality, settings.exif)
+        made = images.convert(content, settings.short_side, settings.quality, settings.exif, settings.chroma)
     except Unreadable as unreadable:
         return None, str(unreadable), None, ()
     source = content if isinstance(content, bytes) else np.ascontiguousarray(content)

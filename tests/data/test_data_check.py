@@ -1,5 +1,6 @@
 """`data check` finds each kind of damage, names it, and suggests the command that repairs it."""
 
+import hashlib
 import json
 import shlex
 import shutil
@@ -74,6 +75,28 @@ def test_the_suggested_command_repairs_a_copy_and_leaves_the_original_alone(tmp_
         assert command[0] == "deit-ray"
         assert call(*command[1:]).status == 0
         assert contents(copy) == contents(out) == before
+
+
+def test_a_data_set_of_an_earlier_version_is_repaired_with_its_own_settings(tmp_path):
+    """Test images were stored as training images are; the command of that time does not say so."""
+    source, out = write_source(tmp_path / "source", 50), tmp_path / "out"
+    arguments = ["data", "prepare", source, "--out", out]
+    assert call(*arguments, "--short-side", 16, "--test-short-side", 16, "--quality", 91).status == 0
+    where = out / "manifest.json"
+    content = json.loads(where.read_text())
+    settings = {"short_side": 16, "quality": 91, "exif": False, "shard_images": shards.SHARD}
+    key = {"source": content["source"]["fingerprint"], "seed": 0, "format": shards.FORMAT, **settings}
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()  # as version 0.1 did
+    assert content["made_by"]["key"] == digest[:16]
+    assert not {"chroma", "test_short_side"} & content["made_by"].keys()
+    content["made_by"]["command"] = shlex.join(map(str, ["deit-ray", *arguments, "--quality=91"]))
+    where.write_text(json.dumps(content))
+    before = contents(out)
+    (out / "test-00000.parquet").unlink()
+    command = shlex.split(call("data", "check", out).out.splitlines()[-1])
+    assert command[-5:] == ["--quality=91", "--short-side", "16", "--test-short-side", "16"]
+    assert call(*command[1:]).status == 0
+    assert contents(out) == before
 
 
 def test_images_labels_and_counts_are_checked(tmp_path):

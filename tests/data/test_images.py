@@ -105,13 +105,16 @@ def test_the_short_side_is_bounded_and_the_shape_kept():
     assert decode(encode(smooth(257, 9000), 256, 92)).shape == (256, 8965, 3)
 
 
-def test_the_jpeg_has_the_quality_and_the_chroma_that_are_said():
+@pytest.mark.parametrize(
+    ("chroma", "layers"), [("420", [(2, 2), (1, 1), (1, 1)]), ("444", [(1, 1), (1, 1), (1, 1)])]
+)
+def test_the_jpeg_has_the_quality_and_the_chroma_that_are_said(chroma, layers):
     with (
-        Image.open(io.BytesIO(encode(smooth(), 256, 92))) as image,
+        Image.open(io.BytesIO(encode(smooth(), 256, 92, chroma=chroma))) as image,
         Image.open(io.BytesIO(written("JPEG", smooth(), quality=92))) as reference,
     ):
         assert image.quantization == reference.quantization
-        assert [layer[1:3] for layer in image.layer] == [(2, 2), (1, 1), (1, 1)]  # 4:2:0
+        assert [layer[1:3] for layer in image.layer] == layers
 
 
 def test_the_resize_is_antialiased_as_pils():

@@ -90,6 +90,24 @@ def test_images_become_rgb_jpeg_of_a_bounded_short_side(folders, tmp_path):
     assert all(shape[2] == 3 and min(shape[:2]) <= 64 for shape in shapes)
 
 
+def test_test_images_keep_their_bytes_unless_a_size_is_given(tmp_path):
+    for split in ("train", "test"):
+        for number in range(2):
+            for name in "ab":
+                write_image(tmp_path / "source" / split / name / f"{number}.jpg", (500, 400), seed=number)
+    source = {path.read_bytes() for path in (tmp_path / "source").rglob("*.jpg")}
+    for given, kept, shape in (({}, True, (500, 400, 3)), ({"test_short_side": 64}, False, (80, 64, 3))):
+        out = str(tmp_path / f"out-{kept}")
+        prepare(str(tmp_path / "source"), out, short_side=32, **given)
+        images = {}
+        for split in ("train", "test"):
+            (table,) = shards.read_row_groups(f"{out}/{split}-00000.parquet", [0])
+            images[split] = [image.as_py() for image in table["image"]]
+        assert {decode(image).shape for image in images["train"]} == {(40, 32, 3)}
+        assert {decode(image).shape for image in images["test"]} == {shape}
+        assert (set(images["test"]) <= source) == kept
+
+
 def test_an_unreadable_image_is_left_out_and_listed_with_its_reason(folders, tmp_path):
     (folders / "dog" / "broken.jpg").write_bytes(b"no image")
     prepared = prepare(str(folders), str(tmp_path / "out"), max_bad=0.1)
