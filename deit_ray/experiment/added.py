@@ -9,6 +9,10 @@ from typing import Any
 # A new field in config.py needs one row here: its dotted key, and the value of the earlier behaviour.
 ADDED_KEYS: dict[str, Any] = {
     "optim.ema_warmup": "ramp",
+    "optim.label_loss": "cross_entropy",
+    "optim.optimizer": "adamw",
+    "optim.schedule_per": "step",
+    "student.layer_scale": None,
 }
 
 

@@ -101,6 +101,8 @@ class Student(Section):
     depth: Count | None = None
     heads: Count | None = None
     drop_path: BelowOne = 0.1  # stochastic depth [DeiT]
+    # first factors of LayerScale, such as 1e-4 (arXiv:2103.17239); by default the architecture's own, if any
+    layer_scale: Positive | None = None
 
 
 class Teacher(Section):
@@ -128,8 +130,11 @@ class Distillation(Section):
 
 
 class Optim(Section):
-    """AdamW with linear warm-up and a cosine [DeiT]."""
+    """AdamW with linear warm-up and a cosine [DeiT]; [III] is DeiT III, arXiv:2204.07118."""
 
+    optimizer: Literal["adamw", "lamb"] = "adamw"  # [DeiT], and [III]
+    # the labels' loss: cross entropy [DeiT], or binary cross entropy with every mixed class a target [III]
+    label_loss: Literal["cross_entropy", "bce"] = "cross_entropy"
     lr: Positive = 5e-4  # [DeiT]
     scale_lr: bool = True  # lr x batch_size / 512 [DeiT]
     weight_decay: NotNegative = 0.05  # [DeiT]
@@ -139,6 +144,7 @@ class Optim(Section):
     clip_grad: Positive | None = None  # largest gradient norm; null does not clip [ref]
     # epochs of the cosine, by default train.epochs; after it the rate stays at min_lr
     schedule_epochs: Count | None = None
+    schedule_per: Literal["step", "epoch"] = "step"  # how often the rate changes; epoch as in timm
     label_smoothing: BelowOne = 0.1  # [DeiT]
     ema_decay: BelowOne = 0.99996  # 0 is off [ref]
     # none: the decay is constant [ref]. ramp: at step t at most (1 + t) / (10 + t), for runs of few steps
@@ -243,6 +249,11 @@ class Experiment(Section):
             "optim.warmup_epochs",
             f"{self.optim.warmup_epochs} must be below {length} ({self.get(length)}), "
             "the length of the schedule that it begins",
+        )
+        _require(
+            self.optim.label_loss != "bce" or self.optim.label_smoothing == 0,
+            "optim.label_smoothing",
+            f"{self.optim.label_smoothing} makes every class a target of optim.label_loss bce; set it to 0",
         )
         _require(
             self.search.metric != "val/top1_ema" or self.optim.ema_decay > 0,

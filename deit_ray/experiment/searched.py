@@ -35,6 +35,7 @@ SEARCHABLE = (
     "student.depth",
     "student.heads",
     "student.drop_path",
+    "student.layer_scale",
     "distillation.kind",
     "distillation.weight",
     "distillation.temperature",
@@ -51,6 +52,7 @@ SHAPES = (
     "student.width",
     "student.depth",
     "student.heads",
+    "student.layer_scale",
     "data.image_size",
 )
 # values that switch something off; it is then as if the setting were not there
@@ -163,6 +165,11 @@ CONDITIONS: tuple[Condition, ...] = (
     ("optim.scale_lr", lambda e: e.train.batch_size != 512, "train.batch_size is 512, where both are equal"),
     (
         "optim.label_smoothing",
+        lambda e: not (_teaches(e) and e.distillation.weight == 1),
+        "distillation.weight is 1: the labels do not count",
+    ),
+    (
+        "optim.label_loss",
         lambda e: not (_teaches(e) and e.distillation.weight == 1),
         "distillation.weight is 1: the labels do not count",
     ),

@@ -12,6 +12,17 @@ def label_loss(logits_BC: torch.Tensor, targets_BC: torch.Tensor, valid_B: torch
     return _mean(-(targets_BC * F.log_softmax(logits_BC, dim=1)).sum(1), valid_B)
 
 
+def binary_label_loss(
+    logits_BC: torch.Tensor, targets_BC: torch.Tensor, valid_B: torch.Tensor
+) -> torch.Tensor:
+    """Binary cross entropy of each class, mean over classes and valid samples (DeiT III, arXiv:2204.07118).
+
+    Every class with a share of the target is one, as in engine.py of the reference with --bce-loss.
+    """
+    is_target = targets_BC.gt(0).to(logits_BC.dtype)
+    return _mean(F.binary_cross_entropy_with_logits(logits_BC, is_target, reduction="none").mean(1), valid_B)
+
+
 def hard_distillation_loss(
     logits_BC: torch.Tensor, teacher_BC: torch.Tensor, valid_B: torch.Tensor
 ) -> torch.Tensor:
@@ -33,8 +44,16 @@ def soft_distillation_loss(
     return loss / logits_BC.shape[1] if mean == "elements" else loss
 
 
+LABEL_LOSSES = {"cross_entropy": label_loss, "bce": binary_label_loss}
+
+
 def distilled_loss(
-    outputs, targets_BC: torch.Tensor, teacher_BC: torch.Tensor | None, valid_B: torch.Tensor, distillation
+    outputs,
+    targets_BC: torch.Tensor,
+    teacher_BC: torch.Tensor | None,
+    valid_B: torch.Tensor,
+    distillation,
+    label: str = "cross_entropy",
 ) -> dict[str, torch.Tensor]:
     """The training loss and its parts.
 
@@ -45,6 +64,7 @@ def distilled_loss(
         teacher_BC: the teacher's logits; None without distillation.
         valid_B: 1.0 for samples that count, otherwise 0.0.
         distillation: the experiment's section, with kind, weight, temperature and soft_mean.
+        label: the labels' loss, a key of `LABEL_LOSSES`.
 
     Returns:
         `loss`, and with distillation `loss_label` and `loss_teacher`. With one head, both are losses of that
@@ -53,8 +73,8 @@ def distilled_loss(
     cls, dist = outputs if isinstance(outputs, tuple) else (outputs, outputs)
     if distillation.kind == "none":
         fused = (cls + dist) / 2 if isinstance(outputs, tuple) else cls
-        return {"loss": label_loss(fused, targets_BC, valid_B)}
-    from_labels = label_loss(cls, targets_BC, valid_B)
+        return {"loss": LABEL_LOSSES[label](fused, targets_BC, valid_B)}
+    from_labels = LABEL_LOSSES[label](cls, targets_BC, valid_B)
     if distillation.kind == "hard":
         from_teacher = hard_distillation_loss(dist, teacher_BC, valid_B)
     else:

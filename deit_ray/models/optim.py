@@ -1,9 +1,9 @@
-"""AdamW, the schedule of the learning rate, and the decay of the moving average."""
+"""The optimizer, the schedule of the learning rate, and the decay of the moving average."""
 
 import math
 
 import torch
-from timm.optim import param_groups_weight_decay
+from timm.optim import Lamb, param_groups_weight_decay
 from torch import nn
 
 
@@ -13,28 +13,30 @@ def effective_lr(optim, batch_size: int) -> float:
 
 
 def make_optimizer(model: nn.Module, optim) -> torch.optim.Optimizer:
-    """AdamW.
+    """AdamW, or timm's LAMB.
 
     As in timm, biases, norms and the model's own exceptions (tokens, position embedding) do not decay.
     """
     exceptions = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
     groups = param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=exceptions)
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=(0.9, 0.999), eps=1e-8)
+    optimizer = Lamb if optim.optimizer == "lamb" else torch.optim.AdamW
+    return optimizer(groups, lr=optim.lr, betas=(0.9, 0.999), eps=1e-8)
 
 
 def lr_at(step: int, steps_per_epoch: int, optim, epochs: int, peak: float) -> float:
     """The learning rate of an optimizer step: linear warm-up, then a cosine down to min_lr, then constant.
 
     The same as timm's CosineLRScheduler with the reference's settings, where the warm-up counts as part of
-    the cosine. But this schedule changes with every optimizer step, timm's once an epoch. If min_lr or
-    warmup_lr is above the peak, the peak replaces it.
+    the cosine. timm's changes once an epoch, and so does this one with `optim.schedule_per: epoch`;
+    otherwise it changes with every optimizer step. If min_lr or warmup_lr is above the peak, the peak
+    replaces it.
 
     Args:
         step: number of optimizer steps before this one.
         epochs: the run's epochs. The cosine has the same length, unless `optim.schedule_epochs` is set.
         peak: see `effective_lr`.
     """
-    epoch = step / steps_per_epoch
+    epoch = step // steps_per_epoch if optim.schedule_per == "epoch" else step / steps_per_epoch
     low, start = min(optim.min_lr, peak), min(optim.warmup_lr, peak)
     if epoch < optim.warmup_epochs:
         return start + (peak - start) * epoch / optim.warmup_epochs

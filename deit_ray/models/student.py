@@ -11,10 +11,17 @@ from safetensors.torch import save_file
 from torch import nn
 
 from deit_ray.errors import UserError
-from deit_ray.models.weights import METADATA, create_pretrained, make_model, read_weights
+from deit_ray.models.transfer import load_weights, renew_heads
+from deit_ray.models.weights import METADATA, create_pretrained, make_model
 
 # keys of the experiment's `student` section, and the arguments of timm.create_model that they set
-ARGUMENTS = {"patch_size": "patch_size", "width": "embed_dim", "depth": "depth", "heads": "num_heads"}
+ARGUMENTS = {
+    "patch_size": "patch_size",
+    "width": "embed_dim",
+    "depth": "depth",
+    "heads": "num_heads",
+    "layer_scale": "init_values",
+}
 
 
 def model_arguments(student, image_size: int, num_classes: int) -> dict:
@@ -37,6 +44,8 @@ def create_student(student, image_size: int, num_classes: int) -> nn.Module:
     arguments = model_arguments(student, image_size, num_classes)
     if student.init == "pretrained":
         model = create_pretrained(student.model, arguments, "student.init", student.drop_path)
+        if timm.get_pretrained_cfg(student.model).num_classes != num_classes:
+            renew_heads(model)
     else:
         try:
             model = make_model(student.model, student.drop_path, arguments)
@@ -95,71 +104,3 @@ def save_model(path: Path, state: dict[str, torch.Tensor], description: dict) ->
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, path, metadata={"format": "pt", METADATA: json.dumps(description)})
-
-
-def load_weights(model: nn.Module, path: str | Path, key: str) -> None:
-    """Loads a checkpoint as timm does.
-
-    Position embeddings are resized. If the file's head is for another number of classes, the model keeps its
-    own initial head.
-
-    Args:
-        key: the experiment's key, named in errors.
-
-    Raises:
-        UserError: there is no such file, or it holds weights of another architecture.
-    """
-    from timm.models.vision_transformer import checkpoint_filter_fn
-
-    state = read_weights(path, key)
-    own = model.state_dict()
-    state = without_prefix(state, own)
-    if why := token_mismatch(state, own):
-        raise UserError(f"{key}: {path}: {why}")
-    if hasattr(model, "pos_embed") and hasattr(model, "patch_embed"):
-        try:
-            state = checkpoint_filter_fn(state, model)
-        except Exception as error:  # torch's own, about shapes
-            raise UserError(
-                f"{key}: {path}: the weights are of another architecture: {str(error).splitlines()[0]}"
-            ) from None
-    heads = tuple(f"{head}." for head in ("head", "head_dist", "fc", "classifier"))
-    misfits = [name for name in state if name in own and state[name].shape != own[name].shape]
-    for name in [name for name in misfits if name.startswith(heads)]:
-        state.pop(name)
-        misfits.remove(name)
-    missing = [name for name in own if name not in state and not name.startswith(heads)]
-    if misfits or missing:
-        raise UserError(
-            f"{key}: {path}: the weights are of another architecture: "
-            f"{len(missing)} tensors missing, {len(misfits)} of another shape, "
-            f"such as {(misfits + missing)[0]}"
-        )
-    model.load_state_dict(state, strict=False)
-
-
-def without_prefix(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights without a first part that a training script put before every name, such as `model.`."""
-    prefixes = {name.partition(".")[0] + "." for name in state}
-    if len(prefixes) != 1 or state.keys() & own.keys():
-        return state
-    (prefix,) = prefixes
-    shorter = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return shorter if shorter.keys() & own.keys() else state
-
-
-def token_mismatch(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> str | None:
-    """Why weights do not fit a model of which only one has the distillation token; None if that is not so."""
-    if "cls_token" not in state or "cls_token" not in own:
-        return None
-    if "dist_token" in own and "dist_token" not in state:
-        return (
-            "the weights are of a transformer without the distillation token (dist_token), which this model "
-            "has; name a model without it, such as deit_tiny_patch16_224, or weights with it"
-        )
-    if "dist_token" in state and "dist_token" not in own:
-        return (
-            "the weights are of a transformer with the distillation token (dist_token), which this model "
-            "lacks; name a model with it, such as deit_tiny_distilled_patch16_224, or weights without it"
-        )
-    return None

@@ -9,6 +9,7 @@ from torch import nn
 from deit_ray.errors import UserError, first_line
 from deit_ray.models import student
 from deit_ray.models.shapes import shape_of
+from deit_ray.models.transfer import without_prefix
 from deit_ray.models.weights import create_pretrained, read_description, read_weights
 
 KEY = "distillation.teacher.weights"
@@ -121,12 +122,12 @@ def _load(model: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
     Raises:
         UserError: the weights do not fit the model.
     """
-    state = student.without_prefix(state, model.state_dict())
+    state = without_prefix(state, model.state_dict())
     classifier = model.pretrained_cfg["classifier"]
     bias = state.get(f"{classifier if isinstance(classifier, str) else classifier[0]}.bias")
     if bias is not None and len(bias) != model.num_classes:
         model.reset_classifier(len(bias))
-    if why := student.token_mismatch(state, model.state_dict()):
+    if why := token_mismatch(state, model.state_dict()):
         raise UserError(f"{where}: {why}")
     own = {
         name: tensor
@@ -148,3 +149,20 @@ def _load(model: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
             f"{where}: not the weights of this model: {len(wrong)} tensors do not fit, such as {wrong[0]}"
         )
     model.load_state_dict({name: state[name] for name in own}, strict=False)
+
+
+def token_mismatch(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> str | None:
+    """Why weights do not fit a model of which only one has the distillation token; None if that is not so."""
+    if "cls_token" not in state or "cls_token" not in own:
+        return None
+    if "dist_token" in own and "dist_token" not in state:
+        return (
+            "the weights are of a transformer without the distillation token (dist_token), which this model "
+            "has; name a model without it, such as deit_tiny_patch16_224, or weights with it"
+        )
+    if "dist_token" in state and "dist_token" not in own:
+        return (
+            "the weights are of a transformer with the distillation token (dist_token), which this model "
+            "lacks; name a model with it, such as deit_tiny_distilled_patch16_224, or weights without it"
+        )
+    return None

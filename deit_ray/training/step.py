@@ -198,7 +198,14 @@ class TrainStep:
             outputs = self.wrapped(self.normalise(images))
             teacher_logits = self._teach(teacher_images)
         outputs = tuple(o.float() for o in outputs) if isinstance(outputs, tuple) else outputs.float()
-        parts = losses.distilled_loss(outputs, targets, teacher_logits, batch.valid, experiment.distillation)
+        parts = losses.distilled_loss(
+            outputs,
+            targets,
+            teacher_logits,
+            batch.valid,
+            experiment.distillation,
+            experiment.optim.label_loss,
+        )
         self.optimizer.zero_grad(set_to_none=True)
         parts["loss"].backward()
         scalars = {name: value.detach() for name, value in parts.items()}

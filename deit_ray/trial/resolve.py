@@ -127,6 +127,8 @@ def _initial_weights(experiment: Experiment, manifest: shards.Manifest, notes: l
     init = experiment.student.init
     if init == "scratch":
         return None
+    import torch
+
     from deit_ray.models.classes import check_classes
     from deit_ray.models.student import create_student
     from deit_ray.models.weights import read_description
@@ -135,6 +137,7 @@ def _initial_weights(experiment: Experiment, manifest: shards.Manifest, notes: l
         classes = (read_description(init, "student.init") or {}).get("classes")
         if classes is not None and len(classes) == len(manifest.classes):  # else the student's head is new
             notes += check_classes(classes, manifest.classes, f"student.init: {init}")
+    torch.manual_seed(experiment.seed)  # a head for other classes is new
     return create_student(experiment.student, experiment.data.image_size, len(manifest.classes)).state_dict()
 
 

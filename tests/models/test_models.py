@@ -7,6 +7,8 @@ import timm
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
+from timm.loss import BinaryCrossEntropy
+from timm.scheduler import CosineLRScheduler
 
 from deit_ray.errors import UserError
 from deit_ray.experiment.config import Distillation, Experiment, Optim, Student
@@ -74,8 +76,6 @@ def test_samples_that_are_not_valid_count_nowhere():
 
 
 def test_the_schedule_is_timms_cosine_with_warm_up():
-    from timm.scheduler import CosineLRScheduler
-
     optim = Optim(lr=5e-4, warmup_epochs=5, warmup_lr=1e-6, min_lr=1e-5)
     peak = effective_lr(optim, 1024)
     assert peak == 1e-3  # DeiT, section 6: 5e-4 x 1024 / 512
@@ -88,9 +88,69 @@ def test_the_schedule_is_timms_cosine_with_warm_up():
         )
 
 
-def test_a_schedule_of_its_own_length_stays_at_min_lr_behind_it():
-    from timm.scheduler import CosineLRScheduler
+def test_the_rate_of_timms_train_script_is_constant_within_an_epoch():
+    """timm's train.py calls the scheduler with epoch + 1 after each epoch, so epoch e has the rate of e."""
+    optim = Optim(lr=5e-4, schedule_per="epoch")
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-3)
+    theirs = CosineLRScheduler(optimizer, t_initial=300, lr_min=1e-5, warmup_t=5, warmup_lr_init=1e-6)
+    for epoch in range(300):
+        expected = pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+        assert [lr_at(epoch * 7 + step, 7, optim, 300, 1e-3) for step in range(7)] == [expected] * 7
+        theirs.step(epoch + 1)
 
+
+def test_bce_is_the_references_and_timms():
+    """engine.py with --bce-loss: targets.gt(0.0), then torch's BCEWithLogitsLoss over batch and classes."""
+    logits, one_hot = torch.randn(4, 3), torch.eye(3)[[0, 1, 2, 1]]
+    mixed = 0.7 * one_hot + 0.3 * one_hot.flip(0)
+    ours = losses.binary_label_loss(logits, mixed, torch.ones(4))
+    reference = torch.nn.BCEWithLogitsLoss()(logits, mixed.gt(0.0).type(mixed.dtype))
+    torch.testing.assert_close(ours, reference)
+    torch.testing.assert_close(ours, BinaryCrossEntropy(smoothing=0.0, target_threshold=0.0)(logits, mixed))
+    some = losses.binary_label_loss(logits, mixed, torch.tensor([1.0, 0.0, 1.0, 1.0]))
+    torch.testing.assert_close(
+        some, torch.nn.BCEWithLogitsLoss()(logits[[0, 2, 3]], mixed.gt(0.0)[[0, 2, 3]] * 1.0)
+    )
+    parts = losses.distilled_loss(
+        (logits, -logits), mixed, torch.randn(4, 3), torch.ones(4), section(), "bce"
+    )
+    torch.testing.assert_close(parts["loss_label"], ours)
+    assert losses.binary_label_loss(
+        torch.zeros(1, 2), torch.eye(2)[:1], torch.ones(1)
+    ).item() == pytest.approx(math.log(2), rel=1e-6)  # -(ln 1/2 + ln 1/2) / 2
+
+
+def test_bce_with_smoothed_labels_is_refused():
+    tree = {"name": "x", "data": {"uri": "x"}, "distillation": {"kind": "none"}}
+    with pytest.raises(ValidationError, match=r"0\.1 makes every class a target of optim\.label_loss bce"):
+        Experiment.model_validate(tree | {"optim": {"label_loss": "bce"}})
+
+
+def test_the_first_step_of_lamb_is_the_papers():
+    """arXiv:1904.00962, algorithm 2: at the first step, m / sqrt(v) is the sign of the gradient."""
+    model = torch.nn.Linear(2, 1)
+    model.weight.data, model.bias.data = torch.tensor([[3.0, 4.0]]), torch.tensor([1.0])
+    optimizer = make_optimizer(model, Optim(optimizer="lamb", lr=0.1, weight_decay=0.5))
+    model.weight.grad, model.bias.grad = torch.tensor([[0.2, -0.3]]), torch.tensor([0.1])
+    optimizer.step()
+    # weight: sign + decay = (1 + 1.5, -1 + 2), of norm sqrt(7.25), is taken to the weight's norm, 5, and to the
+    # rate; the bias does not decay, and keeps the plain rate
+    scale = 0.1 * 5 / math.sqrt(2.5**2 + 1)
+    torch.testing.assert_close(model.weight.data, torch.tensor([[3 - scale * 2.5, 4 - scale * 1.0]]))
+    torch.testing.assert_close(model.bias.data, torch.tensor([0.9]))
+
+
+def test_layer_scale_is_timms():
+    scaled = student.create_student(TINY.model_copy(update={"layer_scale": 1e-4}), 16, 10)
+    gammas = [p for name, p in scaled.named_parameters() if name.endswith("gamma")]
+    assert len(gammas) == 2 * TINY.depth
+    assert all(torch.equal(gamma, torch.full((48,), 1e-4)) for gamma in gammas)
+    assert not [
+        name for name, _ in student.create_student(TINY, 16, 10).named_parameters() if "gamma" in name
+    ]
+
+
+def test_a_schedule_of_its_own_length_stays_at_min_lr_behind_it():
     optim = Optim(lr=1e-3, warmup_epochs=2, warmup_lr=1e-6, min_lr=1e-5, schedule_epochs=20, scale_lr=False)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-3)
     theirs = CosineLRScheduler(optimizer, t_initial=20, lr_min=1e-5, warmup_t=2, warmup_lr_init=1e-6)

@@ -114,14 +114,14 @@ def test_the_content_decides_not_the_suffix(tmp_path):
 
 
 @pytest.mark.parametrize(("model", "other"), [(DISTILLED, PLAIN), (PLAIN, DISTILLED)])
-def test_weights_with_and_without_the_distillation_token_are_told_apart(tmp_path, model, other):
+def test_a_teachers_weights_with_and_without_the_distillation_token_are_told_apart(tmp_path, model, other):
     path = tmp_path / "w.safetensors"
     save_file(plain(timm.create_model(other, **SMALL).state_dict()), path)
-    section = Student(model=model, init=str(path), patch_size=4, width=12, depth=1, heads=2, drop_path=0.0)
+    section = Distillation(teacher={"weights": str(path), "model": model}).teacher
     with pytest.raises(
-        UserError, match=r"student\.init: .*dist_token\), which this model (has|lacks); name a"
+        UserError, match=r"teacher\.weights: .*dist_token\), which this model (has|lacks); name"
     ):
-        student.create_student(section, 8, 3)
+        read_teacher(section, section.weights, 224, 3)
 
 
 def test_a_transformer_as_teacher_needs_its_own_size_of_images(tmp_path):
