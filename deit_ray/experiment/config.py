@@ -116,7 +116,7 @@ class Teacher(Section):
 
 class Distillation(Section):
     kind: Literal["hard", "soft", "none"] = "hard"  # [DeiT] equations 2 and 3
-    weight: Unit = 0.5  # weight of the teacher's loss against the labels' [DeiT]
+    weight: Unit = 0.5  # weight of the teacher's loss against the labels' [DeiT], which has 0.1 for soft
     temperature: Positive = 3.0  # tau, soft only [DeiT]
     # KL over batch x classes [ref], or over the batch (timm)
     soft_mean: Literal["elements", "batch"] = "elements"

@@ -133,8 +133,8 @@ def test_the_first_step_of_lamb_is_the_papers():
     optimizer = make_optimizer(model, Optim(optimizer="lamb", lr=0.1, weight_decay=0.5))
     model.weight.grad, model.bias.grad = torch.tensor([[0.2, -0.3]]), torch.tensor([0.1])
     optimizer.step()
-    # weight: sign + decay = (1 + 1.5, -1 + 2), of norm sqrt(7.25), is taken to the weight's norm, 5, and to the
-    # rate; the bias does not decay, and keeps the plain rate
+    # weight: sign + decay = (1 + 1.5, -1 + 2), of norm sqrt(7.25), is taken to the norm of the weight, 5, and
+    # to the rate; the bias does not decay, and keeps the plain rate
     scale = 0.1 * 5 / math.sqrt(2.5**2 + 1)
     torch.testing.assert_close(model.weight.data, torch.tensor([[3 - scale * 2.5, 4 - scale * 1.0]]))
     torch.testing.assert_close(model.bias.data, torch.tensor([0.9]))

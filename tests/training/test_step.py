@@ -160,6 +160,18 @@ def test_an_image_that_cannot_be_decoded_changes_no_loss(student, views):
     assert make_step(exp)(Batch.of(samples, CPU), 0)["loss"].item() != found[1]
 
 
+def test_a_trained_student_is_fine_tuned_with_distillation_at_another_size(student, tmp_path):
+    first = train_locally(student(**{"train.epochs": 1, "optim.warmup_epochs": 0}), tmp_path)
+    exp = student(**{"student.init": first.model, "data.image_size": 24, "optim.warmup_epochs": 0})
+    step = make_step(exp)
+    assert step.model.pos_embed.shape[1] == 2 + 6 * 6
+    losses = [step(Batch.of(b, CPU), n) for n, b in zip(range(3), local_batches(exp), strict=False)]
+    scratch = make_step(student(**{"data.image_size": 24, "optim.warmup_epochs": 0}))
+    begun = scratch(Batch.of(next(local_batches(exp)), CPU), 0)
+    assert losses[0]["loss"] < begun["loss"]
+    assert all(part in losses[-1] for part in ("loss_label", "loss_teacher"))
+
+
 def test_the_moving_average_is_timms_and_the_references_whose_decay_is_constant(student):
     exp = student(**{"optim.ema_decay": 0.9, "optim.ema_warmup": "none"})
     ramped = make_step(student(**{"optim.ema_decay": 0.9}))  # the digits' recipe has ema_warmup: ramp
