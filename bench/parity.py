@@ -87,7 +87,7 @@ CASES = {
         "student.layer_scale": 1e-4,
         "optim.label_smoothing": 0.0,
         "optim.label_loss": "bce",
-        "optim.optimizer": "lamb",
+        "optim.kind": "lamb",
         "optim.schedule_per": "epoch",
     },
 }  # fmt: skip
@@ -197,7 +197,7 @@ class TheirStep:
             self.loss = self._timm_loss(network)
         self.peak = optim.lr * BATCH / 512
         self.optimizer = create_optimizer_v2(
-            student, opt=optim.optimizer, lr=self.peak, weight_decay=optim.weight_decay, eps=1e-8
+            student, opt=optim.kind, lr=self.peak, weight_decay=optim.weight_decay, eps=1e-8
         )
         self.per_epoch = optim.schedule_per == "epoch"
         length = 1 if self.per_epoch else STEPS_PER_EPOCH

@@ -10,7 +10,7 @@ from typing import Any
 ADDED_KEYS: dict[str, Any] = {
     "optim.ema_warmup": "ramp",
     "optim.label_loss": "cross_entropy",
-    "optim.optimizer": "adamw",
+    "optim.kind": "adamw",
     "optim.schedule_per": "step",
     "student.layer_scale": None,
 }

@@ -132,11 +132,9 @@ class Distillation(Section):
 class Optim(Section):
     """AdamW with linear warm-up and a cosine [DeiT]; [III] is DeiT III, arXiv:2204.07118."""
 
-    optimizer: Literal["adamw", "lamb"] = "adamw"  # [DeiT], and [III]
-    # the labels' loss: cross entropy [DeiT], or binary cross entropy with every mixed class a target [III]
-    label_loss: Literal["cross_entropy", "bce"] = "cross_entropy"
     lr: Positive = 5e-4  # [DeiT]
     scale_lr: bool = True  # lr x batch_size / 512 [DeiT]
+    kind: Literal["adamw", "lamb"] = "adamw"  # [DeiT], and [III]
     weight_decay: NotNegative = 0.05  # [DeiT]
     warmup_epochs: CountOrZero = 5  # [DeiT]
     warmup_lr: NotNegative = 1e-6  # [ref]
@@ -145,6 +143,8 @@ class Optim(Section):
     # epochs of the cosine, by default train.epochs; after it the rate stays at min_lr
     schedule_epochs: Count | None = None
     schedule_per: Literal["step", "epoch"] = "step"  # how often the rate changes; epoch as in timm
+    # the labels' loss: cross entropy [DeiT], or binary cross entropy with every mixed class a target [III]
+    label_loss: Literal["cross_entropy", "bce"] = "cross_entropy"
     label_smoothing: BelowOne = 0.1  # [DeiT]
     ema_decay: BelowOne = 0.99996  # 0 is off [ref]
     # none: the decay is constant [ref]. ramp: at step t at most (1 + t) / (10 + t), for runs of few steps

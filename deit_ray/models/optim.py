@@ -19,7 +19,7 @@ def make_optimizer(model: nn.Module, optim) -> torch.optim.Optimizer:
     """
     exceptions = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
     groups = param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=exceptions)
-    optimizer = Lamb if optim.optimizer == "lamb" else torch.optim.AdamW
+    optimizer = Lamb if optim.kind == "lamb" else torch.optim.AdamW
     return optimizer(groups, lr=optim.lr, betas=(0.9, 0.999), eps=1e-8)
 
 

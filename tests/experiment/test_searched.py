@@ -59,7 +59,7 @@ VALUES = {  # two values of each key, and what else must be set
     "distillation.temperature": (1.0, 4.0),
     "distillation.soft_mean": ("elements", "batch"),
     "distillation.teacher_view": ("student", "crop"),
-    "optim.optimizer": ("adamw", "lamb"),
+    "optim.kind": ("adamw", "lamb"),
     "optim.label_loss": ("cross_entropy", "bce", {"optim.label_smoothing": 0.0}),
     "optim.lr": (1e-3, 5e-3),
     "optim.scale_lr": (True, False),

@@ -130,7 +130,7 @@ def test_the_first_step_of_lamb_is_the_papers():
     """arXiv:1904.00962, algorithm 2: at the first step, m / sqrt(v) is the sign of the gradient."""
     model = torch.nn.Linear(2, 1)
     model.weight.data, model.bias.data = torch.tensor([[3.0, 4.0]]), torch.tensor([1.0])
-    optimizer = make_optimizer(model, Optim(optimizer="lamb", lr=0.1, weight_decay=0.5))
+    optimizer = make_optimizer(model, Optim(kind="lamb", lr=0.1, weight_decay=0.5))
     model.weight.grad, model.bias.grad = torch.tensor([[0.2, -0.3]]), torch.tensor([0.1])
     optimizer.step()
     # weight: sign + decay = (1 + 1.5, -1 + 2), of norm sqrt(7.25), is taken to the norm of the weight, 5, and
