@@ -88,6 +88,22 @@ def test_resizing_is_close_to_pils_antialiased_bicubic(size):
         assert max(up) <= 4
 
 
+def test_a_crop_that_shrinks_a_little_is_as_close_to_pils_as_others():
+    """On noise with structures of two pixels: 0.6 to 0.7 grey levels, and 1.1 to 1.4 without the filter."""
+    noise = np.random.default_rng(0).integers(0, 256, (260, 260, 3), dtype=np.uint8)
+    photo = cv2.GaussianBlur(noise, (0, 0), 0.8)
+    for side in (230, 238, 246):
+        ours = np.empty((224, 224, 3), np.uint8)
+        crop.resize(photo[:side, :side], ours)
+        theirs = np.asarray(Image.fromarray(photo[:side, :side]).resize((224, 224), Image.Resampling.BICUBIC))
+        plain = cv2.resize(photo[:side, :side], (224, 224), interpolation=cv2.INTER_CUBIC)
+        assert far(ours, theirs) < 0.75 * far(plain, theirs) < 1.1
+
+
+def far(a: np.ndarray, b: np.ndarray) -> float:
+    return np.abs(a.astype(int) - b).mean()
+
+
 def test_a_buffer_is_used_where_pixels_fit_into_it_and_changes_none(sound):
     pixels = crop.decode(sound)
     buffer = np.zeros(crop.BUFFER, np.uint8)
