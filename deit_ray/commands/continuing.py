@@ -54,8 +54,7 @@ def continue_run(
         session: see `Session`; the run is looked up in its `results`.
 
     Raises:
-        UserError: there is no such run, it cannot be continued here, or `epochs` is not above the epochs it
-            has.
+        UserError: there is no such run, it cannot be continued, or `epochs` is not above the epochs it has.
     """
     session = session or Session()
     folder = find_run(name, session.results)

@@ -120,7 +120,7 @@ def prepare(
             source or other settings is replaced.
         short_side: images with a longer short side are scaled down to it. 0 keeps sizes, and keeps JPEGs
             unchanged.
-        quality: JPEG quality, 1 to 100.
+        quality, chroma: see `images.convert`.
         command: the command line, recorded in the manifest.
         format: the source's format; by default it is recognised.
         labels: a file with the labels of ILSVRC2012's validation images, instead of the devkit's.
@@ -133,25 +133,21 @@ def prepare(
         warn: called with what the person should know before the end, such as what is replaced.
         verbose: see `tasks.workers`.
         shard_images: images in a shard.
-        chroma: 444 keeps the colours of every pixel, 420 one for four pixels.
         test_short_side: `short_side` of the test images.
 
     Raises:
         UserError: the source, or too many of its images, cannot be read; or `out` holds files of others,
             overlaps with the source, cannot be written, or is written by another preparation.
     """
-    _check_unicode("SOURCE", source)
-    _check_unicode("--out", out)
-    out, places = storage.absolute(out), {"--out": out}
-    if source != sources.DIGITS:
-        places["SOURCE"] = source
-        check_apart(storage.absolute(source), out)
+    places = _check_places(source, out)
+    out = storage.absolute(out)
     check_unclaimed(out)
     Target(out)  # before a long look at the source
     opened = sources.open_source(source, format, labels, image)
     check_files_apart(opened.files(), out)
-    settings = shuffle.Settings(short_side, quality, exif, shard_images, chroma, test_short_side)
-    preparation = Preparation(opened, settings)
+    preparation = Preparation(
+        opened, shuffle.Settings(short_side, quality, exif, shard_images, chroma, test_short_side)
+    )
     with (
         claimed(out) as check_claim,
         workers(preparation.images, places, address, warn, verbose) as parallel,
@@ -172,6 +168,20 @@ def _replaced(out: str, manifest: shards.Manifest, source: str) -> str:
     return (
         f"--out {out}: holds a {other} ({images} images), which is replaced once all images are read{made_by}"
     )
+
+
+def _check_places(source: str, out: str) -> dict[str, str]:
+    """What is read and written, by the names of the arguments.
+
+    Raises:
+        UserError: a path is not UTF-8, or both overlap.
+    """
+    _check_unicode("SOURCE", source)
+    _check_unicode("--out", out)
+    if source == sources.DIGITS:
+        return {"--out": out}
+    check_apart(storage.absolute(source), storage.absolute(out))
+    return {"--out": out, "SOURCE": source}
 
 
 def _check_unicode(name: str, path: str) -> None:
