@@ -7,7 +7,7 @@ later: a study or run then goes on with the value in this table, whatever the de
 from typing import Any
 
 # A new field in config.py needs one row here: its dotted key, and the value of the earlier behaviour.
-ADDED_KEYS: dict[str, Any] = {}
+ADDED_KEYS: dict[str, Any] = {"train.gpus_per_worker": 1.0}
 
 
 def with_added_keys(tree: dict) -> dict:
