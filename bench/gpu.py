@@ -205,7 +205,7 @@ def read_back(study) -> dict:
         for number in numbers
         for point in iterate_points(f"{study.trial_folder(number)}/{JOURNAL}")
     }
-    ranking = [number for number, _ in ranked_by_mlflow(uri, study.folder, metric)]
+    ranked = [value for _, value in ranked_by_mlflow(uri, study.folder, metric)]
     speeds = [value for _, name, _, value in measured if name == "perf/images_per_s"]
     return {
         "trials": len(numbers),
@@ -213,7 +213,7 @@ def read_back(study) -> dict:
         "most_at_once": most_at_once([(run.info.start_time, run.info.end_time) for run in runs]),
         "points": len(measured),
         "lost": len(measured - delivered),
-        "ranked_differently": int(ranking != numbers),
+        "ranked_differently": int(ranked != board["best"].tolist()),
         "best_val_top1": study.best().value,
         "fastest_images_per_s": round(max(speeds), 1),
         "gpu_hours": round(study.spent.gpu_s / 3600, 4),

@@ -24,7 +24,8 @@ rounds' ratios. A batch of one contender is never another's, and every contender
   the time of a step and the card's dense bfloat16 peak. `mfu_of_matmul_deit_b` has the measured rate of a
   product of two 8192 x 8192 matrices as its denominator instead of the peak.
 
-    python bench/step.py [--models NAME...] [--batch N] [--rounds N] [--steps N] [--all] [--tiny]
+    python bench/step.py [--models NAME...] [--batch N] [--rounds N] [--steps N] [--threads N] [--all]
+                          [--tiny]
 
 About 4 minutes on 2 CPU cores. --tiny: a small student at 32 pixels on the CPU, to see that everything runs;
 nothing is recorded.
@@ -131,12 +132,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="images of a step; by default 8, on a GPU 256")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, help="steps in a round; by default 2, on a GPU 10")
+    parser.add_argument("--threads", type=int, help="of torch on a CPU; by default one for each core")
     parser.add_argument("--all", action="store_true", help="all models, and timm's --channels-last")
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
     if arguments.tiny:
         print(compare(TINY, "cpu", arguments.rounds, 1, backend="eager") | measure_mfu(TINY, 1))
         return
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     on_gpu = torch.cuda.is_available()
     names = arguments.models or (list(STUDENTS) if arguments.all else ["deit_s" if on_gpu else "deit_ti"])
     figures = {}
@@ -154,6 +158,8 @@ def main() -> None:
         figures |= {(key if len(names) == 1 else f"{key}_{name}"): value for key, value in measured.items()}
     if on_gpu:
         figures |= measure_mfu(gpu_setting("deit_b"), 20)
+    else:
+        figures["threads"] = torch.get_num_threads()
     record("step", figures)
 
 
