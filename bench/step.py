@@ -14,7 +14,8 @@ GPU, RegNetY-200MF on a CPU), 1,000 classes, random weights, synthetic images in
 - timm_compiled_channels_last, with --all: also with --channels-last.
 
 On a GPU, all of them compute in bfloat16 (timm with --amp --amp-dtype bfloat16, which is faster than its
-default, float16, since it needs no loss scaling). On a CPU, they compute in float32.
+default, float16, since it needs no loss scaling). On a CPU, they compute in float32, by default with one
+thread, as train.threads; on a busy machine, the threads of an operation wait for each other.
 
 The contenders take turns: each makes the same number of steps in every round. A ratio is the median of the
 rounds' ratios. A batch of one contender is never another's, and every contender has batches of its own.
@@ -132,15 +133,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="images of a step; by default 8, on a GPU 256")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, help="steps in a round; by default 2, on a GPU 10")
-    parser.add_argument("--threads", type=int, help="of torch on a CPU; by default one for each core")
+    parser.add_argument("--threads", type=int, default=1, help="of torch, for all contenders")
     parser.add_argument("--all", action="store_true", help="all models, and timm's --channels-last")
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     if arguments.tiny:
         print(compare(TINY, "cpu", arguments.rounds, 1, backend="eager") | measure_mfu(TINY, 1))
         return
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     on_gpu = torch.cuda.is_available()
     names = arguments.models or (list(STUDENTS) if arguments.all else ["deit_s" if on_gpu else "deit_ti"])
     figures = {}
@@ -159,7 +159,7 @@ def main() -> None:
     if on_gpu:
         figures |= measure_mfu(gpu_setting("deit_b"), 20)
     else:
-        figures["threads"] = torch.get_num_threads()
+        figures["threads"] = arguments.threads
     record("step", figures)
 
 
