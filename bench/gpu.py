@@ -17,14 +17,14 @@ status is 1 if a part failed or ran out of time.
 - mfu: DeiT-B's share of the card's peak (bench/step.py).
 - stream: JPEGs of 256 pixels through Ray Data to a DeiT-S that is distilled from a RegNetY-16GF.
   `data_wait_frac` is the share of the last evaluation's period in which the GPU waited for the stream.
-- models: with --all, DeiT-Ti, -S and -B beside timm's, also with --channels-last; 10 minutes more.
+- models: with --all, DeiT-Ti, -S and -B beside timm's, also with --channels-last, and ours compiled; 10
+  minutes more.
 
 --tiny: the same parts, on any machine, with small models, images and numbers of steps, to see that everything
 runs. Nothing is recorded. It takes about 2 minutes on 2 CPU cores.
 
-On a machine with no network and without Ray, with the tree and the folder .gpu copied there:
-
-    source .gpu/enter.sh && python3 bench/gpu.py; cp bench/results/gpu.jsonl $OUT
+FOLDER is what `deit-ray data prepare SOURCE --short-side 0 --out FOLDER` writes, where SOURCE has 1,000
+training and 100 test images in each of CIFAR-10's class folders (11 MB).
 """
 
 import argparse
@@ -341,7 +341,7 @@ def measure_models(arguments: argparse.Namespace) -> dict:
         backend = "eager"
         if not arguments.tiny:
             setting, backend = step.gpu_setting(name), "inductor"
-        measured = step.compare(setting, "gpu", 5, 5, backend, channels_last=True)
+        measured = step.compare(setting, "gpu", 5, 5, backend, more=True)
         figures |= {f"{key}_{name}": value for key, value in measured.items()}
         print(json.dumps(measured), flush=True)
     return figures

@@ -12,6 +12,7 @@ GPU, RegNetY-200MF on a CPU), 1,000 classes, random weights, synthetic images in
   makes them on the CPU.
 - timm_compiled: the same with --torchcompile.
 - timm_compiled_channels_last, with --all: also with --channels-last.
+- ours_compiled, with --all: our student and teacher compiled, which training runs do not do yet.
 
 On a GPU, all of them compute in bfloat16 (timm with --amp --amp-dtype bfloat16, which is faster than its
 default, float16, since it needs no loss scaling). On a CPU, they compute in float32, by default with one
@@ -153,7 +154,7 @@ def main() -> None:
             arguments.rounds,
             arguments.steps or steps,
             backend="inductor" if on_gpu else None,
-            channels_last=on_gpu and arguments.all,
+            more=on_gpu and arguments.all,
         )
         figures |= {(key if len(names) == 1 else f"{key}_{name}"): value for key, value in measured.items()}
     if on_gpu:
@@ -176,7 +177,7 @@ def compare(
     rounds: int,
     steps: int,
     backend: str | None = None,
-    channels_last: bool = False,
+    more: bool = False,
 ) -> dict[str, float]:
     """Images/s of all contenders, and the ratios of ours to each of timm's.
 
@@ -184,12 +185,13 @@ def compare(
         prefix: cpu or gpu, the beginning of the ratios' names.
         rounds, steps: each contender makes `steps` steps in each round.
         backend: of torch.compile, with which timm's step is measured too.
-        channels_last: whether it is also compiled with --channels-last.
+        more: adds timm_compiled_channels_last and ours_compiled.
     """
     contenders = {"ours": our_step(setting), "timm": timm_step(setting)}
     if backend:
         contenders["timm_compiled"] = timm_step(setting, backend)
-    if channels_last:
+    if more:
+        contenders["ours_compiled"] = our_step(setting, backend)
         contenders["timm_compiled_channels_last"] = timm_step(setting, backend, channels_last=True)
     seconds = take_turns(contenders, rounds, steps, setting.device)
     figures = {}
@@ -245,9 +247,16 @@ def synchronize(device: torch.device) -> None:
 # Our step
 
 
-def our_step(setting: Setting) -> Callable[[], None]:
-    """Makes `TrainStep` as a worker does; each call of the result is one step."""
+def our_step(setting: Setting, backend: str | None = None) -> Callable[[], None]:
+    """Makes `TrainStep` as a worker does; each call of the result is one step.
+
+    Args:
+        backend: of torch.compile, which no worker uses yet.
+    """
     train_step, batches = make_train_step(setting), our_batches(setting)
+    if backend:
+        train_step.wrapped = torch.compile(train_step.wrapped, backend=backend)
+        train_step.teacher = torch.compile(train_step.teacher, backend=backend)
     steps = iter(range(10**9))
 
     def step() -> None:
