@@ -21,14 +21,18 @@ About 2 minutes on 2 CPU cores.
 import argparse
 import multiprocessing
 import os
+import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
-from record import record
 from sklearn.datasets import load_sample_images
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.record import record
 from deit_ray.augment import erasing, kernel_cv2, kernel_torch, mixing
 from deit_ray.augment.policy import Photometric
 from deit_ray.experiment.config import Experiment

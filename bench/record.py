@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -40,21 +41,33 @@ def _anywhere(argument: str) -> str:
 
 
 def describe_machine() -> dict:
-    """The processor's model, the cores this process may use, and the memory."""
+    """The processor's model, the cores this process may use, the memory, and the GPU if there is one."""
     models = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
         if line.startswith("model name")
     ]
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
+    machine = {
         "cpu": models[0] if models else "unknown",
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(memory_bytes / 2**30, 1),
     }
+    return machine | ({"gpu": gpu} if (gpu := describe_gpu()) else {})
+
+
+def describe_gpu() -> str | None:
+    """The GPU's name, as NVIDIA's driver tells it; None without one."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    found = subprocess.run(command, capture_output=True, text=True)
+    return found.stdout.splitlines()[0] if found.returncode == 0 and found.stdout else None
 
 
 def describe_commit() -> str:
-    """The commit checked out, with -dirty where the tree differs from it."""
+    """The commit checked out, with -dirty where the tree differs from it; unknown in a copy without .git."""
+    if not (ROOT / ".git").exists():
+        return "unknown"
     command = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()

@@ -4,13 +4,14 @@ Marks follow from the fixtures that a test uses; no test marks itself:
 
 - `server`: needs an MLflow, S3 or PostgreSQL server of the test session.
 - `cluster`: needs Ray, either the session's (`ray_cluster`) or one of its own (`own_ray`).
+- `gpu`: runs on a GPU where there is one, otherwise on the CPU (`device`). bench/gpu.py runs these tests.
 - `slow`: needs a Ray of its own, since it kills Ray, changes its environment, counts its processes or runs a
   command as a person does; or sends a whole data set (`digits`) through Ray instead of the few hundred images
   of `tints`; or follows the README from a person's own images to a study (`own_images`).
 
-`make check` runs the tests without any of these marks, `make test` all tests but the slow ones, and
-`make test-all` every test. `make test` covers every promise of docs/reliability.md, and fails if no test has
-called some command of deit-ray (`--every-command`).
+`make check` runs the tests without the marks server, cluster and slow, `make test` all tests but the slow
+ones, and `make test-all` every test. `make test` covers every promise of docs/reliability.md, and fails if no
+test has called some command of deit-ray (`--every-command`).
 """
 
 import shutil
@@ -82,6 +83,8 @@ def pytest_collection_modifyitems(items) -> None:
             item.add_marker(pytest.mark.server)
         if used & RAYS:
             item.add_marker(pytest.mark.cluster)
+        if "device" in used:
+            item.add_marker(pytest.mark.gpu)
         if used & LONG or {"ray_cluster", "digits"} <= used:
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: [item.get_closest_marker(name) is not None for name in ("cluster", "server")])
@@ -99,6 +102,14 @@ def pytest_terminal_summary(terminalreporter, exitstatus, config) -> None:
 
 def _never_called() -> list[str]:
     return [name for name in all_commands() if not commands.succeeded[name]]
+
+
+@pytest.fixture(scope="session")
+def device():
+    """The device of tests that a GPU must pass: a GPU where there is one, otherwise the CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 # Data and experiments

@@ -4,6 +4,7 @@ The host draws the boxes. The noise is made on the images' device. Each value is
 coordinates and the pixel, so the noise depends on neither the batch nor the device.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -41,12 +42,17 @@ def erase(
         return
     states = rng.bits(seed, "erase noise", epoch, ids[places], views[places]).view(np.int64)
     rows = np.column_stack([places, boxes, states])
-    quantiles = torch.from_numpy(normal.quantiles()).to(images_BCHW.device)
+    quantiles = _quantiles(images_BCHW.device)
     # a GPU is fast with all boxes at once, the CPU with one that fits into its cache
     together = len(rows) if images_BCHW.is_cuda else 1
     images_BHWC = images_BCHW.permute(0, 2, 3, 1)
     for first in range(0, len(rows), together):
         _fill(images_BHWC, rows[first : first + together], quantiles, mean.view(3), std.view(3))
+
+
+@functools.cache
+def _quantiles(device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(normal.quantiles()).to(device)
 
 
 def _fill(

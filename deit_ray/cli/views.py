@@ -88,9 +88,11 @@ def _time(found: Plan) -> str:
             "not known: no run of such a student has been measured here; "
             "set the speed of one worker in cost.images_per_s"
         )
-    unit = "GPU-hours" if found.device == "cuda" else "CPU-worker-hours"
     speed = f"{found.rate.images_per_s:.0f} images/s a worker ({found.rate.source})"
-    training = f"{found.worker_hours:.3g} {unit} of training, which take {_duration(found.hours)}"
+    worked = f"{found.worker_hours:.3g} CPU-worker-hours"
+    if found.gpu_hours is not None:
+        worked = f"{found.gpu_hours:.3g} GPU-hours"
+    training = f"{worked} of training, which take {_duration(found.hours)}"
     return f"{training}; {speed}; plus starts and evaluations"
 
 

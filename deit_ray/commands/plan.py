@@ -73,8 +73,15 @@ class Plan:
 
     @property
     def worker_hours(self) -> float | None:
-        """Hours of one worker that training takes, summed over all trials: GPU-hours on cuda."""
+        """Hours of one worker that training takes, summed over all trials."""
         return self.samples / self.rate.images_per_s / 3600 if self.rate else None
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """Hours of one GPU that training takes, summed over all trials; None if no GPU is used."""
+        if self.rate is None or self.device != "cuda":
+            return None
+        return self.worker_hours * self.experiment.train.gpus_per_worker
 
     @property
     def hours(self) -> float | None:
@@ -89,9 +96,9 @@ class Plan:
     def money(self) -> float | None:
         """The price of all GPU-hours; None if a price or a speed is not known, or no GPU is used."""
         per_hour = self.experiment.cost.per_gpu_hour
-        if self.rate is None or self.device != "cuda" or per_hour is None:
+        if self.gpu_hours is None or per_hour is None:
             return None
-        return self.worker_hours * per_hour
+        return self.gpu_hours * per_hour
 
 
 def plan(experiment: Experiment, session: Session | None = None) -> Plan:

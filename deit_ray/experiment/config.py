@@ -160,6 +160,8 @@ class Train(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: Count = 1  # of torch on the CPU; one thread and two differ in the last bits
     cpus_per_worker: Positive = 1.0
+    # part of a GPU that a worker takes, on cuda: with 0.5, two trials share one. Below 1 only with one worker
+    gpus_per_worker: Area = 1.0
     eval_every: Count = 1  # epochs between evaluations, each with a checkpoint
     log_every: Count = 10  # steps between points of the training curves
     max_failures: CountOrZero = 3  # times that a killed worker resumes from its checkpoint
@@ -242,6 +244,12 @@ class Experiment(Section):
             "train.batch_size",
             f"{self.train.batch_size} is global, and must be divisible by train.workers "
             f"({self.train.workers})",
+        )
+        _require(
+            self.train.gpus_per_worker == 1 or self.train.workers == 1,
+            "train.gpus_per_worker",
+            f"{self.train.gpus_per_worker:g} needs train.workers 1, not {self.train.workers}: NCCL refuses "
+            "two workers of a run on one GPU; set it to 1, or train.workers to 1",
         )
         length = "optim.schedule_epochs" if self.optim.schedule_epochs else "train.epochs"
         _require(

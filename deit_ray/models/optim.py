@@ -19,8 +19,11 @@ def make_optimizer(model: nn.Module, optim) -> torch.optim.Optimizer:
     """
     exceptions = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
     groups = param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=exceptions)
-    optimizer = Lamb if optim.kind == "lamb" else torch.optim.AdamW
-    return optimizer(groups, lr=optim.lr, betas=(0.9, 0.999), eps=1e-8)
+    betas, eps = (0.9, 0.999), 1e-8
+    if optim.kind == "lamb":
+        return Lamb(groups, lr=optim.lr, betas=betas, eps=eps)
+    fused = next(model.parameters()).is_cuda or None  # None: torch chooses
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=eps, fused=fused)
 
 
 def lr_at(step: int, steps_per_epoch: int, optim, epochs: int, peak: float) -> float:

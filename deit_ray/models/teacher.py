@@ -107,11 +107,24 @@ def check_size(name: str, arguments: dict, image_size: int, weights: str) -> Non
         raise UserError(f"{KEY}: {weights}: the teacher {name} {why}")
 
 
-def build_teacher(weights: TeacherWeights, device: torch.device) -> nn.Module:
-    """The teacher in evaluation mode, without gradients."""
+def build_teacher(
+    weights: TeacherWeights, device: torch.device, half: torch.dtype | None = None
+) -> nn.Module:
+    """The teacher in evaluation mode, without gradients.
+
+    Args:
+        half: the precision of autocast, if the teacher runs under it; None in float32. On a GPU, the weights
+            that autocast would convert in every step are converted once.
+    """
     model = timm.create_model(weights.model, **weights.arguments)
     model.load_state_dict(weights.state)
-    return model.to(device).eval().requires_grad_(False)
+    model = model.to(device).eval().requires_grad_(False)
+    if device.type == "cuda":
+        model = model.to(memory_format=torch.channels_last)
+        for module in model.modules():
+            if half and isinstance(module, (nn.Conv2d, nn.Linear)):
+                module.to(half)
+    return model
 
 
 def _load(model: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:

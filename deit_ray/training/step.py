@@ -1,11 +1,11 @@
 """One optimizer step: augment, student, teacher, loss, update. Needs torch and timm, not Ray."""
 
+import functools
 import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from timm.utils import ModelEmaV3
 from torch import nn
 
 from deit_ray import rng
@@ -13,6 +13,7 @@ from deit_ray.augment import erasing, kernel_cv2, kernel_torch, mixing
 from deit_ray.augment.policy import Photometric, place_of
 from deit_ray.augment.table import Stage
 from deit_ray.models import losses, optim
+from deit_ray.models.ema import MovingAverage
 from deit_ray.models.teacher import TeacherWeights, build_teacher
 
 COORDINATES = ("ids", "views")
@@ -68,7 +69,19 @@ def _to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     # the arrays are in Ray's object store and read-only, of which torch warns
     with warnings.catch_warnings(action="ignore"):
         tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    if device.type != "cuda":
+        return tensor
+    copies, computations = _copy_stream(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(copies):  # during the step before, which the GPU still computes
+        copied = tensor.pin_memory().to(device, non_blocking=True)
+    computations.wait_stream(copies)
+    copied.record_stream(computations)
+    return copied
+
+
+@functools.cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 class Inputs:
@@ -167,14 +180,17 @@ class TrainStep:
         device: torch.device,
     ):
         self.experiment, self.model, self.wrapped, self.device = experiment, model, wrapped, device
+        if device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # all steps have the same shapes
         self.steps_per_epoch, self.rank = steps_per_epoch, rank
         self.inputs = Inputs(experiment, num_classes, rank, device)
         self.normalise = self.inputs.normalise
-        self.teacher = build_teacher(teacher, device) if teacher else None
+        half = torch.bfloat16 if uses_bfloat16(experiment, device) else None
+        self.teacher = build_teacher(teacher, device, half) if teacher else None
         self.teacher_normalise = Normalise(teacher.mean, teacher.std, device) if teacher else None
         self.optimizer = optim.make_optimizer(model, experiment.optim)
         self.peak_lr = optim.effective_lr(experiment.optim, experiment.train.batch_size)
-        self.ema = ModelEmaV3(model) if experiment.optim.ema_decay else None
+        self.ema = MovingAverage(model) if experiment.optim.ema_decay else None
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(experiment, device))
 
     def __call__(self, batch: Batch, step: int) -> dict[str, torch.Tensor]:
@@ -192,11 +208,11 @@ class TrainStep:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         images, targets, teacher_images = self.inputs(batch, step)
+        teacher_logits = self._teach(teacher_images)  # before the student's activations take memory
         torch.manual_seed(rng.integer(experiment.seed, "drop path", step, self.rank))
         self.model.train()
         with self.autocast:
             outputs = self.wrapped(self.normalise(images))
-            teacher_logits = self._teach(teacher_images)
         outputs = tuple(o.float() for o in outputs) if isinstance(outputs, tuple) else outputs.float()
         parts = losses.distilled_loss(
             outputs,
@@ -222,7 +238,7 @@ class TrainStep:
     def _teach(self, images_BCHW: torch.Tensor) -> torch.Tensor | None:
         if self.teacher is None or self.experiment.distillation.kind == "none":
             return None
-        with torch.no_grad():
+        with torch.no_grad(), self.autocast:
             return self.teacher(self.teacher_normalise(images_BCHW)).float()
 
     def state_dict(self) -> dict:
@@ -232,6 +248,9 @@ class TrainStep:
 
     def load_state_dict(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
+        for group, own in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True):
+            if "fused" in own:  # the device decides it, and where torch keeps the number of steps
+                group["fused"] = own["fused"]
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema:
             self.ema.module.load_state_dict(state["ema"])
@@ -260,5 +279,5 @@ def augment_here(images_BHWC: torch.Tensor, stages: list[Stage]) -> torch.Tensor
 def uses_bfloat16(experiment, device: torch.device) -> bool:
     precision = experiment.train.precision
     if precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return precision == "bfloat16"

@@ -82,7 +82,7 @@ def train_worker(**fields) -> None:
             f"the stream starts at step {stream.start}, but the checkpoint is of step {progress.step}"
         )
     journal = JournalWriter(storage.join(job.folder, JOURNAL)) if rank == 0 else None
-    cost = Cost(journal, device, world_size, experiment.train.cpus_per_worker)
+    cost = Cost(journal, device, world_size, experiment.train)
     clock = Clock(stream, device)
 
     for epoch in range(progress.step // max(1, worklist.steps_per_epoch), experiment.train.epochs):
@@ -226,11 +226,10 @@ class TooManyBadImages(HopelessError):
 class Cost:
     """The hours that a run's workers have used. The journal has those from before a resume."""
 
-    def __init__(self, journal: JournalWriter | None, device: torch.device, world_size: int, cpus: float):
+    def __init__(self, journal: JournalWriter | None, device: torch.device, world_size: int, train):
         on_gpu = device.type == "cuda"
-        self.name, self.rate = (
-            ("cost/gpu_hours", world_size) if on_gpu else ("cost/cpu_hours", world_size * cpus)
-        )
+        self.name = "cost/gpu_hours" if on_gpu else "cost/cpu_hours"
+        self.rate = world_size * (train.gpus_per_worker if on_gpu else train.cpus_per_worker)
         self.before = journal.last.get(self.name, (0, 0.0))[1] if journal else 0.0
         self.begin = time.perf_counter()
 

@@ -113,7 +113,8 @@ def make_trainer(
     parent, _, name = storage.absolute(folder).rpartition("/")
     metric = experiment.search.metric
     is_evaluated = metric.split("/")[0] in worklist.evaluations
-    resources = {"CPU": experiment.train.cpus_per_worker} | ({"GPU": 1} if device == "cuda" else {})
+    train = experiment.train
+    gpu = {"GPU": train.gpus_per_worker} if device == "cuda" else {}
     return Trainer(
         run,
         connect.possible_nodes() == 1,
@@ -122,14 +123,14 @@ def make_trainer(
         datasets=datasets,
         dataset_config=data_config,
         scaling_config=ScalingConfig(
-            num_workers=experiment.train.workers,
+            num_workers=train.workers,
             use_gpu=device == "cuda",
-            resources_per_worker=resources,
+            resources_per_worker={"CPU": train.cpus_per_worker} | gpu,
         ),
         run_config=RunConfig(
             name=name,
             storage_path=parent,
-            failure_config=FailureConfig(max_failures=experiment.train.max_failures),
+            failure_config=FailureConfig(max_failures=train.max_failures),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute=metric if is_evaluated else None
             ),

@@ -23,7 +23,7 @@ class Needs:
     def of(cls, experiment: Experiment, device: str) -> "Needs":
         workers = experiment.train.workers
         return cls(
-            gpus=float(workers if device == "cuda" else 0),
+            gpus=workers * experiment.train.gpus_per_worker if device == "cuda" else 0.0,
             cpus=workers * experiment.train.cpus_per_worker,
             stream_cpus=workers * experiment.data.cpus_per_worker,
         )
@@ -31,8 +31,13 @@ class Needs:
     def fit(self, resources: dict[str, float]) -> int:
         """How many such trials fit into a cluster's resources at once."""
         by_cpu = (resources.get("CPU", 0) + 1e-6) // (self.cpus + self.stream_cpus)
-        by_gpu = (resources.get("GPU", 0) + 1e-6) // self.gpus if self.gpus else by_cpu
-        return int(min(by_cpu, by_gpu))
+        return int(min(by_cpu, self._fit_gpus(resources.get("GPU", 0)))) if self.gpus else int(by_cpu)
+
+    def _fit_gpus(self, available: float) -> float:
+        """How many trials fit into a number of GPUs. A trial that takes a part of a GPU fits into one GPU."""
+        if self.gpus < 1:
+            return available // 1 * ((1 + 1e-6) // self.gpus)
+        return (available + 1e-6) // self.gpus
 
     def sum_shown(self, experiment: Experiment) -> str:
         train, data, workers = experiment.train, experiment.data, experiment.train.workers

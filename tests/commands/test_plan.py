@@ -92,6 +92,10 @@ def test_money_and_gpu_hours_where_there_are_gpus(experiment):
         2 * found.worker_hours / 7 / 2
     )  # two rounds of four, two workers each
     assert "GPU-hours of training" in text_of(show_plan(found))
+    halves = exp.with_overrides({"train.workers": 1, "train.gpus_per_worker": 0.5})
+    sharing = plan_of(resolve(halves), {"CPU": 16, "GPU": 3}, "the cluster")
+    assert (sharing.fit, sharing.money) == (6, pytest.approx(found.money / 2))
+    assert f"{sharing.gpu_hours:.3g} GPU-hours of training" in text_of(show_plan(sharing))
     unpriced = exp.with_overrides({"cost.per_gpu_hour": None})
     assert "set the price in cost.per_gpu_hour" in text_of(
         show_plan(plan_of(resolve(unpriced), {"CPU": 16, "GPU": 8}, "the cluster"))

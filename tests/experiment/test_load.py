@@ -59,6 +59,11 @@ def test_override_values_are_read_as_yaml():
         ("augment: {place: gpu}", ["x.yaml: augment.place", "'gpu'", "'auto', 'stream' or 'device'"]),
         ("data: {uri: d, crop_scale: [0.9, 0.1]}", ["x.yaml: data.crop_scale", "[0.9, 0.1]"]),
         ("train: {batch_size: 10, workers: 3}", ["train.batch_size", "10", "divisible by train.workers (3)"]),
+        (
+            "train: {gpus_per_worker: 0.5, workers: 2}",
+            ["train.gpus_per_worker", "0.5", "train.workers 1, not 2"],
+        ),
+        ("train: {gpus_per_worker: 2}", ["x.yaml: train.gpus_per_worker", "2", "less than or equal to 1"]),
         ("train: {epochs: 2}\noptim: {warmup_epochs: 2}", ["optim.warmup_epochs", "2", "below train.epochs"]),
         ("distillation: {kind: hard}", ["distillation.teacher", "missing"]),
         ("search: {space: {optim.lrr: {log: [1e-4, 1e-2]}}}", ["search.space.optim.lrr", "no such key"]),

@@ -162,6 +162,7 @@ def test_a_key_without_effect_is_refused_and_has_none(base, key):
         ("train.threads", [1, 2]),
         ("train.eval_every", [1, 2]),
         ("train.max_failures", [1, 2]),
+        ("train.gpus_per_worker", [0.5, 1.0]),
         ("augment.place", ["stream", "device"]),
         ("data.max_bad", [0.1, 0.2]),
         ("data.cpus_per_worker", [0.5, 1.0]),

@@ -9,10 +9,12 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from timm.loss import BinaryCrossEntropy
 from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
 
 from deit_ray.errors import UserError
 from deit_ray.experiment.config import Distillation, Experiment, Optim, Student
 from deit_ray.models import losses, student, weights
+from deit_ray.models.ema import MovingAverage
 from deit_ray.models.optim import effective_lr, lr_at, make_optimizer
 from deit_ray.models.teacher import build_teacher, read_teacher
 
@@ -269,3 +271,18 @@ def test_a_teachers_weights_under_other_names_load_in_order(tmp_path):
     model = build_teacher(found, torch.device("cpu"))
     assert not any(p.requires_grad for p in model.parameters())
     torch.testing.assert_close(model.fc.weight, load_file(tmp_path / "own.safetensors")["fc.weight"])
+
+
+def test_the_moving_average_is_timms_to_the_bit():
+    model = timm.create_model("test_resnet", num_classes=3)  # with buffers, some of whole numbers
+    averages = [kind(model, decay=0.9, use_warmup=True) for kind in (ModelEmaV3, MovingAverage)]
+    for step in range(1, 6):
+        model(torch.randn(4, 3, 32, 32))
+        for parameter in model.parameters():
+            parameter.data.add_(torch.randn_like(parameter))
+        for average in averages:
+            average.update(model, step=step)
+    theirs, ours = (average.module.state_dict() for average in averages)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert not torch.equal(ours["conv1.0.weight"], model.state_dict()["conv1.0.weight"])
+    assert ours["conv1.1.num_batches_tracked"] == 5

@@ -205,6 +205,15 @@ def test_concurrency_follows_from_needs_and_resources(experiment):
     assert needs.fit({"CPU": 64}) == 0
 
 
+@pytest.mark.parametrize(("part", "fit"), [(1.0, 3), (0.5, 6), (0.4, 6), (1 / 3, 9), (0.7, 3)])
+def test_trials_share_a_gpu_but_none_lies_on_two(experiment, part, fit):
+    needs = Needs.of(experiment("digits_student", {"train.gpus_per_worker": part}), "cuda")
+    assert needs.gpus == part
+    assert needs.fit({"CPU": 64, "GPU": 3}) == fit
+    assert needs.fit({"CPU": 2, "GPU": 3}) == 2
+    assert Needs.of(experiment("digits_student", {"train.gpus_per_worker": part}), "cpu").gpus == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
