@@ -75,7 +75,10 @@ def main() -> None:
     arguments = parse()
     clean_up_when_terminated()
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # children must not inherit that it is ignored
+    # children must not inherit that a signal is ignored, as below nohup; a handler is not inherited
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda number, frame: None)
     cases = chosen(arguments)
     if arguments.list:
         for case in cases:
