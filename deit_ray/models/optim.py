@@ -22,8 +22,7 @@ def make_optimizer(model: nn.Module, optim) -> torch.optim.Optimizer:
     betas, eps = (0.9, 0.999), 1e-8
     if optim.kind == "lamb":
         return Lamb(groups, lr=optim.lr, betas=betas, eps=eps)
-    fused = next(model.parameters()).is_cuda or None  # None: torch chooses
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=eps, fused=fused)
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=eps, fused=True)
 
 
 def lr_at(step: int, steps_per_epoch: int, optim, epochs: int, peak: float) -> float:

@@ -248,9 +248,6 @@ class TrainStep:
 
     def load_state_dict(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
-        for group, own in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True):
-            if "fused" in own:  # the device decides it, and where torch keeps the number of steps
-                group["fused"] = own["fused"]
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema:
             self.ema.module.load_state_dict(state["ema"])

@@ -161,7 +161,7 @@ def test_an_image_that_cannot_be_decoded_changes_no_loss(student, views):
 
 
 def test_a_trained_student_is_fine_tuned_with_distillation_at_another_size(student, tmp_path):
-    first = train_locally(student(**{"train.epochs": 1, "optim.warmup_epochs": 0}), tmp_path)
+    first = train_locally(student(**{"train.epochs": 3, "optim.warmup_epochs": 0}), tmp_path)
     exp = student(**{"student.init": first.model, "data.image_size": 24, "optim.warmup_epochs": 0})
     step = make_step(exp)
     assert step.model.pos_embed.shape[1] == 2 + 6 * 6
