@@ -5,6 +5,7 @@ import json
 import re
 
 import pytest
+import torch
 from PIL import Image
 
 from deit_ray.commands.bench_model import (
@@ -22,6 +23,12 @@ from tests.support.commands import call
 
 SMALL = ["test_vit", "test_resnet"]
 QUICK = {"seconds": 0.1, "batch_size": 2}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Threads of a busy machine wait for one another."""
+    torch.set_num_threads(1)
 
 
 # README_revenge.md of facebookresearch/deit, "GFLOPs"; deit_tiny: arXiv:2012.12877, and timm's own tables
@@ -112,7 +119,7 @@ def test_the_picture_is_written_again_and_says_who_made_it(accuracy, tmp_path):
 
 
 def test_a_study_is_measured_by_the_best_trial_of_each_architecture(finished_study):
-    results = finished_study.results
+    results = str(finished_study.results)
     (model,) = find_models("short", results)  # its trials have one architecture
     assert model.name == "short-1/0"
     assert model.accuracy.metric == "val/top1_ema"
