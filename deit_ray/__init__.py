@@ -24,6 +24,7 @@ _EXPORTS = {
     "save_answers": "commands.mistakes",
     "predict": "commands.predict",
     "bench_data": "commands.bench_data",
+    "bench_model": "commands.bench_model",
     "UserError": "errors",
 }
 __all__ = [*_EXPORTS]

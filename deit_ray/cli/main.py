@@ -75,6 +75,37 @@ def bench_data(
     session.console.say(f"{loaded.name}: {bench_data(loaded, seconds, session).sentence()}")
 
 
+@bench_app.command("model")
+def bench_model(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME...", help="timm models, model.safetensors files, runs, or studies"),
+    ],
+    image_size: Annotated[
+        int | None,
+        typer.Option(min=8, max=1024, help="pixels of a side; by default those of a model's training"),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="images at once; by default 256 on a GPU, 16 on a CPU")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="approximate seconds of each model")] = 5.0,
+    plot: Annotated[
+        str | None,
+        typer.Option(help="picture to write, .png: accuracy over images/s, or images/s over the sizes"),
+    ] = None,
+    results: Results = "results",
+):
+    """Measure images/s of inference on this machine against parameters, multiply-adds and accuracy."""
+    console = Console()
+    console.begin(f"measuring {', '.join(names)}")
+    from deit_ray.cli.views import show_models
+    from deit_ray.commands.bench_model import bench_model
+
+    console.out.print(show_models(bench_model(names, image_size, batch_size, seconds, results, plot)))
+    if plot:
+        console.say(f"{plot}: the same as a picture")
+
+
 @app.command()
 def train(
     experiment: Annotated[str | None, typer.Argument(metavar="EXPERIMENT", help="an experiment file")] = None,

@@ -20,6 +20,7 @@ from deit_ray.terminal.table import FittedTable, PairTable
 if TYPE_CHECKING:  # their imports take seconds, and `status` does not need them
     import pandas as pd
 
+    from deit_ray.commands.bench_model import ModelBench
     from deit_ray.commands.diff import Difference, Pair
     from deit_ray.commands.plan import Plan
     from deit_ray.commands.reproduce import Reproduction
@@ -330,6 +331,32 @@ def show_resume(preview: Preview) -> Group:
     else:
         lines.append(Text(f"  and run {counted(preview.missing, 'new trial')}"))
     return Group(*lines)
+
+
+def show_models(found: ModelBench) -> Group:
+    """A `ModelBench` as the terminal shows it."""
+    table = FittedTable(
+        "model",
+        "images/s",
+        "parameters",
+        "multiply-adds",
+        "accuracy",
+        "pixels",
+        "of",
+        right=("images/s", "parameters", "multiply-adds", "pixels"),
+    )
+    for model in found.models:
+        table.add_row(
+            model.model,
+            f"{model.images_per_s:,.1f}",
+            f"{model.parameters / 1e6:.2f} M",
+            f"{model.multiply_adds / 1e9:.3g} G",
+            str(model.accuracy) if model.accuracy else "-",
+            str(model.image_size),
+            model.name if model.name != model.model else "timm",
+        )
+    how = f"inference on {found.device}, {found.precision}, {found.batch_size} images at once"
+    return Group(Text(how, "bold"), table)
 
 
 def show_studies(found: list[StudyStatus]) -> Group:

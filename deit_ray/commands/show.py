@@ -58,7 +58,7 @@ def show(
     suffix = out.rpartition(".")[2].lower()
     if suffix not in FORMATS:
         raise UserError(f"--out {out}: must end with one of {', '.join('.' + known for known in FORMATS)}")
-    _check_ours(out)
+    check_ours(out, "--out", MADE_BY)
     loaded = _load(uri, experiment, overrides or {})
     manifest = shards.read_manifest(uri)
     available = shards.row_groups(uri, manifest, "train", loaded.data.holdout).images
@@ -82,8 +82,16 @@ def show(
     return f"{out}: {shown}"
 
 
-def _check_ours(out: str) -> None:
-    """Refuses a file that exists and that `show` has not made: it may be a person's."""
+def check_ours(out: str, option: str, made_by: str) -> None:
+    """Refuses a picture that exists and that a command has not made: it may be a person's.
+
+    Args:
+        option: the option that names it, for the message.
+        made_by: what stands in the command's pictures, such as MADE_BY.
+
+    Raises:
+        UserError: it exists, and is another's.
+    """
     if not storage.exists(out):
         return
     try:
@@ -91,8 +99,9 @@ def _check_ours(out: str) -> None:
             notes = (image.info.get("Software"), image.info.get("comment"))
     except (OSError, SyntaxError):
         notes = ()
-    if not {MADE_BY, MADE_BY.encode()} & set(notes):
-        raise UserError(f"--out {out}: exists, and data show has not made it; name another file")
+    if not {made_by, made_by.encode()} & set(notes):
+        command = made_by.removeprefix("deit_ray ")
+        raise UserError(f"{option} {out}: exists, and {command} has not made it; name another file")
 
 
 def _load(uri: str, path: str | None, overrides: dict) -> Experiment:

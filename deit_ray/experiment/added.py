@@ -14,6 +14,7 @@ ADDED_KEYS: dict[str, Any] = {
     "optim.schedule_per": "step",
     "student.layer_scale": None,
     "train.gpus_per_worker": 1.0,
+    "student.drop_path_rule": "linear",
 }
 
 

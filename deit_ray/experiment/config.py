@@ -101,6 +101,8 @@ class Student(Section):
     depth: Count | None = None
     heads: Count | None = None
     drop_path: BelowOne = 0.1  # stochastic depth [DeiT]
+    # the rate rises from 0 in the first block to drop_path in the last [DeiT], or is drop_path in all [III]
+    drop_path_rule: Literal["linear", "uniform"] = "linear"
     # first factors of LayerScale, such as 1e-4 (arXiv:2103.17239); by default the architecture's own, if any
     layer_scale: Positive | None = None
 

@@ -35,6 +35,7 @@ SEARCHABLE = (
     "student.depth",
     "student.heads",
     "student.drop_path",
+    "student.drop_path_rule",
     "student.layer_scale",
     "distillation.kind",
     "distillation.weight",
@@ -96,6 +97,10 @@ def _teaches(experiment: Experiment) -> bool:
     return experiment.distillation.kind != "none" and experiment.distillation.weight > 0
 
 
+def _drops_in_first_block(experiment: Experiment) -> bool:
+    return experiment.student.drop_path_rule == "uniform"
+
+
 CONDITIONS: tuple[Condition, ...] = (
     (
         "augment.strength",
@@ -136,7 +141,13 @@ CONDITIONS: tuple[Condition, ...] = (
     ),
     (
         "student.drop_path",
-        lambda e: e.student.depth != 1,
+        lambda e: _drops_in_first_block(e) or e.student.depth != 1,
+        "student.depth is 1, and the first block drops nothing",
+    ),
+    ("student.drop_path_rule", lambda e: e.student.drop_path > 0, "student.drop_path is 0"),
+    (
+        "student.drop_path_rule",
+        lambda e: _drops_in_first_block(e) or e.student.depth != 1,
         "student.depth is 1, and the first block drops nothing",
     ),
     ("distillation.weight", lambda e: e.distillation.kind != "none", "distillation.kind is none"),

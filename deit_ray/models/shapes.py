@@ -12,7 +12,7 @@ from timm.layers import PatchEmbed
 from torch import nn
 
 from deit_ray.errors import first_line
-from deit_ray.models.student import ARGUMENTS, has_two_heads, unknown_model
+from deit_ray.models.student import ARGUMENTS, has_blocks, has_two_heads, unknown_model
 from deit_ray.models.weights import make_model
 
 MOST_BATCH = 64  # images; more show nothing else
@@ -26,11 +26,13 @@ class Shape:
         refusal: why the model cannot run on such images, to be read after its name; None if it can.
         two_heads: whether it has a distillation token with a head of its own.
         one_pixel_convolutions: whether the output of one of its convolutions is a single pixel.
+        has_blocks: see `student.has_blocks`.
     """
 
     refusal: str | None = None
     two_heads: bool = False
     one_pixel_convolutions: bool = False
+    has_blocks: bool = False
 
 
 def shape_of(
@@ -79,7 +81,7 @@ def _shape_of(name: str, arguments: tuple, image_size: int, batch: int, drops: b
     expected = (batch, given.get("num_classes", getattr(model, "num_classes", None)))
     if not isinstance(outputs, torch.Tensor) or tuple(outputs.shape) != expected:
         return Shape("is not a classifier that gives a number for each image and class")
-    return Shape(None, has_two_heads(model), bool(singles))
+    return Shape(None, has_two_heads(model), bool(singles), has_blocks(model))
 
 
 KEYS = {argument: f"student.{key}" for key, argument in ARGUMENTS.items()} | {

@@ -8,6 +8,7 @@ from pathlib import Path
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.layers import DropPath
 from torch import nn
 
 from deit_ray.errors import UserError
@@ -53,9 +54,26 @@ def create_student(student, image_size: int, num_classes: int) -> nn.Module:
             raise UserError(f"student.model: {student.model!r} with {arguments}: {error}") from None
     if student.init not in ("scratch", "pretrained"):
         load_weights(model, student.init, "student.init")
+    if student.drop_path_rule == "uniform":
+        drop_uniformly(model, student.drop_path)
     if has_two_heads(model):
         model.set_distilled_training(True)
     return model
+
+
+def drop_uniformly(model: nn.Module, rate: float) -> None:
+    """Gives every block of a transformer the same stochastic depth, as models_v2.py of the reference does.
+
+    timm's rate rises from 0 in the first block to its full value in the last.
+    """
+    for block in model.blocks:
+        block.drop_path1, block.drop_path2 = (DropPath(rate) if rate else nn.Identity() for _ in range(2))
+
+
+def has_blocks(model: nn.Module) -> bool:
+    """Whether the model is a transformer whose blocks have two stochastic depths each, as ViT's have."""
+    blocks = getattr(model, "blocks", ())
+    return len(blocks) > 0 and all(hasattr(b, "drop_path1") and hasattr(b, "drop_path2") for b in blocks)
 
 
 def takes_image_size(name: str) -> bool:

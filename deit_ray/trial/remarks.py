@@ -1,4 +1,7 @@
-"""What a person is told before anything is trained: few val images, and a teacher that has learnt nothing."""
+"""What a person is told before anything is trained.
+
+That is: few val images, a student with one head for labels and teacher, a teacher that has learnt nothing.
+"""
 
 import json
 import posixpath
@@ -16,7 +19,29 @@ def remarks_before(experiment: Experiment, manifest: shards.Manifest) -> list[st
     few = None
     if experiment.search.metric.startswith("val/"):
         few = few_images_warning("val", count_val(experiment, manifest))
-    return [remark for remark in (few, teacher_remark(experiment, manifest)) if remark]
+    found = (few, one_head_remark(experiment, manifest), teacher_remark(experiment, manifest))
+    return [remark for remark in found if remark]
+
+
+def one_head_remark(experiment: Experiment, manifest: shards.Manifest) -> str | None:
+    """Names the students, of all that a study may train, whose only head learns from labels and teacher.
+
+    None if each has a distillation token with a head of its own, or if nothing is distilled.
+    """
+    if not experiment.distils:
+        return None
+    from deit_ray.trial.runnable import student_shape  # imports torch and timm
+
+    searched = experiment.search.space.get("student.model")
+    models = searched.values if searched else [experiment.student.model]
+    students = {name: experiment.with_overrides({"student.model": name}) for name in models}
+    one_head = [
+        name for name, own in students.items() if not student_shape(own, len(manifest.classes)).two_heads
+    ]
+    if not one_head:
+        return None
+    lacks = "has no distillation token: its" if len(one_head) == 1 else "have no distillation token: their"
+    return f"{', '.join(one_head)} {lacks} one head learns from the labels and from the teacher's logits"
 
 
 def teacher_remark(experiment: Experiment, manifest: shards.Manifest) -> str | None:

@@ -64,6 +64,11 @@ class Runnable:
         shape = student_shape(own, len(self.manifest.classes))
         if shape.refusal:
             raise UserError(f"student.model: {own.student.model} {shape.refusal}")
+        if own.student.drop_path_rule == "uniform" and not shape.has_blocks:
+            raise UserError(
+                f"student.drop_path_rule: uniform needs the blocks of a transformer such as ViT, which "
+                f"{own.student.model} does not have; use linear"
+            )
         self._check_metric(own, shape)
         if self.teacher is not None and own.distillation.kind != "none":
             weights = self.experiment.distillation.teacher.weights

@@ -101,8 +101,8 @@ def test_every_command_says_something_before_a_large_library_is_loaded(tmp_path)
         "tune": ["x.yaml", "--set", "search.space.optim.lr.log=[1,2]"],
         "status": [], "stop": ["x"], "best": ["x"], "diff": ["x", "x-1"], "reproduce": ["x"], "sync": ["x"],
         "evaluate": ["no.safetensors", "--data", "none"], "predict": ["no.safetensors", "no.png"],
-        "bench data": ["x.yaml"], "data prepare": ["none", "--out", "out"], "data check": ["none"],
-        "data show": ["none"],
+        "bench data": ["x.yaml"], "bench model": ["x"], "data prepare": ["none", "--out", "out"],
+        "data check": ["none"], "data show": ["none"],
     }  # fmt: skip
     assert {*lines, "ui"} >= set(all_commands())
     done = subprocess.run(

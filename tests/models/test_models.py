@@ -32,6 +32,15 @@ def section(**values):
     )
 
 
+@pytest.mark.parametrize("rate", [0.3, 0.0])
+def test_the_stochastic_depth_of_deit_3_is_equal_in_every_block(rate):
+    model = student.create_student(
+        TINY.model_copy(update={"drop_path": rate, "drop_path_rule": "uniform", "depth": 3}), 16, 3
+    )
+    drops = [drop for block in model.blocks for drop in (block.drop_path1, block.drop_path2)]
+    assert [getattr(drop, "drop_prob", 0.0) for drop in drops] == [rate] * 6
+
+
 def test_label_loss_is_the_cross_entropy_of_smoothed_targets():
     from timm.loss import LabelSmoothingCrossEntropy
 

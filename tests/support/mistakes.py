@@ -12,6 +12,7 @@ NEEDED = {
     "sync": ["STUDY"],
     "evaluate": ["MODEL", "--data", "URI"],
     "predict": ["MODEL", "IMAGE"],
+    "bench model": ["NAME"],
 }
 TAKE_AN_EXPERIMENT = ("train", "plan", "tune", "bench data", "data show")
 IN_THE_FILE = {  # values with a wrong key, a wrong type and an exceeded bound, and their messages
@@ -23,6 +24,7 @@ BAD_OPTIONS = {  # wrong types, exceeded bounds, and options that exclude each o
     "data prepare": [["--quality", "high"], ["--quality", "101"], ["--max-bad", "5"]],
     "data show": [["--samples", "many"], ["--samples", "65"]],
     "bench data": [["--seconds", "long"], ["--seconds", "0"]],
+    "bench model": [["--image-size", "4"], ["--batch-size", "0"], ["--seconds", "0"]],
     "train": [["--epochs", "many"], ["--schedule", "rise"], ["--epochs", "3"]],
     "tune": [["--trials", "20", "--resume", "STUDY"], ["--trials", "+2"]],
     "status": [["STUDY", "first"]],

@@ -41,6 +41,10 @@ REFUSED = [  # settings, and what is said of them
     ({"train.batch_size": 5000}, "1294 training images are fewer than one batch of 5000"),
     ({"search.metric": "val/top1_dist", "student.model": PLAIN_DEIT}, "has one head; measured are val/top1,"),
     ({"augment.policy": "nowhere:f"}, r"augment\.policy: 'nowhere:f' cannot be found"),
+    (
+        {"student": {"model": "resnet18", "drop_path_rule": "uniform"}},
+        "uniform needs the blocks of a transformer such as ViT, which resnet18 does not have",
+    ),
     ({"student.init": "nowhere.pth"}, r"student\.init: nowhere\.pth: no such file"),
 ]
 IN_STUDIES = [
@@ -215,6 +219,28 @@ def test_a_teacher_at_chance_is_said(experiment, teacher_file, tmp_path):
             and "its test/top1 is not better than always answering the largest class" in remark
         ]
         assert bool(remarks) is doubted
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({}, None),
+        ({"student": {"model": PLAIN_DEIT, "depth": 1}}, f"{PLAIN_DEIT} has no distillation token: its one"),
+        ({"student": {"model": PLAIN_DEIT, "depth": 1}, "distillation.kind": "none"}, None),
+        (
+            {"search.space": {"student.model": {"choice": [PLAIN_DEIT, "deit_tiny_distilled_patch16_224"]}}},
+            f"{PLAIN_DEIT} has no distillation token: its one head learns from the labels and from the",
+        ),
+    ],
+    ids=str,
+)
+def test_a_student_whose_only_head_learns_from_the_teacher_is_named_once(
+    experiment, teacher_file, keys, said
+):
+    own = experiment("digits_student", {"distillation.teacher": {"weights": teacher_file}} | keys)
+    remarks = [remark for remark in plan(own).remarks if "distillation token" in remark]
+    assert len(remarks) == (said is not None)
+    assert said is None or remarks[0].startswith(said)
 
 
 def test_a_model_whose_classes_have_another_order_teaches_nobody(experiment, tints, tmp_path):
