@@ -13,6 +13,7 @@ import pytest
 
 import deit_ray
 from deit_ray.experiment.load import dump_experiment
+from deit_ray.results.origin import NUMERICS
 from tests.conftest import ROOT
 
 BUILD = "import setuptools.build_meta as backend, sys; print(backend.build_editable(sys.argv[1]))"
@@ -80,7 +81,7 @@ def test_a_checkout_that_was_never_installed_knows_its_version(not_installed):
     assert not_installed("-c", code) == "[]"
     assert not_installed("-m", "deit_ray", "--version") == f"deit-ray {deit_ray.__version__}"
     code = "from deit_ray.results.origin import describe_code; print(describe_code())"
-    expected = {"version": deit_ray.__version__, "commit": None, "changes": None}
+    expected = {"version": deit_ray.__version__, "numerics": NUMERICS, "commit": None, "changes": None}
     assert not_installed("-c", code) == str(expected)
 
 
