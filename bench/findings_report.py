@@ -148,7 +148,7 @@ def figures_of(results: Results) -> dict[str, float]:
     figures["findings"] = len(compared)
     figures["hold"] = sum(verdict.startswith("holds") for verdict in verdicts)
     figures["runs"] = len(results)
-    figures["core_s"] = round(sum(line["seconds"] for line in results.values()))
+    figures["core_s"] = round(sum(line["core_s"] for line in results.values()))
     return figures
 
 

@@ -219,12 +219,12 @@ def train_run(run: Run, work: Path) -> Line:
     """Trains a run to its end. The data, and the results of the runs of its teachers, are in `work`.
 
     Returns:
-        top1 and, with the distillation token, top1_cls and top1_dist, fractions of the test images; seconds;
+        top1 and, with the distillation token, top1_cls and top1_dist, fractions of the test images; core_s;
         curve, of a teacher: (epoch, top1) of each evaluation; teacher_top1, of a distilled student.
     """
     teacher = find_teacher(run, work)
     trial = Trial(run.experiment(work, str(teacher.path) if teacher else UNUSED))
-    begin = time.perf_counter()
+    begin = time.process_time()
     curve = []
     for epoch in range(1, trial.experiment.train.epochs + 1):
         trial.train_epoch()
@@ -237,7 +237,7 @@ def train_run(run: Run, work: Path) -> Line:
         figures["curve"] = curve
     if teacher:
         figures["teacher_top1"] = teacher.top1
-    return figures | {"seconds": round(time.perf_counter() - begin, 1)}
+    return figures | {"core_s": round(time.process_time() - begin, 1)}
 
 
 class Trial:
@@ -360,7 +360,10 @@ def _result_path(run: Run, work: Path) -> Path:
 
 
 def measure(run: Run, work: Path) -> tuple[float, int]:
-    """Estimates a run's seconds from a few of its steps, and counts its steps. Its teacher is not trained."""
+    """Estimates a run's seconds of a core from a few steps, and counts its steps; its teacher is not trained.
+
+    What other processes do at the same time hardly matters.
+    """
     teacher = work / f"untrained-{run.part}.safetensors"
     if not teacher.exists():
         Trial(Run(run.part, "convnet", run.seed).experiment(work)).save(teacher)
@@ -376,7 +379,7 @@ def measure(run: Run, work: Path) -> tuple[float, int]:
 
 
 def _seconds(function: Callable, times: int) -> float:
-    begin = time.perf_counter()
+    begin = time.process_time()
     for _ in range(times):
         function()
-    return (time.perf_counter() - begin) / times
+    return (time.process_time() - begin) / times
