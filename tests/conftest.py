@@ -7,7 +7,8 @@ Marks follow from the fixtures that a test uses; no test marks itself:
 - `gpu`: runs on a GPU where there is one, otherwise on the CPU (`device`). bench/gpu.py runs these tests.
 - `slow`: needs a Ray of its own, since it kills Ray, changes its environment, counts its processes or runs a
   command as a person does; or sends a whole data set (`digits`) through Ray instead of the few hundred images
-  of `tints`; or follows the README from a person's own images to a study (`own_images`).
+  of `tints`; or follows the README from a person's own images to a study (`own_images`); or makes machine
+  code (`compiler`).
 
 `make check` runs the tests without the marks server, cluster and slow, `make test` all tests but the slow
 ones, and `make test-all` every test. `make test` covers every promise of docs/reliability.md, and fails if no
@@ -33,7 +34,7 @@ ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "experiments"
 SERVERS = {"server", "own_server", "s3_server"}
 RAYS = {"ray_cluster", "own_ray"}
-LONG = {"own_ray", "own_images"}
+LONG = {"own_ray", "own_images", "compiler"}
 # of 400 training images a tenth is held out: an epoch has 360 / 72 = 5 steps
 SMALL = {
     "train.batch_size": 72,
@@ -110,6 +111,17 @@ def device():
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(scope="session")
+def compiler() -> str:
+    """The C++ compiler with which torch.compile makes machine code."""
+    from torch._inductor import cpp_builder, exc
+
+    try:
+        return cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler as error:
+        pytest.fail(f"this test needs a C++ compiler, such as g++: {error}")
 
 
 # Data and experiments

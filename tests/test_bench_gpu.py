@@ -31,7 +31,7 @@ def test_the_script_for_a_gpu_runs_from_end_to_end_without_one(own_ray):
         ("step", "gpu_vs_timm_compiled"),
         ("augment", "gpu_share_of_step"),
         ("mfu", "mfu_of_matmul_deit_b"),
-        ("models", "gpu_vs_ours_compiled"),
+        ("models", "gpu_vs_ours_not_compiled"),
     ):
         assert found[part][figure] > 0
     assert 0 <= found["stream"]["data_wait_frac"] < 1

@@ -13,6 +13,7 @@ ADDED_KEYS: dict[str, Any] = {
     "optim.kind": "adamw",
     "optim.schedule_per": "step",
     "student.layer_scale": None,
+    "train.compile": "never",
     "train.gpus_per_worker": 1.0,
     "student.drop_path_rule": "linear",
 }

@@ -160,6 +160,9 @@ class Train(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where the cluster has GPUs
     # auto: bfloat16 autocast where the device has it
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    # whether PyTorch compiles student and teacher: seconds to minutes at the start, then faster steps whose
+    # last bits differ. auto: on a GPU, unless compiling fails there
+    compile: Literal["auto", "always", "never"] = "auto"
     threads: Count = 1  # of torch on the CPU; one thread and two differ in the last bits
     cpus_per_worker: Positive = 1.0
     # part of a GPU that a worker takes, on cuda: with 0.5, two trials share one. Below 1 only with one worker

@@ -107,7 +107,7 @@ def head_logits(model: nn.Module, images_BCHW: torch.Tensor) -> dict[str, torch.
     `fused` is the mean of both heads' logits, as in the reference and timm.
     """
     if not has_two_heads(model):
-        return {"fused": model(images_BCHW)}
+        return {"fused": model.forward(images_BCHW)}  # not compiled: `model(...)` may be, for training
     tokens = model.forward_features(images_BCHW)
     cls, dist = model.head(tokens[:, 0]), model.head_dist(tokens[:, 1])
     return {"fused": (cls + dist) / 2, "cls": cls, "dist": dist}

@@ -31,6 +31,7 @@ class Console:
         if not (self.out.is_terminal or self.out.is_jupyter):
             self.out.width, lasting.trims = PIPED_WIDTH, True
         self.quiet = quiet
+        self._warned: set[str] = set()
 
     def say(self, text: str, style: str | None = None) -> None:
         if not self.quiet:
@@ -43,6 +44,12 @@ class Console:
 
     def warn(self, text: str) -> None:
         self.err.print(f"warning: {text}", style="yellow", markup=False)
+
+    def warn_once(self, text: str) -> None:
+        """Warns, if this text has not been a warning of this method before."""
+        if text not in self._warned:
+            self._warned.add(text)
+            self.warn(text)
 
     def _note_closed(self, reason: str) -> None:
         self.warn(

@@ -22,6 +22,10 @@ SHOWN = 30  # rows of the live table at most
 LONG = 120  # characters that the title, or the list of columns that are not shown, has at most
 SHOWN_METRICS = ("val/loss", "val/top1", "val/top1_balanced", "val/top1_dist", "test/top1")
 RUNNING = "running"
+NOT_COMPILED = (
+    "PyTorch could not compile the models, so training continues without compiling, and slower; the worker's "
+    "log has the reason; train.compile never avoids the attempt"
+)
 
 
 class RunView:
@@ -40,6 +44,7 @@ class RunView:
             self.console.warn(remark)
 
     def reported(self, metrics: dict[str, float]) -> None:
+        _warn_of_compiling(self.console, metrics)
         epoch, total = metrics["epoch"], self.experiment.train.epochs
         left_s = (time.monotonic() - self.began) / epoch * (total - epoch)
         shown = "  ".join(f"{name} {_measured(name, metrics)}" for name in SHOWN_METRICS if name in metrics)
@@ -61,6 +66,12 @@ class RunView:
         images = metrics.get(f"{metric.partition('/')[0]}/images")
         value = show_accuracy(finite[step], images, len(finite))
         self.console.say(f"  kept: the model of step {step}, {metric} {value}, the best of {len(finite)}")
+
+
+def _warn_of_compiling(console: Console, metrics: dict[str, float]) -> None:
+    """Warns once if the models were to be compiled and could not be."""
+    if metrics.get("perf/compiled") == 0:
+        console.warn_once(NOT_COMPILED)
 
 
 def _measured(name: str, metrics: dict[str, float]) -> str:
@@ -147,6 +158,7 @@ class StudyView:
 
     def trial_reported(self, number: int, result: dict) -> None:
         """Shows an evaluation; `result` has its metrics by name."""
+        _warn_of_compiling(self.console, result)
         value = result[self.metric]
         with self.lock:
             row = self.rows.setdefault(number, Row())

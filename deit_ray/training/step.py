@@ -15,6 +15,7 @@ from deit_ray.augment.table import Stage
 from deit_ray.models import losses, optim
 from deit_ray.models.ema import MovingAverage
 from deit_ray.models.teacher import TeacherWeights, build_teacher
+from deit_ray.training.compiled import CompiledModels, is_wanted
 
 COORDINATES = ("ids", "views")
 
@@ -166,6 +167,9 @@ class TrainStep:
         steps_per_epoch: for the schedule.
         rank: this worker's rank, for the mixing draws.
         device: the device of the model.
+
+    Attributes:
+        compiled: the compiled models; None if the models are not to be compiled.
     """
 
     def __init__(
@@ -187,11 +191,15 @@ class TrainStep:
         self.normalise = self.inputs.normalise
         half = torch.bfloat16 if uses_bfloat16(experiment, device) else None
         self.teacher = build_teacher(teacher, device, half) if teacher else None
-        self.teacher_normalise = Normalise(teacher.mean, teacher.std, device) if teacher else None
+        self.teacher_normalise = self._normalise_for(teacher) if teacher else None
         self.optimizer = optim.make_optimizer(model, experiment.optim)
         self.peak_lr = optim.effective_lr(experiment.optim, experiment.train.batch_size)
         self.ema = MovingAverage(model) if experiment.optim.ema_decay else None
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(experiment, device))
+        self.compiled = None
+        if is_wanted(experiment.train.compile, device):
+            models = [model, self.teacher] if self.teacher else [model]
+            self.compiled = CompiledModels(models, always=experiment.train.compile == "always")
 
     def __call__(self, batch: Batch, step: int) -> dict[str, torch.Tensor]:
         """Does one update.
@@ -208,11 +216,13 @@ class TrainStep:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         images, targets, teacher_images = self.inputs(batch, step)
-        teacher_logits = self._teach(teacher_images)  # before the student's activations take memory
+        inputs = self.normalise(images)
+        # before the student's activations take memory
+        teacher_logits = self._teach(teacher_images, inputs if teacher_images is images else None)
         torch.manual_seed(rng.integer(experiment.seed, "drop path", step, self.rank))
         self.model.train()
         with self.autocast:
-            outputs = self.wrapped(self.normalise(images))
+            outputs = self._call(self.wrapped, inputs)
         outputs = tuple(o.float() for o in outputs) if isinstance(outputs, tuple) else outputs.float()
         parts = losses.distilled_loss(
             outputs,
@@ -235,11 +245,29 @@ class TrainStep:
             self.ema.update(self.model)
         return scalars | {"lr": torch.tensor(lr)}
 
-    def _teach(self, images_BCHW: torch.Tensor) -> torch.Tensor | None:
+    def _normalise_for(self, teacher: TeacherWeights) -> "Normalise":
+        """The teacher's normalisation; the student's own if both are equal."""
+        data = self.experiment.data
+        if (teacher.mean, teacher.std) == (data.mean, data.std):
+            return self.normalise
+        return Normalise(teacher.mean, teacher.std, self.device)
+
+    def _teach(self, images_BCHW: torch.Tensor, inputs_BCHW: torch.Tensor | None) -> torch.Tensor | None:
+        """The teacher's logits.
+
+        Args:
+            images_BCHW: the teacher's images in [0, 1].
+            inputs_BCHW: the same images after the student's normalisation; None if the student sees others.
+        """
         if self.teacher is None or self.experiment.distillation.kind == "none":
             return None
+        if inputs_BCHW is None or self.teacher_normalise is not self.normalise:
+            inputs_BCHW = self.teacher_normalise(images_BCHW)
         with torch.no_grad(), self.autocast:
-            return self.teacher(self.teacher_normalise(images_BCHW)).float()
+            return self._call(self.teacher, inputs_BCHW).float()
+
+    def _call(self, module: nn.Module, inputs_BCHW: torch.Tensor):
+        return self.compiled.call(module, inputs_BCHW) if self.compiled else module(inputs_BCHW)
 
     def state_dict(self) -> dict:
         """Everything that the next step depends on, except its number."""

@@ -128,6 +128,8 @@ def train_worker(**fields) -> None:
         show_phase("checkpoint")
         clock.enter("checkpoint")
         metrics |= clock.read() | {"epoch": epoch + 1}
+        if train_step.compiled:
+            metrics["perf/compiled"] = float(train_step.compiled.failure is None)
         with tempfile.TemporaryDirectory() as folder:
             if rank == 0:
                 journal.add(metrics, end)

@@ -161,6 +161,7 @@ def test_a_key_without_effect_is_refused_and_has_none(base, key):
         ("distillation.teacher.model", ["resnet18", "resnet34"]),
         ("student.init", ["scratch", "pretrained"]),
         ("train.device", ["cpu", "cuda"]),
+        ("train.compile", ["auto", "never"]),
         ("train.threads", [1, 2]),
         ("train.eval_every", [1, 2]),
         ("train.max_failures", [1, 2]),

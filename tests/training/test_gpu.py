@@ -25,7 +25,12 @@ DESCRIPTION = {"model": "none"}  # a checkpoint's
 def make_step(device: torch.device, **keys) -> TrainStep:
     """A small distilled step with every part: on the device it augments, erases, mixes, clips, averages."""
     torch.set_num_threads(1)
-    keys = {"augment.place": "device", "optim.clip_grad": 1.0, "optim.warmup_epochs": 0} | keys
+    keys = {
+        "augment.place": "device",
+        "optim.clip_grad": 1.0,
+        "optim.warmup_epochs": 0,
+        "train.compile": "never",  # tests/training/test_compiled.py compiles
+    } | keys
     return make_train_step(dataclasses.replace(TINY, device=device, batch=8), keys)
 
 
