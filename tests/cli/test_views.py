@@ -211,6 +211,18 @@ def test_few_val_images_are_said_and_their_accuracy_is_shown_with_its_interval(i
     assert "kept: the model of step 20, val/top1 1.0000 (" in output.out
 
 
+def test_a_failure_to_compile_is_said_once(capsys):
+    experiment = load_experiment(EXPERIMENTS / "digits_search.yaml", {"distillation.kind": "none"})
+    metrics = {"epoch": 1, "step": 5, "val/top1": 0.5, "val/images": 100.0, "perf/images_per_s": 5.0}
+    for compiled, warnings in ((1.0, 0), (0.0, 1)):
+        console = DeitConsole()
+        run, study = RunView(console, "run-1", experiment), StudyView(console, STUDY, experiment)
+        run.reported(metrics | {"perf/compiled": compiled})
+        for number in range(2):
+            study.trial_reported(number, metrics | {"perf/compiled": compiled})
+        assert capsys.readouterr().err.count("could not compile the models") == warnings
+
+
 @pytest.mark.parametrize(("top1", "said"), [(0.1, True), (0.13, True), (0.9, False)])
 def test_a_teacher_at_chance_is_said_with_its_own_accuracy(top1, said, tmp_path):
     folder = tmp_path / "teacher-1"

@@ -45,13 +45,14 @@ def fresh() -> Iterator[None]:
     """No test finds code that another one has compiled."""
     torch.set_num_threads(1)
     torch.compiler.reset()
+    counters.clear()
     yield
     torch.compiler.reset()
 
 
 @pytest.fixture
 def traced() -> Iterator[None]:
-    with torch.compiler.set_stance(force_backend="aot_eager"):
+    with torch.compiler.set_stance(force_backend="eager"):
         yield
 
 
@@ -104,7 +105,6 @@ def test_a_compiled_step_is_close_to_an_uncompiled_one(device):
 def test_machine_code_is_close_and_is_found_again_on_the_disk(compiler, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     plain = losses(make_step(**{"student.drop_path": 0.0, "train.compile": "never"}))
-    counters.clear()
     assert losses(make_step(**{"student.drop_path": 0.0})) == pytest.approx(plain, rel=1e-5)
     assert "fxgraph_cache_hit" not in counters["inductor"]
     first = losses(make_step(**{"student.drop_path": 0.1}))
@@ -117,59 +117,47 @@ def test_machine_code_is_close_and_is_found_again_on_the_disk(compiler, tmp_path
     assert "fxgraph_cache_miss" not in counters["inductor"]
 
 
-def test_later_steps_and_trials_with_other_searched_values_compile_nothing(traced):
-    step = make_step()
-    first = losses(step, 1)
-    with nothing_is_compiled():
-        losses(step)
-        assert losses(make_step(**SEARCHED), 1) != first
-
-
 @pytest.mark.parametrize("model", [TINY.student, "deit_tiny_patch16_224"])
-def test_evaluation_compiles_nothing_and_leaves_training_compiled(traced, model):
+def test_later_steps_trials_with_other_searched_values_and_evaluations_compile_nothing(traced, model):
     step = make_step(model=model)
-    losses(step)
+    first = losses(step, 1)
     samples = make_samples(3)  # another number than in training
     with nothing_is_compiled():
-        found = evaluate(
-            "val", step.model, step.ema.module, iter([samples]), 1, step.normalise, step.autocast
-        )
         losses(step)
-    assert found["val/images"] == len(samples.ids)
+        assert losses(make_step(model=model, **SEARCHED), 1) != first
+        found = evaluate("val", step.model, None, iter([samples]), 1, step.normalise, step.autocast)
+    assert found["val/images"] == 3
 
 
-def test_a_checkpoint_has_the_names_and_the_moving_average_of_an_uncompiled_model(traced):
-    compiled, plain = make_step(), make_step(**{"train.compile": "never"})
-    losses(compiled)
-    assert list(compiled.model.state_dict()) == list(plain.model.state_dict())
-    plain.load_state_dict(compiled.state_dict())
-    for ours, theirs in zip(compiled.ema.module.parameters(), plain.ema.module.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
-    torch.save(compiled.model, io.BytesIO())
-
-
-def test_a_resumed_compiled_step_equals_an_uninterrupted_one(traced):
-    whole, resumed = make_step(), make_step()
+def test_a_checkpoint_continues_in_the_same_way_and_fits_an_uncompiled_model(traced):
+    whole, resumed, plain = make_step(), make_step(), make_step(**{"train.compile": "never"})
     losses(whole, 2)
-    resumed.load_state_dict(whole.state_dict())
+    saved = io.BytesIO()
+    torch.save(whole.state_dict(), saved)
+    saved.seek(0)
+    state = torch.load(saved, weights_only=True)
+    assert list(state["model"]) == list(plain.model.state_dict())
+    resumed.load_state_dict(state)
+    plain.load_state_dict(state)
     batch = our_batches(TINY)[2]
-    assert whole(batch, 2)["loss"] == resumed(batch, 2)["loss"]
+    assert resumed(batch, 2)["loss"] == whole(batch, 2)["loss"] != plain(batch, 2)["loss"]  # other drop paths
+    for ours, theirs in zip(resumed.ema.module.parameters(), whole.ema.module.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
-def test_the_data_parallel_wrapper_calls_the_compiled_model(traced, tmp_path):
-    """Its small buckets make torch split the model's code, so that gradients are sent while others are
+def test_the_data_parallel_wrapper_calls_the_compiled_model(tmp_path):
+    """With buckets below the model's size, torch splits its code, so that gradients are sent while others are
     computed."""
-    plain = losses(make_step(**{"student.drop_path": 0.0, "train.compile": "never"}))
+    keys = {"student.drop_path": 0.0, "student.width": 192}
+    plain = losses(make_step(**keys, **{"train.compile": "never"}), 2)
     store = f"file://{tmp_path}/store"
     torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
     try:
-        step = make_step(
-            wrap=lambda model: DistributedDataParallel(model, bucket_cap_mb=0.01),
-            **{"student.drop_path": 0.0},
-        )
-        assert losses(step) == pytest.approx(plain, rel=1e-6)
+        step = make_step(wrap=lambda model: DistributedDataParallel(model, bucket_cap_mb=1), **keys)
+        with torch.compiler.set_stance(force_backend="aot_eager"):
+            assert losses(step, 2) == pytest.approx(plain, rel=1e-6)
         assert counters["stats"]["unique_graphs"] == 2
-        assert counters["aot_autograd"]["total"] > 3
+        assert counters["aot_autograd"]["total"] > 3  # the teacher is one piece
     finally:
         torch.distributed.destroy_process_group()
 

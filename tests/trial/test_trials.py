@@ -180,6 +180,14 @@ def test_two_workers_train_and_count_the_same_images(ray_cluster, experiment, te
     assert np.isfinite(trained.metrics["val/loss"])
 
 
+def test_compiled_workers_say_so_and_write_the_same_files(ray_cluster, compiler, small, finished_run):
+    trained = run.train(small(**{"train.compile": "always", "train.workers": 2}))
+    assert trained.metrics["perf/compiled"] == 1
+    assert "perf/compiled" not in {name for name, _ in journal(str(finished_run.folder))}
+    names = [set(load_file(folder / "model.safetensors")) for folder in (trained.folder, finished_run.folder)]
+    assert names[0] == names[1]
+
+
 @pytest.fixture(scope="module")
 def scrambled(digits, tmp_path_factory) -> str:
     """The digits with random labels in `train`; those of `test` are right."""
