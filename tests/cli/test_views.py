@@ -212,7 +212,7 @@ def test_few_val_images_are_said_and_their_accuracy_is_shown_with_its_interval(i
 
 
 def test_a_failure_to_compile_is_said_once(capsys):
-    experiment = load_experiment(EXPERIMENTS / "digits_search.yaml", {"distillation.kind": "none"})
+    experiment = load_experiment(EXPERIMENTS / "digits_search.yaml")
     metrics = {"epoch": 1, "step": 5, "val/top1": 0.5, "val/images": 100.0, "perf/images_per_s": 5.0}
     for compiled, warnings in ((1.0, 0), (0.0, 1)):
         console = DeitConsole()
