@@ -54,8 +54,8 @@ class CompiledModels:
         self.failure = f"PyTorch cannot compile the models: {_reason_of(error)}"
         if self.always:
             raise CannotCompile(
-                f"train.compile: always, but {self.failure}; install what is missing (a C++ compiler, and "
-                "Triton for a GPU), or set train.compile to auto or never"
+                f"train.compile: always, but {self.failure}; install what is missing (g++, and for a GPU "
+                "python3-dev and Triton), or set train.compile to auto or never"
             ) from error
         logging.getLogger(__name__).warning("%s; training continues without compiling", self.failure)
         for model in self.models:

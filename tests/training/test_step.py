@@ -15,7 +15,7 @@ from deit_ray.augment.levels import Levels
 from deit_ray.data import shards
 from deit_ray.data.shards import read_manifest
 from deit_ray.experiment.load import load_experiment
-from deit_ray.training.step import Batch
+from deit_ray.training.step import Batch, Normalise
 from tests.conftest import EXPERIMENTS, SMALL
 from tests.support.training import CPU, local_batches, make_step, train_locally
 
@@ -141,6 +141,20 @@ def test_the_teacher_sees_the_students_image_by_default(student):
     images, _, teacher_images = make_step(exp).inputs(Batch.of(samples, CPU), 0)
     assert "crops" not in samples.arrays
     assert images is teacher_images
+
+
+def test_equal_normalisations_are_done_once_and_change_no_bit(student, teacher_file):
+    data = student().data
+    equal = {"weights": teacher_file, "mean": data.mean, "std": data.std}
+    once, twice = (make_step(student(**{"distillation.teacher": equal})) for _ in range(2))
+    assert once.teacher_normalise is once.normalise
+    twice.teacher_normalise = Normalise(data.mean, data.std, CPU)
+    for number, samples in zip(range(3), local_batches(once.experiment), strict=False):
+        batch = Batch.of(samples, CPU)
+        assert once(batch, number)["loss_teacher"] == twice(batch, number)["loss_teacher"]
+    other = equal | {"std": [0.1, 0.2, 0.3]}
+    step = make_step(student(**{"distillation.teacher": other}))
+    assert step.teacher_normalise is not step.normalise
 
 
 @pytest.mark.parametrize("views", [1, 2])

@@ -184,7 +184,9 @@ def test_compiled_workers_say_so_and_write_the_same_files(ray_cluster, compiler,
     trained = run.train(small(**{"train.compile": "always", "train.workers": 2}))
     assert trained.metrics["perf/compiled"] == 1
     assert "perf/compiled" not in {name for name, _ in journal(str(finished_run.folder))}
-    names = [set(load_file(folder / "model.safetensors")) for folder in (trained.folder, finished_run.folder)]
+    names = [
+        set(load_file(f"{folder}/model.safetensors")) for folder in (trained.folder, finished_run.folder)
+    ]
     assert names[0] == names[1]
 
 
