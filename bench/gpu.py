@@ -349,12 +349,12 @@ def measure_models(arguments: argparse.Namespace) -> dict:
 
 
 PARTS = (
-    Part("tests", 75, run_tests),
+    Part("tests", 100, run_tests),
     Part("study", 120, measure_study),
     Part("step", 180, measure_step),
     Part("augment", 40, measure_augment),
     Part("mfu", 60, measure_mfu),
-    Part("stream", 75, measure_stream),
+    Part("stream", 100, measure_stream),
 )
 MODELS = Part("models", 600, measure_models)
 
