@@ -118,15 +118,16 @@ def _prepare(address: str, warn: Callable[[str], None]) -> None:
         surroundings.bring_token()
     else:
         with _explaining(address):
-            address = ray_private.address_found(address)
-        surroundings.go_direct([surroundings.check_address(address)])
+            found = ray_private.address_found(address)
+        surroundings.go_direct([surroundings.check_address(found)])
         try:
-            ray_private.check_is_cluster(address, surroundings.ANSWER_S)
+            ray_private.check_is_cluster(found, surroundings.ANSWER_S)
         except grpc.RpcError as error:
             why = "what listens there is no Ray of this version"
             if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
                 why = "it asks for its token: set RAY_AUTH_MODE=token, and copy its ~/.ray/auth_token to here"
-            raise UserError(surroundings.silent(address, why)) from error
+            named = found if found == address else f"{found}, which the address auto means here"
+            raise UserError(surroundings.silent(named, why)) from error
 
 
 @contextlib.contextmanager
