@@ -206,7 +206,7 @@ def best_again(stage: Stage, how: str) -> None:
         if edited not in [path.read_text() for path in file.parent.glob("best.yaml*")]:
             stage.fault("lost", f"{seen.line}: best.yaml was edited, and is written over")
     else:
-        expect(stage, ["best", "interrupted-1"], printed("interrupted", "tune --resume interrupted-1"))
+        expect(stage, ["best", "interrupted-1"], printed("interrupted", "numerics 1"))
 
 
 @case("absolute_paths", "people", best=("best", "finished-1"))

@@ -168,8 +168,8 @@ def hints(stage: Stage, *words: str) -> None:
     for line in seen.text.splitlines():
         if re.search(r"deit-ray (tune|train|sync|best|status)\b", line) and "elsewhere/kept" not in line:
             stage.fault("silent", f"{seen.line}: a hint without the results folder: {line.strip()}")
-    if len(words) == 2 and "--resume" not in seen.text:
-        stage.fault("silent", f"{seen.line}: does not say how to resume")
+    if len(words) == 2 and "go on with that version" not in seen.text:
+        stage.fault("silent", f"{seen.line}: does not say that an older version has to resume it")
 
 
 # pipes and signals
@@ -281,6 +281,7 @@ def bfloat16(stage: Stage, command: str) -> None:
     shown=("status", "finished-1", "0"),
 )
 def moved_results(stage: Stage, *words: str) -> None:
-    """Results that were moved are shown from where they are now."""
+    """Results that were moved are shown from where they are now; those of other numbers are not resumed."""
     old_results(stage, "moved")
-    expect(stage, [*words, "--results", "moved"], printed(words[2 if words[0] == "tune" else 1]))
+    expected = refused("interrupted-1", "numerics") if words[0] == "tune" else printed(words[1])
+    expect(stage, [*words, "--results", "moved"], expected)

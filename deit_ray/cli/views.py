@@ -14,6 +14,7 @@ from deit_ray import hints, storage
 from deit_ray.accuracy import chance_remark, show_accuracy
 from deit_ray.outcome import Kind
 from deit_ray.results.folders import BEST, MODEL, results_of
+from deit_ray.results.origin import describe_other_numerics
 from deit_ray.terminal.format import STATE_COLOURS, counted, duration, in_full, short, short_key
 from deit_ray.terminal.table import FittedTable, PairTable
 
@@ -390,7 +391,7 @@ def show_study(status: StudyStatus) -> Group:
         pid, host = status.driver["pid"], status.driver["host"]
         lines.append(Text(f"  driven by process {pid} on {host} for {elapsed}"))
     elif status.state == "interrupted":
-        lines.append(Text(f"  resume with: {_resuming(status)}"))
+        lines.append(Text(f"  {_resuming(status)}"))
     gpu = f", {status.gpu_s / 3600:.2f} GPU-hours" if status.gpu_s else ""
     lines.append(Text(f"  {_counts(status)}; {duration(status.spent_s)} so far{gpu}"))
     board = show_leaderboard(status.board, status.metric, status.keys)
@@ -405,12 +406,16 @@ def describe_unfinished(status: StudyStatus) -> str | None:
     """Says that a study has not ended, so that its best trial may change; None if it has."""
     if status.state not in ("running", "interrupted"):
         return None
-    how = f"; resume with: {_resuming(status)}" if status.state == "interrupted" else ""
+    how = f"; {_resuming(status)}" if status.state == "interrupted" else ""
     return f"{status.name} is {status.state} ({_counts(status)}): another trial may become the best{how}"
 
 
 def _resuming(status: StudyStatus) -> str:
-    return hints.command("tune", "--resume", status.name, results=results_of(status.folder))
+    """How to resume an interrupted study, or why it cannot be resumed here."""
+    if refusal := describe_other_numerics(status.name, status.folder):
+        return refusal
+    again = hints.command("tune", "--resume", status.name, results=results_of(status.folder))
+    return f"resume with: {again}"
 
 
 def _counts(status: StudyStatus) -> str:

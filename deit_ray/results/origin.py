@@ -123,12 +123,18 @@ def check_numerics(name: str, folder: str) -> None:
     Raises:
         UserError: another version has begun it, whose numbers differ.
     """
+    if refusal := describe_other_numerics(name, folder):
+        raise UserError(refusal)
+
+
+def describe_other_numerics(name: str, folder: str) -> str | None:
+    """Says that a run or study cannot go on here, since its numbers would be others; None if it can."""
     origin = origin_of(folder)
     if origin is None or (numerics := origin["code"].get("numerics", 1)) == NUMERICS:
-        return
+        return None
     code = origin["code"]
     version = f"{code['version']}" + (f" (commit {code['commit'][:12]})" if code["commit"] else "")
-    raise UserError(
+    return (
         f"{name}: was begun by deit_ray {version}, which computes other numbers (numerics {numerics}, here "
         f"{NUMERICS}), so it cannot go on here; go on with that version, or begin anew"
     )
