@@ -30,7 +30,7 @@ demo: $(READY)  ## digits: prepare, train a teacher, search for the best distill
 check: lint  ## lint, and the tests that need neither Ray nor a server (2 minutes)
 	@$(BIN)/python -m pytest -m "not cluster and not server"
 
-test: $(READY)  ## all tests but the slow ones: every promise and every command (5 minutes)
+test: $(READY)  ## all tests but the slow ones: every promise and every command (7 minutes)
 	@$(BIN)/python -m pytest -m "not slow" --every-command --durations=15
 
 test-slow: $(READY)  ## the slow tests
