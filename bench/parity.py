@@ -134,7 +134,7 @@ def compare(case: str, steps: int, reference: ModuleType | None = None) -> Diffe
     experiment = default_experiment(keys)
     torch.manual_seed(0)
     student = create_student(experiment.student, SIZE, CLASSES)
-    # timm normalises anew for the teacher, the reference gives it the student's input
+    # timm normalises the images again for the teacher; the reference gives the teacher the student's input
     cfg = timm.get_pretrained_cfg(experiment.student.model if reference else TEACHER_MODEL)
     teacher = teacher_weights(list(cfg.mean), list(cfg.std)) if experiment.distils else None
     ours = TrainStep(experiment, student, student, teacher, CLASSES, STEPS_PER_EPOCH, 0, CPU)

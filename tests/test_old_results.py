@@ -89,7 +89,7 @@ def test_best_of_an_interrupted_study_says_so(old):
     assert said.status == 0
     (line,) = [line for line in said.err.splitlines() if line.startswith("warning: ")]
     assert "interrupted-1 is interrupted (1 finished, 1 interrupted, 1 not drawn yet)" in line
-    assert line.endswith("go on with that version, or begin anew")  # numerics was raised since
+    assert line.endswith("use that version, or start it again")  # numerics was raised since
     assert "is interrupted" not in call("best", "finished-1").err
 
 
@@ -129,8 +129,8 @@ def test_what_a_version_with_other_numbers_has_begun_is_refused_in_one_sentence(
         assert ended.status == 1, ended
         assert re.fullmatch(
             rf"error: {name}: was begun by deit_ray 0\.1\.0 \(commit cf08551\w{{5}}\), which computes "
-            r"other numbers \(numerics 1, here 2\), so it cannot go on here; go on with that version, "
-            r"or begin anew",
+            r"other numbers \(numerics 1, here 2\), so it cannot be continued here; use that version, "
+            r"or start it again",
             ended.error,
         )
     assert files_of(old / "results") == before

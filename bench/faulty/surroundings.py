@@ -168,7 +168,7 @@ def hints(stage: Stage, *words: str) -> None:
     for line in seen.text.splitlines():
         if re.search(r"deit-ray (tune|train|sync|best|status)\b", line) and "elsewhere/kept" not in line:
             stage.fault("silent", f"{seen.line}: a hint without the results folder: {line.strip()}")
-    if len(words) == 2 and "go on with that version" not in seen.text:
+    if len(words) == 2 and "use that version" not in seen.text:
         stage.fault("silent", f"{seen.line}: does not say that an older version has to resume it")
 
 

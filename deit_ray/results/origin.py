@@ -31,7 +31,8 @@ PACKAGES = (
 )
 # Raised when a version computes other numbers than the version before it from the same experiment, seed and
 # data. 1 is every version without this number. 2: a moving average without timm's warm-up, mixing by
-# view, a filter for crops that shrink by less than a tenth, new heads with a standard deviation of 0.02.
+# view, a filter for crops that shrink by less than a tenth, new heads with a standard deviation of 0.02,
+# fused AdamW.
 NUMERICS = 2
 MOST_CHANGES = 1_000_000  # characters of uncommitted changes that are kept
 
@@ -128,7 +129,7 @@ def check_numerics(name: str, folder: str) -> None:
 
 
 def describe_other_numerics(name: str, folder: str) -> str | None:
-    """Says that a run or study cannot go on here, since its numbers would be others; None if it can."""
+    """Says that a run or study cannot be continued here, whose numbers would be others; None if it can."""
     origin = origin_of(folder)
     if origin is None or (numerics := origin["code"].get("numerics", 1)) == NUMERICS:
         return None
@@ -136,7 +137,7 @@ def describe_other_numerics(name: str, folder: str) -> str | None:
     version = f"{code['version']}" + (f" (commit {code['commit'][:12]})" if code["commit"] else "")
     return (
         f"{name}: was begun by deit_ray {version}, which computes other numbers (numerics {numerics}, here "
-        f"{NUMERICS}), so it cannot go on here; go on with that version, or begin anew"
+        f"{NUMERICS}), so it cannot be continued here; use that version, or start it again"
     )
 
 

@@ -57,7 +57,7 @@ class End:
 
 @dataclass(frozen=True)
 class Continue:
-    """The trial, whose process died as `death` says, continues from its checkpoint at `step` (0: anew)."""
+    """The trial, whose process died as `death` says, resumes from `step`, 0 without a checkpoint."""
 
     death: str
     step: int
