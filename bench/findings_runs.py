@@ -25,7 +25,7 @@ from deit_ray.training.step import Batch
 from deit_ray.training.worker import describe
 from deit_ray.trial.reading import make_recipe, make_worklist
 from deit_ray.trial.resolve import resolve
-from tests.support.training import CPU, local_batches, make_step
+from tests.support.training import CONVNET, CPU, local_batches, make_step
 
 SEEDS = {"digits": 5, "cifar": 3}
 DIGITS_A_CLASS = 15  # training images; all others are test images
@@ -71,15 +71,7 @@ BASES = {
         "optim.warmup_epochs": 2,
     },
 }
-CONVNET = {
-    "student.model": "test_resnet",
-    "student.patch_size": None,
-    "student.width": None,
-    "student.depth": None,
-    "student.heads": None,
-    "student.drop_path": 0.0,
-    "distillation.kind": "none",
-}
+CONVNET_TEACHER = CONVNET | {"student.drop_path": 0.0}
 
 
 @dataclass(frozen=True)
@@ -99,7 +91,7 @@ class Arm:
 
 ARMS = {
     "digits": {
-        "convnet": Arm(CONVNET, teaches=True),
+        "convnet": Arm(CONVNET_TEACHER, teaches=True),
         "transformer": Arm(NONE, teaches=True),
         "none": Arm(NONE),
         "soft": Arm(SOFT | {"distillation.soft_mean": "batch"}, "convnet"),
@@ -116,7 +108,7 @@ ARMS = {
         "no_repeated": Arm(NONE | {"data.views": 1}),
     },
     "cifar": {
-        "convnet": Arm(CONVNET, teaches=True),
+        "convnet": Arm(CONVNET_TEACHER, teaches=True),
         "none": Arm(NONE),
         "soft": Arm(SOFT | {"distillation.soft_mean": "batch"}, "convnet"),
         "hard": Arm(PLAIN | HARD, "convnet"),

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,12 +32,12 @@ class Sample:
     label: str
 
 
-class Expected:
+class Expected(ABC):
     """Base of all expectations."""
 
+    @abstractmethod
     def fault(self, seen: Seen, stage: Stage) -> str | None:
         """What is wrong, in words; None if nothing is."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -125,9 +125,11 @@ def bench_model(
             raise UserError(f"{model.name}: {model.model} {why}")
     import torch
 
+    from deit_ray.training.step import has_bfloat16
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch_size = batch_size or BATCH[device.type]
-    is_half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    is_half = has_bfloat16(device)
     measured = [_measure(model, device, is_half, batch_size, seconds) for model in found]
     measured.sort(key=lambda model: -model.images_per_s)
     bench = ModelBench(measured, device.type, "bfloat16" if is_half else "float32", batch_size)
@@ -147,9 +149,9 @@ def find_models(name: str, results: str) -> list[Measured]:
     if not runs_of(name, results) and "/" not in name:
         return [_of_timm(name, results)]
     folder = find_run(name, results)
-    parent, _, last = folder.rpartition("/")
-    if not is_study(parent, last):
+    if not is_study(folder):
         return [_described(name, storage.join(folder, MODEL), _accuracy_of_run(folder))]
+    parent, _, last = folder.rpartition("/")
     study, best = Study.open(last, parent), {}
     metric = study.experiment.search.metric
     for trial in study.trials(TrialState.COMPLETE):

@@ -25,7 +25,7 @@ from deit_ray.results.folders import (
 )
 from deit_ray.results.journal import JournalWriter, checkpoint_name, iterate_points
 from deit_ray.results.origin import check_numerics, check_same_inputs
-from deit_ray.study.study import DATABASE, Study
+from deit_ray.study.study import Study, is_study
 from deit_ray.terminal.session import Session
 from deit_ray.trial.run import TrainedRun, steps_per_epoch, train_in
 
@@ -59,7 +59,7 @@ def continue_run(
     session = session or Session()
     folder = find_run(name, session.results)
     experiment = experiment_of(folder)
-    if storage.exists(storage.join(folder, DATABASE)):
+    if is_study(folder):
         raise UserError(
             f"{name}: is a study; resume it with: "
             f"{hints.command('tune', '--resume', posixpath.basename(folder), results=results_of(folder))}, "
@@ -109,7 +109,7 @@ def _has_ended(folder: str, results: str) -> bool:
         UserError: the folder is that of a trial that has not ended.
     """
     parent, _, last = folder.rpartition("/")
-    if not storage.exists(storage.join(parent, DATABASE)):
+    if not is_study(parent):
         return storage.exists(storage.join(folder, RUN))
     study, number = posixpath.basename(parent), int(last.removeprefix("trial-"))
     trials = Study.open(study, results).optuna.get_trials(deepcopy=False)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deit_ray import storage
 from deit_ray.experiment.config import Experiment, flatten
 from deit_ray.experiment.load import load_experiment
 from deit_ray.results.folders import (
@@ -18,7 +17,7 @@ from deit_ray.results.folders import (
     results_of,
 )
 from deit_ray.results.origin import origin_of
-from deit_ray.study.study import DATABASE, Study
+from deit_ray.study.study import Study, is_study
 
 Pair = tuple[Any, Any]
 
@@ -102,11 +101,11 @@ def value_of(folder: str, experiment: Experiment) -> tuple[float, float] | None:
 
     A study's database says the values of its trials, as in the leaderboard.
     """
-    if storage.exists(storage.join(folder, DATABASE)):
+    if is_study(folder):
         best = Study.open(posixpath.basename(folder), results_of(folder)).find_best()
         return None if best is None else (best.value, best.value)
     parent, _, name = folder.rpartition("/")
-    if name.startswith("trial-") and storage.exists(storage.join(parent, DATABASE)):
+    if name.startswith("trial-") and is_study(parent):
         study = Study.open(posixpath.basename(parent), results_of(folder))
         trial = study.trial(int(name.removeprefix("trial-")))
         return None if trial.best is None else (trial.best, trial.last)

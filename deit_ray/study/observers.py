@@ -16,7 +16,7 @@ from deit_ray.terminal.console import Console
 from deit_ray.terminal.live import StudyView
 from deit_ray.tracking.tracked import Run
 from deit_ray.tracking.tracker import Tracker
-from deit_ray.trial.failure import Failure
+from deit_ray.trial.failure import Failure, describe_restart
 from deit_ray.trial.run import warn_of_bad
 
 
@@ -172,8 +172,7 @@ class Terminal(Observer):
         self.view.trial_reported(number, result)
 
     def trial_interrupted(self, number: int, death: str, step: int) -> None:
-        place = f"step {step}" if step else "the beginning"
-        self.warn(f"trial {number}: {death}; it resumes from {place}")
+        self.warn(f"trial {number}: {describe_restart(death, step)}")
 
     def trial_ended(self, end: TrialEnd) -> None:
         folder = self.study.trial_folder(end.number)

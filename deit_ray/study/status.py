@@ -4,6 +4,7 @@ Every function returns plain values without a database, so that it can also run 
 """
 
 import json
+import posixpath
 import time
 from dataclasses import dataclass
 
@@ -130,7 +131,7 @@ def list_runs(results: str) -> list[RunStatus]:
     found = []
     for name in storage.list_names(results):
         folder = storage.join(storage.absolute(results), name)
-        if storage.exists(storage.join(folder, EXPERIMENT)) and not is_study(results, name):
+        if storage.exists(storage.join(folder, EXPERIMENT)) and not is_study(folder):
             try:
                 found.append(_run_status(name, folder))
             except Exception as error:  # as in `list_status`
@@ -148,8 +149,7 @@ def run_status(name: str, results: str) -> RunStatus | None:
         UserError: there is no such run or study.
     """
     folder = find_run(name, results)
-    parent, _, last = folder.rpartition("/")
-    return None if is_study(parent, last) else _run_status(last, folder)
+    return None if is_study(folder) else _run_status(posixpath.basename(folder), folder)
 
 
 def _run_status(name: str, folder: str) -> RunStatus:

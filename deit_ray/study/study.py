@@ -66,9 +66,9 @@ class Study(StudyRecord):
         Raises:
             UserError: there is no such study, or its experiment file was changed since it was made.
         """
-        found = [run for run in runs_of(name, results) or [name] if is_study(results, run)]
+        found = [run for run in runs_of(name, results) or [name] if is_study(storage.join(results, run))]
         if not found:
-            known = [run for run in storage.list_names(results) if is_study(results, run)]
+            known = [run for run in storage.list_names(results) if is_study(storage.join(results, run))]
             raise UserError(f"{name}: no such study in {results}; there are: {', '.join(known) or 'none'}")
         folder = storage.join(storage.absolute(results), found[-1])
         study = cls(folder, experiment_of(folder))
@@ -230,12 +230,12 @@ def _load_or_create(name: str, uri: str) -> optuna.Study:
 
 def names_of_studies(results: str) -> list[str]:
     """The names of the studies in a results folder."""
-    return [name for name in storage.list_names(results) if is_study(results, name)]
+    return [name for name in storage.list_names(results) if is_study(storage.join(results, name))]
 
 
-def is_study(results: str, name: str) -> bool:
-    """Whether an entry of a results folder is a study."""
-    return storage.exists(storage.join(results, name, DATABASE))
+def is_study(folder: str) -> bool:
+    """Whether a folder is a study's, not that of a run or a trial."""
+    return storage.exists(storage.join(folder, DATABASE))
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from deit_ray.outcome import Kind, Outcome
 from deit_ray.results.folders import BEST, EXPERIMENT, RUN, find_run
 from deit_ray.results.lock import driving
 from deit_ray.study.records import TrialRecord
-from deit_ray.study.study import DATABASE, Study
+from deit_ray.study.study import Study, is_study
 from deit_ray.terminal.console import Console
 from deit_ray.terminal.format import counted, short
 from deit_ray.tracking.tracked import Record, Run
@@ -45,7 +45,7 @@ def sync(name: str, results: str = "results", console: Console | None = None) ->
     console = console or Console(quiet=True)
     folder = find_run(name, results)
     name = posixpath.basename(folder)
-    study = Study.open(name, results) if storage.exists(storage.join(folder, DATABASE)) else None
+    study = Study.open(name, results) if is_study(folder) else None
     experiment = study.experiment if study else load_recorded(storage.join(folder, EXPERIMENT))
     with driving(folder, name), Tracker.of(experiment, console) as tracker:
         with tracker.runs.collecting():

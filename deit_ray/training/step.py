@@ -303,6 +303,9 @@ def augment_here(images_BHWC: torch.Tensor, stages: list[Stage]) -> torch.Tensor
 
 def uses_bfloat16(experiment, device: torch.device) -> bool:
     precision = experiment.train.precision
-    if precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return precision == "bfloat16"
+    return has_bfloat16(device) if precision == "auto" else precision == "bfloat16"
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device is a GPU that computes in bfloat16, and does not emulate it."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

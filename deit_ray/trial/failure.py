@@ -20,6 +20,7 @@ from deit_ray.results.folders import JOURNAL
 from deit_ray.results.journal import last_step
 
 FAILURE = "failure.json"
+DIED = "its process died"
 TAIL = 20  # lines of a worker's log
 TAIL_TIMEOUT_S = 10.0
 
@@ -96,7 +97,17 @@ def describe_death(error: BaseException) -> str:
     """Says that a process died, and why where Ray knows it; how often and where may be added to the words."""
     if isinstance(root_cause(error), OutOfMemoryError):
         return "the machine's memory ran out, so Ray killed its process"
-    return "its process died"
+    return DIED
+
+
+def describe_restart(death: str, step: int) -> str:
+    """Says that a process died, and from which checkpoint a new one resumes.
+
+    Args:
+        death: see `describe_death`.
+        step: the checkpoint's; 0 if there is none.
+    """
+    return f"{death}; it resumes from {f'step {step}' if step else 'the beginning'}"
 
 
 def reason_of(error: BaseException) -> str:
@@ -105,8 +116,8 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, TrialFailed):
         return error.failure.reason
     if is_death(error):
-        known = describe_death(error)
-        return known if "memory" in known else f"{known}, perhaps since it was killed or memory ran out"
+        death = describe_death(error)
+        return f"{death}, perhaps since it was killed or memory ran out" if death == DIED else death
     if isinstance(error, OSError):
         return explain_os_error(error)
     lines = lines_of(str(error))

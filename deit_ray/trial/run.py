@@ -39,7 +39,15 @@ from deit_ray.terminal.live import RunView
 from deit_ray.terminal.session import Session
 from deit_ray.tracking.tracked import Run
 from deit_ray.tracking.tracker import Tracker
-from deit_ray.trial.failure import describe_death, is_death, is_outside, read_failure, reason_of, root_cause
+from deit_ray.trial.failure import (
+    describe_death,
+    describe_restart,
+    is_death,
+    is_outside,
+    read_failure,
+    reason_of,
+    root_cause,
+)
 from deit_ray.trial.needs import MODULES
 from deit_ray.trial.reading import largest_shares, make_worklist
 from deit_ray.trial.remarks import remarks_before
@@ -194,8 +202,8 @@ def _train_on(
             deaths = deaths + 1 if steps == before else 1
             if deaths > experiment.train.max_failures or not (is_death(error) and is_alive()):
                 raise
-            place = f"step {steps[-1]}" if steps else "the beginning"
-            warn(f"{posixpath.basename(folder)}: {describe_death(error)}; it resumes from {place}")
+            restart = describe_restart(describe_death(error), steps[-1] if steps else 0)
+            warn(f"{posixpath.basename(folder)}: {restart}")
 
 
 def start_single(tracker: Tracker, experiment: Experiment, folder: str) -> Run:

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import partial
 from unittest import mock
@@ -30,7 +31,7 @@ STREAM_END_S = 5.0
 RAISE = FailureDecision.RAISE
 
 
-class InProcessTrainer(TorchTrainer):
+class InProcessTrainer(TorchTrainer, ABC):
     """A TorchTrainer whose controller runs in the calling process instead of an actor of its own.
 
     It starts a trial seconds sooner, passes reports on without a queue between processes, and lets `abort`
@@ -56,21 +57,21 @@ class InProcessTrainer(TorchTrainer):
         # another way.
         object.__setattr__(self.train_run_context, "run_id", run)
 
+    @abstractmethod
     def make_failure_policy(self) -> DefaultFailurePolicy:
         """Decides whether workers start again after a failure. Ray Train offers no public way to choose
         another policy.
 
         When `DefaultFailurePolicy` is gone: every failure counts against `train.max_failures`.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def write_snapshot(self, text: str) -> None:
         """Writes Ray Train's list of the run's checkpoints. Ray's own writing leaves a torn file when it is
         killed.
 
         When `_write_state_to_storage` is gone: see whether Ray writes the file whole or not at all by then.
         """
-        raise NotImplementedError
 
     def _create_default_callbacks(self) -> list:
         """Without the detached actor that removes a dead run's placement group: it fails without a dashboard.

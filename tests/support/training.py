@@ -14,6 +14,15 @@ from deit_ray.trial import assemble
 from deit_ray.trial.resolve import resolve
 
 CPU = torch.device("cpu")
+# what makes a small convolutional teacher of an experiment with a transformer
+CONVNET = {
+    "student.model": "test_resnet",
+    "student.patch_size": None,
+    "student.width": None,
+    "student.depth": None,
+    "student.heads": None,
+    "distillation.kind": "none",
+}
 
 
 @dataclass

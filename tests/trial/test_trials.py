@@ -32,17 +32,9 @@ from deit_ray.trial.resolve import resolve
 from tests.conftest import EXPERIMENTS, SMALL_STEPS
 from tests.support.commands import call
 from tests.support.data import write_colours, write_tints
-from tests.support.training import train_locally
+from tests.support.training import CONVNET, train_locally
 
 SHORT = {"train.epochs": 3, "optim.warmup_epochs": 1}
-CONVNET = {
-    "student.model": "test_resnet",
-    "student.patch_size": None,
-    "student.width": None,
-    "student.depth": None,
-    "student.heads": None,
-    "distillation.kind": "none",
-}
 
 
 def journal(folder: str) -> dict:
