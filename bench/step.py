@@ -53,7 +53,6 @@ from timm.optim import create_optimizer_v2
 from timm.task import TokenDistillationTask
 from timm.task.distillation import DistillationTeacher
 from timm.utils import AverageMeter
-from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -61,6 +60,7 @@ sys.path.insert(0, str(ROOT))
 from bench.record import record  # noqa: E402
 from deit_ray.augment import mixing  # noqa: E402
 from deit_ray.experiment.config import Experiment  # noqa: E402
+from deit_ray.models.shapes import count_multiply_adds  # noqa: E402
 from deit_ray.models.student import create_student, model_arguments  # noqa: E402
 from deit_ray.models.teacher import TeacherWeights  # noqa: E402
 from deit_ray.training.step import Batch, TrainStep  # noqa: E402
@@ -376,7 +376,9 @@ def measure_mfu(setting: Setting, steps: int) -> dict[str, float]:
     if setting.on_gpu:
         setting = dataclasses.replace(setting, student=PLAIN_DEIT_B)
     setting = dataclasses.replace(setting, teacher=None)
-    flops = 3 * forward_flops(setting) * steps
+    arguments = model_arguments(setting.experiment.student, setting.size, CLASSES)
+    forward = 2 * setting.batch * count_multiply_adds(setting.student, arguments, setting.size)
+    flops = 3 * forward * steps
     step = our_step(setting, compiled=setting.on_gpu)
     seconds = min(take_turns({"ours": step}, 3, steps, setting.device)["ours"])
     matmul = matmul_rate(setting.device, MATRIX if setting.on_gpu else 512)
@@ -388,17 +390,6 @@ def measure_mfu(setting: Setting, steps: int) -> dict[str, float]:
     }
     peak = peak_rate(torch.cuda.get_device_name()) if setting.on_gpu else None
     return figures | ({"mfu_deit_b": round(flops / seconds / peak, 3)} if peak else {})
-
-
-def forward_flops(setting: Setting) -> int:
-    """FLOPs of a student's forward pass of a batch: a multiplication and an addition are two."""
-    arguments = model_arguments(setting.experiment.student, setting.size, CLASSES)
-    with torch.device("meta"):
-        model = timm.create_model(setting.student, **arguments).eval()
-        images = torch.empty(setting.batch, 3, setting.size, setting.size)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(images)
-    return counter.get_total_flops()
 
 
 def matmul_rate(device: torch.device, size: int) -> float:

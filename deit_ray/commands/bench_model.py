@@ -23,6 +23,7 @@ from deit_ray.study.study import Study, is_study
 
 ROUNDS = 5  # of which the median counts
 BATCH = {"cpu": 16, "cuda": 256}
+PLOTTED_BY = "deit_ray bench model"  # stands in every picture, so that no other file is written over
 DISTILLED, PLAIN = "tab:orange", "tab:blue"  # colours of models with a distillation token, and of others
 
 
@@ -212,6 +213,7 @@ def _measure(model: Measured, device, is_half: bool, batch_size: int, seconds: f
     import timm
     import torch
 
+    from deit_ray.models.shapes import count_multiply_adds
     from deit_ray.models.student import has_two_heads
 
     network = timm.create_model(model.model, **model.arguments).eval().to(device)
@@ -228,25 +230,10 @@ def _measure(model: Measured, device, is_half: bool, batch_size: int, seconds: f
     return replace(
         model,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
-        multiply_adds=count_multiply_adds(model),
+        multiply_adds=count_multiply_adds(model.model, model.arguments, model.image_size),
         images_per_s=batch_size / statistics.median(rounds),
         two_heads=has_two_heads(network),
     )
-
-
-def count_multiply_adds(model: Measured) -> int:
-    """The multiply-adds of one image, by torch's counter: matrix products, convolutions and attention."""
-    import timm
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network = timm.create_model(model.model, **model.arguments).eval()
-        network(torch.empty(1, 3, model.image_size, model.image_size))
-    return counter.get_total_flops() // 2
-
-
-PLOTTED_BY = "deit_ray bench model"  # stands in every picture, so that no other file is written over
 
 
 def draw(bench: ModelBench) -> bytes:

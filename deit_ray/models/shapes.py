@@ -7,9 +7,11 @@ import functools
 import re
 from dataclasses import dataclass
 
+import timm
 import torch
 from timm.layers import PatchEmbed
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from deit_ray.errors import first_line
 from deit_ray.models.student import ARGUMENTS, has_blocks, has_two_heads, unknown_model
@@ -120,3 +122,15 @@ def _watch_convolutions(model: nn.Module) -> list[bool]:
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(look)
     return singles
+
+
+def count_multiply_adds(model: str, arguments: dict, image_size: int) -> int:
+    """The multiply-adds of one image, by torch's counter: matrix products, convolutions and attention.
+
+    Args:
+        model, arguments: of timm.create_model.
+        image_size: pixels of a side.
+    """
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        timm.create_model(model, **arguments).eval()(torch.empty(1, 3, image_size, image_size))
+    return counter.get_total_flops() // 2

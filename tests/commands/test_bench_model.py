@@ -14,11 +14,11 @@ from deit_ray.commands.bench_model import (
     Measured,
     ModelBench,
     bench_model,
-    count_multiply_adds,
     draw,
     find_models,
 )
 from deit_ray.errors import UserError
+from deit_ray.models.shapes import count_multiply_adds
 from tests.support.commands import call
 
 SMALL = ["test_vit", "test_resnet"]
@@ -44,7 +44,7 @@ def one_thread():
 )
 def test_multiply_adds_are_those_that_papers_publish(model, size, billions):
     arguments = {"img_size": size} if "deit" in model else {}
-    counted = count_multiply_adds(Measured(model, model, arguments, size))
+    counted = count_multiply_adds(model, arguments, size)
     assert counted / 1e9 == pytest.approx(billions, rel=0.01)
 
 
@@ -58,7 +58,8 @@ def test_models_of_timm_are_measured_fastest_first():
     assert (found.device, found.precision, found.batch_size) == ("cpu", "float32", 2)
     of_timm = {model.name: model for name in SMALL for model in find_models(name, "none")}
     for model in found.models:  # timm's are for 160 pixels
-        larger = count_multiply_adds(of_timm[model.name])
+        own = of_timm[model.name]
+        larger = count_multiply_adds(own.model, own.arguments, own.image_size)
         assert larger == pytest.approx(model.multiply_adds * (160 / 64) ** 2, rel=0.2)
 
 
