@@ -1,25 +1,39 @@
 """Files on a local disk or an object store (pyarrow.fs): one way to name, read and write them.
 
-A local file is read without pyarrow, whose import would delay every message.
+A local file is read without pyarrow, whose import would delay every message. Conditional writes, which
+pyarrow does not have, use boto3 (`pip install 'deit-ray[s3]'`). No other file imports it.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
+import functools
+import importlib.util
 import os
+import posixpath
+import shutil
+import tempfile
+import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl, urlsplit
 
-from deit_ray.errors import UnavailableError, UserError, explain_os_error
+from deit_ray.errors import UnavailableError, UserError, explain_os_error, first_line
 
 if TYPE_CHECKING:
     from pyarrow import fs
 
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # of file systems without hard links
 LOCAL_SCHEMES = ("", "file")
+PAUSES_S = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # between the tries of a conditional write
+READS = 5  # tries of another request of boto3
+TIMEOUT_S = 10
 
 
 def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
@@ -99,7 +113,8 @@ def write_bytes(uri: str, content: bytes) -> None:
 def create_bytes(uri: str, content: bytes) -> None:
     """Writes a file as `write_bytes` does, but never over an existing file.
 
-    If two processes write at once, exactly one succeeds on a local disk with hard links. Elsewhere both can.
+    If two processes write at once, exactly one succeeds on a local disk with hard links, and on S3 if boto3
+    is installed. Elsewhere both can.
 
     Raises:
         FileExistsError: the file exists.
@@ -111,8 +126,19 @@ def create_bytes(uri: str, content: bytes) -> None:
                 _link(partial, local_path(uri))
         elif exists(uri):
             raise FileExistsError(uri)
-        else:
+        elif not _create_object(uri, content):
             _upload(uri, content)
+
+
+def fetch(uri: str) -> str:
+    """The local path of a file. A file on an object store is copied; the copy goes when the process ends."""
+    if is_local(uri):
+        return local_path(uri)
+    folder = tempfile.mkdtemp(prefix="deit_ray-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = Path(folder, posixpath.basename(uri.partition("?")[0]))
+    path.write_bytes(read_bytes(uri))
+    return str(path)
 
 
 @contextlib.contextmanager
@@ -158,6 +184,19 @@ def _upload(uri: str, content: bytes) -> None:
     filesystem, path = open_uri(uri)
     with filesystem.open_output_stream(path) as stream:
         stream.write(content)
+
+
+def _create_object(uri: str, content: bytes) -> bool:
+    """Writes an object that must not exist; False if that is not possible there."""
+    if not can_condition(uri) or importlib.util.find_spec("boto3") is None:
+        return False
+    try:
+        write_version(uri, content, None)
+    except ChangedError:
+        raise FileExistsError(uri) from None
+    except NotImplementedError:
+        return False
+    return True
 
 
 def set_aside(uri: str, word: str) -> str:
@@ -239,3 +278,219 @@ def list_names(uri: str) -> list[str]:
     with _naming(uri, "read"):
         found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
     return sorted(entry.base_name for entry in found)
+
+
+# Conditional writes
+
+
+class ChangedError(Exception):
+    """A conditional write found another version of the object than the expected one."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of an object.
+
+    Attributes:
+        content: its bytes.
+        tag: identifies the content, for a conditional write.
+        age_s: seconds since it was written, by the store's clock.
+    """
+
+    content: bytes
+    tag: str
+    age_s: float
+
+
+def can_condition(uri: str) -> bool:
+    """Whether an object can be written on a condition there, if its store supports it."""
+    return uri.startswith("s3://")
+
+
+def check_conditions(key: str, uri: str) -> None:
+    """Refuses a folder where no object can be written on a condition. For a look it writes two objects.
+
+    Args:
+        key: the setting that names the folder, for the message.
+
+    Raises:
+        UserError: naming the key, the folder, and what to use instead.
+        UnavailableError: the store cannot be reached, or the folder cannot be written.
+    """
+    if not can_condition(uri):
+        raise UserError(
+            f"{key}: {uri}: cannot hold a study; use s3://BUCKET/PATH, a local path or a shared file system"
+        )
+    if "?" in uri:
+        raise UserError(
+            f"{key}: {uri}: cannot hold a study, since options follow the path; leave them out, and name the "
+            "server with AWS_ENDPOINT_URL"
+        )
+    if importlib.util.find_spec("boto3") is None:
+        raise UserError(f"{key}: {uri}: a study there needs boto3: pip install 'deit-ray[s3]'")
+    probe = join(uri, f".probe-{uuid.uuid4().hex}")
+    try:
+        write_version(probe, b"probe", None)
+        is_able = not any([_accepts(probe, None), _accepts(probe, f'"{uuid.uuid4().hex}"')])
+        _client(probe, READS).delete_object(**_place(probe))  # pyarrow would leave an object for the folder
+    except NotImplementedError:
+        is_able = False
+    if not is_able:
+        raise UserError(
+            f"{key}: {uri}: the store has no conditional writes (If-None-Match and If-Match), so two drivers "
+            "could write one study there; use another store, such as AWS S3, or a shared file system"
+        )
+
+
+def _accepts(uri: str, wrong: str | None) -> bool:
+    """Whether a store accepts a write on a condition that does not hold."""
+    try:
+        write_version(uri, uuid.uuid4().hex.encode(), wrong)
+    except ChangedError:
+        return False
+    return True
+
+
+def read_version(uri: str) -> Version | None:
+    """An object's present version; None if there is no object. Raises UnavailableError."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        found = _client(uri, READS).get_object(**_place(uri))
+        content = found["Body"].read()
+    except ClientError as error:
+        if error.response["Error"]["Code"] == "NoSuchKey":
+            return None
+        raise UnavailableError(f"{uri}: cannot be read: {_reason(error)}") from error
+    except (BotoCoreError, OSError) as error:
+        raise UnavailableError(f"{uri}: cannot be read: {_reason(error)}") from error
+    now = parsedate_to_datetime(found["ResponseMetadata"]["HTTPHeaders"]["date"])
+    return Version(content, found["ETag"], (now - found["LastModified"]).total_seconds())
+
+
+def write_version(uri: str, content: bytes, expected: str | None) -> str:
+    """Writes an object if its present version is the expected one; returns the new version's tag.
+
+    If the answer to a request is lost, the object is read before the request is repeated: it is this write's
+    if it has its content.
+
+    Args:
+        expected: tag of the expected version; None if there must be no object.
+
+    Raises:
+        ChangedError: there is another version.
+        UnavailableError: the object cannot be written or reached.
+        NotImplementedError: the store refuses conditional writes.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
+    client, place, is_uncertain = _client(uri, 1), _place(uri), False
+    for pause_s in (*PAUSES_S, None):
+        try:
+            return client.put_object(**place, Body=content, **condition)["ETag"]
+        except (BotoCoreError, ClientError, OSError) as error:
+            failure = error
+        if _status(failure) == 501:
+            raise NotImplementedError(uri) from failure
+        if _says_changed(failure):
+            if not is_uncertain:
+                raise ChangedError(uri) from None
+        elif _is_lasting(failure):
+            break
+        is_uncertain = True
+        try:
+            found = read_version(uri)
+        except UnavailableError as error:
+            failure = error.__cause__ or error
+        else:
+            if found is not None and found.content == content:
+                return found.tag
+            if (None if found is None else found.tag) != expected:
+                raise ChangedError(uri) from None
+        if pause_s is not None:
+            time.sleep(pause_s)
+    raise UnavailableError(f"{uri}: cannot be written: {_reason(failure)}") from failure
+
+
+def _says_changed(failure: Exception) -> bool:
+    """Whether a store says that the expected version is not there."""
+    return _status(failure) == 412 or (
+        _status(failure) == 404 and failure.response["Error"]["Code"] == "NoSuchKey"
+    )
+
+
+def _is_lasting(failure: Exception) -> bool:
+    """Whether a write failed for sure, and would fail again; after a time-out it may have been done."""
+    from botocore.exceptions import HTTPClientError
+
+    status = _status(failure)
+    if status is None:
+        return not isinstance(failure, (HTTPClientError, OSError))
+    return status < 500 and status not in (408, 409, 429)
+
+
+def _status(failure: Exception) -> int | None:
+    """The status that a store answered with; None without an answer."""
+    answer = getattr(failure, "response", None)
+    return answer["ResponseMetadata"]["HTTPStatusCode"] if answer else None
+
+
+def names_after(uri: str, last: str) -> list[str]:
+    """The names of a folder's objects that follow `last`, sorted. Raises UnavailableError."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    place = _place(uri)
+    folder = place["Key"] + "/"
+    pages = _client(uri, READS).get_paginator("list_objects_v2")
+    try:
+        found = [
+            entry["Key"].removeprefix(folder)
+            for page in pages.paginate(
+                Bucket=place["Bucket"], Prefix=folder, Delimiter="/", StartAfter=folder + last
+            )
+            for entry in page.get("Contents", [])
+        ]
+    except (BotoCoreError, ClientError, OSError) as error:
+        raise UnavailableError(f"{uri}: cannot be read: {_reason(error)}") from error
+    return sorted(found)
+
+
+def _place(uri: str) -> dict[str, str]:
+    parts = urlsplit(uri)
+    return {"Bucket": parts.netloc, "Key": parts.path.strip("/")}
+
+
+def _client(uri: str, attempts: int):
+    """boto3's client for a URI, whose options are pyarrow's."""
+    options = dict(parse_qsl(urlsplit(uri).query))
+    endpoint = options.get("endpoint_override")
+    if endpoint and "://" not in endpoint:
+        endpoint = f"{options.get('scheme', 'https')}://{endpoint}"
+    named = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+    return _make_client(endpoint, options.get("region"), attempts, named)
+
+
+@functools.lru_cache(maxsize=8)
+def _make_client(endpoint: str | None, region: str | None, attempts: int, environment: tuple):
+    """A client for one endpoint. `environment`, which boto3 reads itself, tells apart the cached clients."""
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        retries={"mode": "standard", "total_max_attempts": attempts},
+        connect_timeout=TIMEOUT_S,
+        read_timeout=TIMEOUT_S,
+        max_pool_connections=32,
+        request_checksum_calculation="when_required",  # not all stores know AWS's newer checksums
+        response_checksum_validation="when_required",
+    )
+    return boto3.session.Session().client("s3", endpoint_url=endpoint, region_name=region, config=config)
+
+
+def _reason(error: BaseException) -> str:
+    """Why a request failed, in the store's or boto3's own words."""
+    answer = getattr(error, "response", None)
+    if answer is not None and answer.get("Error", {}).get("Message"):
+        return f"{answer['Error']['Code']}: {answer['Error']['Message'].rstrip('.')}"
+    return first_line(error)

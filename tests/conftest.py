@@ -28,7 +28,7 @@ from deit_ray.experiment.load import dump_experiment, load_experiment
 from tests.support import commands
 from tests.support.commands import SPACE, all_commands
 from tests.support.data import write_tints
-from tests.support.servers import MlflowServer, Proxy, S3Server
+from tests.support.servers import MlflowServer, Proxy, S3Server, s3_environment
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "experiments"
@@ -238,13 +238,18 @@ def small_file(small, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """A Ray of four logical CPUs, started as deit-ray starts a Ray; all calls in this process use it."""
+def ray_cluster(s3_server) -> Iterator[None]:
+    """A Ray of four logical CPUs, started as deit-ray starts a Ray; all calls in this process use it.
+
+    Its processes use the session's S3 server.
+    """
     from deit_ray.cluster import connect
     from deit_ray.trial.needs import MODULES
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 4}')
+        for name, value in s3_environment(s3_server.port).items():
+            patch.setenv(name, value)
         connection = connect.connected("local", False, print, MODULES)
         connection.__enter__()
     yield
@@ -314,6 +319,20 @@ def s3_server() -> Iterator[S3Server]:
     """A real S3 API server on loopback."""
     with S3Server() as server:
         yield server
+
+
+@pytest.fixture
+def bucket(s3_server, monkeypatch) -> Iterator[str]:
+    """The URI of an empty bucket on that server, which this process and the session's Ray use."""
+    import boto3
+
+    environment = s3_environment(s3_server.port)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    made = boto3.resource("s3", endpoint_url=environment["AWS_ENDPOINT_URL"]).create_bucket(Bucket="studies")
+    yield "s3://studies"
+    made.objects.delete()
+    made.delete()
 
 
 @pytest.fixture

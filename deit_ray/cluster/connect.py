@@ -308,7 +308,7 @@ def check_reachable(key: str, uri: str) -> None:
         raise UserError(
             f"{key}: {uri} is a local path ({kind}), but the cluster has {nodes} nodes, which could "
             "not reach it; set it to a place on a network file system, or to s3://BUCKET/PATH or "
-            "gs://BUCKET/PATH (not for a study's results)"
+            "gs://BUCKET/PATH (a study's results: not to gs://)"
         )
 
 

@@ -19,7 +19,8 @@ from deit_ray.commands.show import check_ours
 from deit_ray.errors import UserError
 from deit_ray.outcome import MODEL
 from deit_ray.results.folders import RUN, find_run, runs_of
-from deit_ray.study.study import Study, is_study
+from deit_ray.study.database import is_study
+from deit_ray.study.study import Study
 
 ROUNDS = 5  # of which the median counts
 BATCH = {"cpu": 16, "cuda": 256}

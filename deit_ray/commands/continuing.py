@@ -25,7 +25,8 @@ from deit_ray.results.folders import (
 )
 from deit_ray.results.journal import JournalWriter, checkpoint_name, iterate_points
 from deit_ray.results.origin import check_numerics, check_same_inputs
-from deit_ray.study.study import Study, is_study
+from deit_ray.study.database import is_study
+from deit_ray.study.study import Study
 from deit_ray.terminal.session import Session
 from deit_ray.trial.run import TrainedRun, steps_per_epoch, train_in
 

@@ -17,7 +17,8 @@ from deit_ray.results.folders import (
     results_of,
 )
 from deit_ray.results.origin import origin_of
-from deit_ray.study.study import Study, is_study
+from deit_ray.study.database import is_study
+from deit_ray.study.study import Study
 
 Pair = tuple[Any, Any]
 

@@ -288,5 +288,5 @@ def find_model(model: str, results: str) -> str:
         return str(Path(model) / MODEL)
     for run in reversed(runs_of(model.removeprefix("run:"), results) or [model]):
         if storage.exists(storage.join(results, run, MODEL)):
-            return storage.local_path(storage.join(results, run, MODEL))
+            return storage.fetch(storage.join(results, run, MODEL))
     raise UserError(f"{model}: neither a model.safetensors nor a finished run or study in {results}")

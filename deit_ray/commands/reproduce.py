@@ -11,7 +11,7 @@ from deit_ray.errors import UserError
 from deit_ray.results.folders import JOURNAL, experiment_of, find_run, name_of, new_folder
 from deit_ray.results.journal import iterate_points
 from deit_ray.results.origin import check_numerics, read_origins
-from deit_ray.study.study import is_study
+from deit_ray.study.database import is_study
 from deit_ray.terminal.session import Session
 from deit_ray.trial.failure import FAILURE
 from deit_ray.trial.run import steps_per_epoch, train_in

@@ -9,6 +9,7 @@ import posixpath
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from deit_ray import storage
 from deit_ray.errors import UserError, explain_os_error
@@ -99,17 +100,21 @@ def experiment_of(folder: str) -> Experiment:
 
     Its `results.uri` is where the folder is now, since people move folders.
     """
-    uri = storage.join(folder, EXPERIMENT)
-    if storage.is_local(uri):
-        experiment = load_recorded(storage.local_path(uri))
-    else:
-        with tempfile.TemporaryDirectory(prefix="deit_ray-") as local:
-            path = Path(local) / EXPERIMENT
-            path.write_bytes(storage.read_bytes(uri))
-            experiment = load_recorded(path)
+    experiment = recorded(folder)
     if storage.absolute(experiment.results.uri) == results_of(folder):
         return experiment
     return experiment.with_overrides({"results.uri": results_of(folder)})
+
+
+def recorded(folder: str, overrides: dict[str, Any] | None = None) -> Experiment:
+    """The experiment in a run's, study's or trial's folder, with keys replaced; see `load_recorded`."""
+    uri = storage.join(folder, EXPERIMENT)
+    if storage.is_local(uri):
+        return load_recorded(storage.local_path(uri), overrides)
+    with tempfile.TemporaryDirectory(prefix="deit_ray-") as local:
+        path = Path(local) / EXPERIMENT
+        path.write_bytes(storage.read_bytes(uri))
+        return load_recorded(path, overrides)
 
 
 def new_folder(experiment: Experiment, comment: str = "") -> str:
@@ -128,7 +133,7 @@ def new_folder(experiment: Experiment, comment: str = "") -> str:
         try:
             if storage.is_local(folder):
                 Path(folder).mkdir(parents=True)
-            storage.write_bytes(
+            storage.create_bytes(
                 storage.join(folder, EXPERIMENT), dump_experiment(experiment, comment).encode()
             )
             return folder

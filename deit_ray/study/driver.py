@@ -17,13 +17,14 @@ from optuna.trial import TrialState
 from deit_ray.cluster import connect
 from deit_ray.errors import Interrupted, UserError
 from deit_ray.results.folders import trial_name
+from deit_ray.study.database import naming_database
 from deit_ray.study.listener import Listener
 from deit_ray.study.observers import Database, Observer, Terminal, Tracking
 from deit_ray.study.records import Evaluated
 from deit_ray.study.resources import Resources
 from deit_ray.study.resume import reconcile
 from deit_ray.study.stop_policy import ALL_ENDED
-from deit_ray.study.study import Study, naming_database
+from deit_ray.study.study import Study
 from deit_ray.study.trials import Trials
 from deit_ray.terminal.console import Console
 from deit_ray.terminal.format import counted

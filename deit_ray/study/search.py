@@ -135,8 +135,8 @@ def _check_searchable(experiment: Experiment) -> None:
 def _drive(study: Study, resolved: Resolved, device: str, session: Session) -> None:
     """Runs the open trials of a study; if something fails, the message says how to resume."""
     from deit_ray.cluster import connect
+    from deit_ray.study.database import naming_database
     from deit_ray.study.driver import Driver
-    from deit_ray.study.study import naming_database
 
     experiment = resolved.experiment
     note_origin(study.folder, experiment, resolved.manifest.fingerprint, device, resolved.teacher_path)

@@ -16,9 +16,10 @@ from deit_ray.outcome import Outcome
 from deit_ray.results.folders import EXPERIMENT, JOURNAL, RUN, find_run, saved_steps
 from deit_ray.results.journal import checkpoint_name, iterate_points
 from deit_ray.results.lock import driver_of
+from deit_ray.study.database import is_study
 from deit_ray.study.leaderboard import STATES, leaderboard
 from deit_ray.study.records import TrialRecord
-from deit_ray.study.study import Study, is_study, names_of_studies
+from deit_ray.study.study import Study, names_of_studies
 from deit_ray.trial.failure import Failure, read_failure, read_worker, tail_files
 
 STOPPED_WITHIN_S = 60.0

@@ -1,29 +1,37 @@
-"""A study: its folder, its Optuna database, its driver, and what can be read from it at any time."""
+"""A study: its folder, its database, its driver, and what can be read from it at any time."""
 
 import contextlib
 import hashlib
 import posixpath
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 
-import optuna
 import pandas as pd
-import sqlalchemy.exc
 from optuna.trial import TrialState
 
 from deit_ray import storage
 from deit_ray.accuracy import show_accuracy
-from deit_ray.errors import UnavailableError, UserError
+from deit_ray.errors import UserError
 from deit_ray.experiment.added import with_added_keys
 from deit_ray.experiment.config import Experiment, flatten
-from deit_ray.experiment.load import dump_experiment, load_recorded
-from deit_ray.results import lock
-from deit_ray.results.folders import BEST, EXPERIMENT, MODEL, experiment_of, new_folder, runs_of, trial_name
+from deit_ray.experiment.load import dump_experiment
+from deit_ray.results.folders import (
+    BEST,
+    EXPERIMENT,
+    MODEL,
+    experiment_of,
+    new_folder,
+    recorded,
+    runs_of,
+    trial_name,
+)
+from deit_ray.study.database import StudyDatabase, is_study
 from deit_ray.study.leaderboard import leaderboard
 from deit_ray.study.records import StudyRecord, TrialRecord
 
-DATABASE = "study.db"
 REQUESTS = "stop"  # a folder: a file for each trial that is to be stopped, or one for the whole study
 WHOLE = "study"
+LOOK_S = 5.0  # between two looks for stop requests on an object store
 SIGNATURE, DIGEST = "# Written by deit-ray; a file that was changed is kept. Digest: ", 16  # of best.yaml
 AMENDABLE = (
     "search.trials",
@@ -42,16 +50,15 @@ class Study(StudyRecord):
         name: name of the study.
         folder: URI of its results.
         experiment: the experiment that it searches.
-        optuna: the Optuna study. Only the driver writes it.
+        database: its database. Only the driver writes it.
     """
 
     def __init__(self, folder: str, experiment: Experiment):
         self.folder, self.experiment = folder, experiment
         self.name = posixpath.basename(folder)
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        uri = f"sqlite:///{storage.join(folder, DATABASE)}"
-        with naming_database(folder):
-            super().__init__(_load_or_create(self.name, uri))
+        self.database = StudyDatabase(folder, self.name)
+        self.looked = 0.0  # when the driver looked for stop requests
+        super().__init__(self.database.optuna)
 
     @classmethod
     def create(cls, experiment: Experiment) -> "Study":
@@ -99,9 +106,7 @@ class Study(StudyRecord):
                     f"--set {key}: cannot change in an existing study, since its trials could not be "
                     f"compared; allowed are: {', '.join(AMENDABLE)}"
                 )
-        return load_recorded(
-            storage.join(self.folder, EXPERIMENT), {"results.uri": self.experiment.results.uri, **overrides}
-        )
+        return recorded(self.folder, {"results.uri": self.experiment.results.uri, **overrides})
 
     def amend(self, overrides: dict) -> None:
         """Replaces the study's experiment by `amended`. Only the study's driver may call it."""
@@ -112,12 +117,12 @@ class Study(StudyRecord):
             )
 
     def driving(self) -> contextlib.AbstractContextManager:
-        """Locks the study while it is driven; see `lock.driving`."""
-        return lock.driving(self.folder, self.name)
+        """Only this process drives the study; see `StudyDatabase.driving`."""
+        return self.database.driving()
 
     def driver(self) -> dict | None:
         """The process that drives the study now: its host, pid and start time; None if there is none."""
-        return lock.driver_of(self.folder)
+        return self.database.driver()
 
     def request_stop(self, number: int | None = None) -> None:
         """Asks the driver, from any process, to cancel a trial; without a number, to end the study."""
@@ -125,7 +130,13 @@ class Study(StudyRecord):
         storage.write_bytes(storage.join(self.folder, REQUESTS, name), b"")
 
     def take_stop_requests(self) -> list[int | None]:
-        """The stop requests since the last call: each a trial's number, or None. Only the driver calls it."""
+        """The stop requests since the last call: each a trial's number, or None. Only the driver calls it.
+
+        On an object store, where each look costs a request, most calls do not look.
+        """
+        if not storage.is_local(self.folder) and time.monotonic() - self.looked < LOOK_S:
+            return []
+        self.looked = time.monotonic()
         names = storage.list_names(storage.join(self.folder, REQUESTS))
         names = [name for name in names if name == WHOLE or name.isdigit()]
         for name in names:
@@ -216,37 +227,9 @@ def _replace(uri: str, content: bytes, is_ours: Callable[[bytes], bool], warn: C
     storage.write_bytes(uri, content)
 
 
-def _load_or_create(name: str, uri: str) -> optuna.Study:
-    """The Optuna study in a database, which reading does not change.
-
-    It has the name that its folder had when it was made; people rename folders. There is none if the driver
-    was killed before it began: then it is made.
-    """
-    names = optuna.get_all_study_names(uri)
-    if not names:
-        return optuna.create_study(study_name=name, storage=uri, direction="maximize", load_if_exists=True)
-    return optuna.load_study(study_name=name if name in names else names[0], storage=uri)
-
-
 def names_of_studies(results: str) -> list[str]:
     """The names of the studies in a results folder."""
     return [name for name in storage.list_names(results) if is_study(storage.join(results, name))]
-
-
-def is_study(folder: str) -> bool:
-    """Whether a folder is a study's, not that of a run or a trial."""
-    return storage.exists(storage.join(folder, DATABASE))
-
-
-@contextlib.contextmanager
-def naming_database(folder: str) -> Iterator[None]:
-    """Names the database in the message if a study's database cannot be used."""
-    try:
-        yield
-    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
-        cause = error.__cause__ or error
-        reason = str(getattr(cause, "orig", cause)).splitlines()[0]
-        raise UnavailableError(f"{storage.join(folder, DATABASE)}: cannot be used: {reason}") from error
 
 
 def _check_same(path: str, found: dict, made_with: dict) -> None:

@@ -10,12 +10,13 @@ from optuna.trial import TrialState
 from deit_ray import storage
 from deit_ray.errors import UserError
 from deit_ray.experiment.config import Experiment
-from deit_ray.experiment.load import dump_experiment, load_recorded
+from deit_ray.experiment.load import dump_experiment
 from deit_ray.outcome import Kind, Outcome
-from deit_ray.results.folders import BEST, EXPERIMENT, RUN, find_run
+from deit_ray.results.folders import BEST, EXPERIMENT, RUN, find_run, recorded
 from deit_ray.results.lock import driving
+from deit_ray.study.database import is_study
 from deit_ray.study.records import TrialRecord
-from deit_ray.study.study import Study, is_study
+from deit_ray.study.study import Study
 from deit_ray.terminal.console import Console
 from deit_ray.terminal.format import counted, short
 from deit_ray.tracking.tracked import Record, Run
@@ -46,8 +47,8 @@ def sync(name: str, results: str = "results", console: Console | None = None) ->
     folder = find_run(name, results)
     name = posixpath.basename(folder)
     study = Study.open(name, results) if is_study(folder) else None
-    experiment = study.experiment if study else load_recorded(storage.join(folder, EXPERIMENT))
-    with driving(folder, name), Tracker.of(experiment, console) as tracker:
+    experiment = study.experiment if study else recorded(folder)
+    with study.driving() if study else driving(folder, name), Tracker.of(experiment, console) as tracker:
         with tracker.runs.collecting():
             runs = list(deliver_study(tracker, study) if study else deliver_run(tracker, experiment, folder))
         left = tracker.finish(

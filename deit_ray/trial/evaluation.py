@@ -67,7 +67,7 @@ def evaluate_here(
     Raises:
         UserError: see `check_model`.
     """
-    path = storage.local_path(model)
+    path = storage.fetch(model)
     description, state = check_model(path, experiment.data.uri, manifest)[:2]
     weights = ray.put((description, state))
     data = storage.absolute(experiment.data.uri)

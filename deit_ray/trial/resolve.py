@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,10 +75,7 @@ def resolve(experiment: Experiment, continues: bool = False) -> Resolved:
     else:
         check_searched(experiment, experiment.name)
     if experiment.search.space and not storage.is_local(experiment.results.uri):
-        raise UserError(
-            f"results.uri: {experiment.results.uri}: a study's database needs a local path or a shared "
-            "file system"
-        )
+        storage.check_conditions("results.uri", experiment.results.uri)
     manifest = shards.read_manifest(experiment.data.uri)
     data = storage.absolute(experiment.data.uri)
     from deit_ray.trial.runnable import Runnable
@@ -153,11 +149,7 @@ def teacher_path(experiment: Experiment) -> str | None:
     if not weights.startswith("run:"):
         return weights
     uri = storage.join(storage.absolute(results), _newest_with_model(experiment), MODEL)
-    if storage.is_local(uri):
-        return storage.local_path(uri)
-    local = Path(tempfile.mkdtemp(prefix="deit_ray-")) / MODEL
-    local.write_bytes(storage.read_bytes(uri))
-    return str(local)
+    return storage.fetch(uri)
 
 
 def pin_teacher(experiment: Experiment) -> Experiment:

@@ -25,6 +25,7 @@ from deit_ray.errors import UnavailableError, UserError
 from tests.data.test_inputs import CASES as FOLDERS
 from tests.data.test_prepare import contents, write_source
 from tests.data.test_tar_inputs import CASES as TARS
+from tests.support.servers import s3_environment
 from tests.support.sources import write_classes
 
 BUCKET = "s3://images"
@@ -83,15 +84,10 @@ def _reset(*ends: socket.socket) -> None:
 def line(s3_server, monkeypatch):
     """A connection to an empty bucket; pyarrow uses it."""
     line = Line(s3_server.port)
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "a",
-        "AWS_SECRET_ACCESS_KEY": "b",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
+    for name, value in s3_environment(line.port).items():
         monkeypatch.setenv(name, value)
     client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{s3_server.port}")
     client.create_bucket(Bucket="images")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{line.port}")
     line.client = client
     yield line
     for entry in client.list_objects_v2(Bucket="images").get("Contents", []):

@@ -5,7 +5,6 @@ import re
 import signal
 import time
 import urllib.request
-from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -15,6 +14,7 @@ import timm
 from deit_ray.commands.predict import find_model
 from deit_ray.errors import UserError
 from deit_ray.experiment.load import load_experiment
+from deit_ray.results.folders import results_of
 from deit_ray.results.journal import iterate_points
 from deit_ray.study.search import tune
 from deit_ray.study.study import Study
@@ -76,7 +76,7 @@ def test_a_study_runs_is_tracked_and_gives_its_best(finished_study, server):
 
 def assert_mlflow_agrees(study: Study, uri: str) -> None:
     """Optuna, MLflow and the journals agree about a finished study of small trials."""
-    client, runs = mlflow.MlflowClient(uri), runs_below(uri, Path(study.folder).parent)
+    client, runs = mlflow.MlflowClient(uri), runs_below(uri, results_of(study.folder))
     parents = [run for run in runs if run.data.tags["deit_ray.kind"] == "study"]
     trials = [run for run in runs if run.data.tags["deit_ray.kind"] == "trial"]
     children = {int(run.data.tags["deit_ray.trial"]): run for run in trials}

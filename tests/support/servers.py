@@ -121,6 +121,16 @@ class S3Server:
         self.server.stop()
 
 
+def s3_environment(port: int) -> dict[str, str]:
+    """The environment of a process that uses the S3 server on a port of loopback."""
+    return {
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+    }
+
+
 class Postgres:
     """A PostgreSQL in a new folder, from Debian's binaries; it trusts every connection from this machine."""
 
@@ -232,14 +242,17 @@ class Proxy:
     Attributes:
         mode: pass; delay (passes after `delay_s`); refuse_before (answers 500 and passes nothing on);
             fail_after (passes the request on, and answers 500); garbage (answers 200 without JSON); hang
-            (never answers); close (closes the connection).
+            (never answers); close (closes the connection); close_after (passes the request on, and closes the
+            connection).
         only: it misbehaves only if the path contains this text.
         times: number of requests until it passes all; None for no limit.
+        dropped: names of request headers, in lower case, that it does not pass on.
         seen: the paths of all requests.
     """
 
     def __init__(self, port: int):
         self.mode, self.only, self.times, self.delay_s = "pass", "", None, 3.0
+        self.dropped = {"host", "transfer-encoding", "content-length"}
         self.seen: list[str] = []
         self.target, self.over = port, threading.Event()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -289,27 +302,22 @@ class Proxy:
                     return self._answer(200, b"<html>Welcome to nginx!</html>")
                 connection = http.client.HTTPConnection("127.0.0.1", proxy.target, timeout=60)
                 try:
-                    headers = {
-                        k: v
-                        for k, v in self.headers.items()
-                        if k.lower() not in ("host", "transfer-encoding", "content-length")
-                    }
+                    headers = {k: v for k, v in self.headers.items() if k.lower() not in proxy.dropped}
                     connection.request(self.command, self.path, body, headers)
                     response = connection.getresponse()
-                    content, status, kind = (
-                        response.read(),
-                        response.status,
-                        response.getheader("Content-Type", ""),
-                    )
+                    content, status, headers = response.read(), response.status, dict(response.getheaders())
                 except OSError:
-                    content, status, kind = b"Bad Gateway", 502, "text/plain"
+                    content, status, headers = b"Bad Gateway", 502, {}
                 finally:
                     connection.close()
+                if mode == "close_after":
+                    self.close_connection = True
+                    return
                 if mode == "fail_after":
-                    content, status, kind = b"Internal Server Error", 500, "text/plain"
-                self._answer(status, content, kind)
+                    content, status, headers = b"Internal Server Error", 500, {}
+                self._answer(status, content, headers)
 
-            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = handle_any
+            do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = handle_any
 
             def _read_body(self) -> bytes:
                 if "chunked" not in self.headers.get("Transfer-Encoding", ""):
@@ -321,10 +329,14 @@ class Proxy:
                 self.rfile.readline()
                 return body
 
-            def _answer(self, status: int, content: bytes, kind: str = "text/plain") -> None:
-                self.send_response(status)
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(content)))
+            def _answer(self, status: int, content: bytes, headers: dict | None = None) -> None:
+                self.send_response_only(status)
+                headers = {"Content-Type": "text/plain", "Content-Length": str(len(content))} | (
+                    headers or {}
+                )
+                for name, value in headers.items():
+                    if name.lower() not in ("connection", "transfer-encoding"):
+                        self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(content)
 

@@ -1,0 +1,100 @@
+"""Who drives a study on an object store: the driver keeps a lease, an object that it renews.
+
+A lease informs people and refuses a second driver, as `lock` does in a folder. It is no fence: a driver that
+was cut off for LEASE_S seconds loses it. `study/object_log.py` has the fence.
+"""
+
+import contextlib
+import json
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+
+from deit_ray import storage
+from deit_ray.errors import UnavailableError, UserError
+
+LEASE = "driver.json"
+RELEASED = b"{}"
+LEASE_S = 30.0
+RENEW_S = 8.0
+RELEASE_S = 5.0  # longest wait for a renewal under way, at the end
+
+
+@contextlib.contextmanager
+def driving(folder: str, name: str) -> Iterator[None]:
+    """Keeps the lease of a folder while it is driven.
+
+    Raises:
+        UserError: another process drives the study.
+        UnavailableError: the lease cannot be written.
+    """
+    uri, renewed = storage.join(folder, LEASE), 0
+    me = {"host": os.uname().nodename, "pid": os.getpid(), "since": time.time(), "token": uuid.uuid4().hex}
+    tag, over = _acquire(uri, name, json.dumps(me).encode()), threading.Event()
+
+    def renew() -> None:
+        nonlocal tag, renewed
+        while not over.wait(RENEW_S):
+            renewed += 1
+            content = json.dumps(me | {"renewed": renewed}).encode()  # each version needs its own tag
+            try:
+                tag = storage.write_version(uri, content, tag)
+            except storage.ChangedError:
+                return  # another driver has it; this one ends at its next entry in the database
+            except UnavailableError:
+                continue  # the next renewal may come in time
+
+    thread = threading.Thread(target=renew, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(RELEASE_S)
+        if not thread.is_alive():
+            with contextlib.suppress(storage.ChangedError, UnavailableError):  # it expires
+                storage.write_version(uri, RELEASED, tag)
+
+
+def driver_of(folder: str) -> dict | None:
+    """The process that drives a folder now: its host, pid and start time; None where there is none."""
+    found = storage.read_version(storage.join(folder, LEASE))
+    return None if found is None else _holder(found)
+
+
+def _acquire(uri: str, name: str, content: bytes) -> str:
+    """Writes the lease, if no other process has it; returns its tag."""
+    while True:
+        found = storage.read_version(uri)
+        if found is not None and (holder := _holder(found)) is not None:
+            raise UserError(
+                f"{name}: is running already, on {holder['host']} as process {holder['pid']}; wait for its "
+                f"end, or end it (after a kill: {LEASE_S:.0f} s, until its lease has expired)"
+            )
+        try:
+            return storage.write_version(uri, content, None if found is None else found.tag)
+        except storage.ChangedError:  # another process came first; look again
+            continue
+
+
+def _holder(lease: storage.Version) -> dict | None:
+    """The process that holds a lease; None if it was released, has expired, or its process has ended."""
+    holder = json.loads(lease.content)
+    if not holder or lease.age_s > LEASE_S or _has_ended(holder):
+        return None
+    return holder
+
+
+def _has_ended(holder: dict) -> bool:
+    """Whether the process is known to have ended: only on its own machine can that be seen."""
+    if holder["host"] != os.uname().nodename:
+        return False
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # another person's process
+        return False
+    return False
