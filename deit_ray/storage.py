@@ -131,9 +131,9 @@ def create_bytes(uri: str, content: bytes) -> None:
 
 
 def fetch(uri: str) -> str:
-    """The local path of a file. A file on an object store is copied; the copy goes when the process ends."""
+    """The local path of a file: the given one, or that of a copy that goes when the process ends."""
     if is_local(uri):
-        return local_path(uri)
+        return uri.removeprefix("file://")
     folder = tempfile.mkdtemp(prefix="deit_ray-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = Path(folder, posixpath.basename(uri.partition("?")[0]))

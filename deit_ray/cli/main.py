@@ -4,6 +4,8 @@ Each command imports its own modules, so that `--help` and mistakes are answered
 imported.
 """
 
+import os
+import shlex
 from typing import Annotated, Literal
 
 import typer
@@ -278,11 +280,25 @@ app.add_typer(finished.app)
 def ui(
     results: Results = "results",
     port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")] = 5000,
+    optuna: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="copy the studies into a new SQLite file for Optuna's own tools instead; no UI is opened",
+        ),
+    ] = None,
 ):
     """Open MLflow's UI on this machine's loopback address."""
-    from deit_ray.commands.ui import become_ui, database_of, free_port
+    from deit_ray.commands.ui import become_ui, copy_studies, database_of, free_port
 
-    console, database, free = Console(), database_of(results), free_port(port)
+    console = Console()
+    if optuna is not None:
+        console.begin(f"copying the studies of {results}")
+        names = copy_studies(results, optuna)
+        file = shlex.quote(f"sqlite:///{os.path.abspath(optuna)}")
+        console.say(f"{', '.join(names)}: copied; look at them with: optuna-dashboard {file}")
+        return
+    database, free = database_of(results), free_port(port)
     if free != port:
         console.warn(f"port {port} is in use; port {free} is used instead")
     console.say(f"MLflow at http://127.0.0.1:{free} in a few seconds (Ctrl-C ends it)")

@@ -57,7 +57,7 @@ def evaluate(model: str, data: str, split: str = "test", session: Session | None
     holdout = _holdout(path, data, split, manifest, session)
     from deit_ray.trial.evaluation import check_model
 
-    description, _, notes = check_model(path, data, manifest)
+    description, _, notes = check_model(storage.fetch(path), data, manifest)
     session.warn_of(notes)
     if ROTATED in manifest.remarks and description.get("exif", manifest.exif) != manifest.exif:
         here = "applied" if manifest.exif else "not applied"
@@ -188,7 +188,7 @@ def predict(model: str, images: list[str], top: int = 5, session: Session | None
         UserError: the model cannot be read, or there is no image.
     """
     session = session or Session()
-    path = find_model(model, session.results)
+    path = storage.fetch(find_model(model, session.results))
     files = find_images(images, session)
     import torch
 
@@ -273,7 +273,7 @@ def _read_view(image: str, description: dict):
 
 
 def find_model(model: str, results: str) -> str:
-    """The local path of a model: a file, or the model.safetensors of a run or study.
+    """The local path or URI of a model: a file, or the model.safetensors of a run or study.
 
     Args:
         model: path of a file, or name of a run or study.
@@ -288,5 +288,6 @@ def find_model(model: str, results: str) -> str:
         return str(Path(model) / MODEL)
     for run in reversed(runs_of(model.removeprefix("run:"), results) or [model]):
         if storage.exists(storage.join(results, run, MODEL)):
-            return storage.fetch(storage.join(results, run, MODEL))
+            model = storage.join(results, run, MODEL)
+            return storage.local_path(model) if storage.is_local(model) else model
     raise UserError(f"{model}: neither a model.safetensors nor a finished run or study in {results}")

@@ -15,10 +15,10 @@ from deit_ray import storage
 from deit_ray.errors import UnavailableError, UserError
 from deit_ray.results import lease
 from deit_ray.study import object_log
-from deit_ray.study.database import copy_database
 from deit_ray.study.object_log import ObjectLog
 from deit_ray.study.study import Study
 from tests.conftest import ROOT
+from tests.support.commands import call
 from tests.support.servers import Proxy
 
 
@@ -289,6 +289,11 @@ def test_studies_of_one_name_that_begin_at_once_get_folders_of_their_own(study, 
 def test_a_study_is_copied_for_optunas_own_tools(study, tmp_path):
     with study.driving():
         act(study.optuna)
-    copy_database(Study.open("made", study.experiment.results.uri).database, f"{tmp_path}/copy.db")
-    copied = optuna.load_study(study_name="made-1", storage=f"sqlite:///{tmp_path}/copy.db")
+    results, file = study.experiment.results.uri, tmp_path / "copy.db"
+    assert "open the MLflow server that tracking.uri names, or copy" in call("ui", "--results", results).error
+    ended = call("ui", "--results", results, "--optuna", file)
+    assert ended.out == f"made-1: copied; look at them with: optuna-dashboard sqlite:///{file}\n"
+    copied = optuna.load_study(study_name="made-1", storage=f"sqlite:///{file}")
     assert seen(copied) == seen(study.optuna)
+    assert "exists already; name a new file" in call("ui", "--results", results, "--optuna", file).error
+    assert "has no studies" in call("ui", "--results", tmp_path, "--optuna", f"{file}2").error
