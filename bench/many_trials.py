@@ -13,20 +13,27 @@ left (after that, none start).
 1,000 trials take about 25 minutes on 2 CPU cores, since Ray starts a process for each. With fewer trials the
 windows are smaller (`window`), so that no trial is in both.
 
-    python bench/many_trials.py [--trials N] [--concurrent N] [--sampler random|tpe]
+With --s3 the study runs a second time, with all results on an S3 API server, moto in a process of its own.
+`s3_over_sqlite` is the wall time for each result of that study over the first one's.
+
+    python bench/many_trials.py [--trials N] [--concurrent N] [--sampler random|tpe] [--s3]
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
 import resource
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import ray.tune
+from botocore.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -36,6 +43,7 @@ from bench.record import record  # noqa: E402
 from deit_ray import storage  # noqa: E402
 from deit_ray.results.folders import JOURNAL, SNAPSHOT  # noqa: E402
 from deit_ray.results.journal import JournalWriter, checkpoint_name  # noqa: E402
+from tests.support.servers import free_port, s3_environment  # noqa: E402
 
 WINDOW = 100  # trials at most
 EPOCHS, STEPS_PER_EPOCH, LOG_EVERY = 3, 20, 10
@@ -88,17 +96,41 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=1000, help="number of trials")
     parser.add_argument("--concurrent", type=int, default=64, help="trials at a time")
     parser.add_argument("--sampler", choices=["random", "tpe"], default="random")
+    parser.add_argument("--s3", action="store_true", help="compare with results on S3")
     arguments = parser.parse_args()
     if arguments.trials < 2 * arguments.concurrent + 2:
         parser.error(
             f"--trials: at least {2 * arguments.concurrent + 2} with {arguments.concurrent} at a time"
         )
+    sizes = arguments.trials, arguments.concurrent, arguments.sampler
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        figures = measure(Path(folder), arguments.trials, arguments.concurrent, arguments.sampler)
+        figures = measure(Path(folder), f"{folder}/results", *sizes)
+    if arguments.s3:
+        with tempfile.TemporaryDirectory(prefix="bench-") as folder, s3_server() as bucket:
+            on_s3 = measure(Path(folder), f"{bucket}/results", *sizes)
+        figures |= {f"s3_{name}": on_s3[name] for name in ("wall_ms_per_result", "driver_ms_per_trial")}
+        figures["s3_over_sqlite"] = on_s3["wall_ms_per_result"] / figures["wall_ms_per_result"]
     record("many_trials", {name: round(value, 3) for name, value in figures.items()})
 
 
-def measure(folder: Path, trials: int, concurrent: int, sampler: str) -> dict[str, float]:
+@contextlib.contextmanager
+def s3_server() -> Iterator[str]:
+    """A moto server; yields the URI of an empty bucket. This process and its children use it."""
+    import boto3
+
+    port = free_port()
+    os.environ |= s3_environment(port)
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            config = Config(retries={"mode": "standard", "total_max_attempts": 10})
+            boto3.client("s3", config=config).create_bucket(Bucket="bench")
+            yield "s3://bench"
+        finally:
+            server.terminate()
+
+
+def measure(folder: Path, results: str, trials: int, concurrent: int, sampler: str) -> dict[str, float]:
     """Runs the study, checks that nothing is missing, and returns the figures."""
     from deit_ray.cluster import connect
     from deit_ray.data.shards import Manifest
@@ -120,7 +152,11 @@ def measure(folder: Path, trials: int, concurrent: int, sampler: str) -> dict[st
         def trial_ended(self, end) -> None:
             ends.append((time.process_time(), time.monotonic()))
 
-    experiment = make_experiment(folder, trials, concurrent, sampler)
+        def trial_reported(self, number: int, result: dict) -> None:
+            reports.append(number)
+
+    reports: list[int] = []
+    experiment = make_experiment(folder, results, trials, concurrent, sampler)
     data = Manifest(["a", "b"], {}, {}, "")
     resolved = AnyValues(experiment, data, str(folder), None, None)
     os.environ.pop("RAY_ADDRESS", None)
@@ -144,6 +180,7 @@ def measure(folder: Path, trials: int, concurrent: int, sampler: str) -> dict[st
         "window": window,
         "driver_ms_per_trial": 1000 * total[0] / trials,
         "wall_ms_per_trial": 1000 * total[1] / trials,
+        "wall_ms_per_result": 1000 * total[1] / len(reports),
         "early_driver_ms_per_trial": 1000 * early[0] / window,
         "late_driver_ms_per_trial": 1000 * late[0] / window,
         "late_over_early": late[0] / early[0],
@@ -152,13 +189,14 @@ def measure(folder: Path, trials: int, concurrent: int, sampler: str) -> dict[st
     }
 
 
-def make_experiment(folder: Path, trials: int, concurrent: int, sampler: str):
+def make_experiment(folder: Path, results: str, trials: int, concurrent: int, sampler: str):
     from deit_ray.experiment.load import load_experiment
 
     overrides = {
         "name": "idle",
         "data.uri": str(folder),
-        "results.uri": str(folder / "results"),
+        "results.uri": results,
+        "tracking.uri": f"sqlite:///{folder}/mlflow.db",
         "train.epochs": EPOCHS,
         "optim.warmup_epochs": 1,
         "search": {
