@@ -113,8 +113,8 @@ def write_bytes(uri: str, content: bytes) -> None:
 def create_bytes(uri: str, content: bytes) -> None:
     """Writes a file as `write_bytes` does, but never over an existing file.
 
-    If two processes write at once, exactly one succeeds on a local disk with hard links, and on S3 if boto3
-    is installed. Elsewhere both can.
+    If two processes write at once, exactly one succeeds on a local disk with hard links and, with boto3, on
+    S3. Elsewhere both can.
 
     Raises:
         FileExistsError: the file exists.
@@ -124,9 +124,9 @@ def create_bytes(uri: str, content: bytes) -> None:
         if is_local(uri):
             with _partial(uri, content) as partial:
                 _link(partial, local_path(uri))
-        elif exists(uri):
-            raise FileExistsError(uri)
         elif not _create_object(uri, content):
+            if exists(uri):
+                raise FileExistsError(uri)
             _upload(uri, content)
 
 
@@ -280,9 +280,6 @@ def list_names(uri: str) -> list[str]:
     return sorted(entry.base_name for entry in found)
 
 
-# Conditional writes
-
-
 class ChangedError(Exception):
     """A conditional write found another version of the object than the expected one."""
 
@@ -307,6 +304,12 @@ def can_condition(uri: str) -> bool:
     return uri.startswith("s3://")
 
 
+def check_boto3(place: str) -> None:
+    """Refuses a study on an object store without boto3. Raises UserError, which names the place."""
+    if importlib.util.find_spec("boto3") is None:
+        raise UserError(f"{place}: a study there needs boto3: pip install 'deit-ray[s3]'")
+
+
 def check_conditions(key: str, uri: str) -> None:
     """Refuses a folder where no object can be written on a condition. For a look it writes two objects.
 
@@ -326,8 +329,7 @@ def check_conditions(key: str, uri: str) -> None:
             f"{key}: {uri}: cannot hold a study, since options follow the path; leave them out, and name the "
             "server with AWS_ENDPOINT_URL"
         )
-    if importlib.util.find_spec("boto3") is None:
-        raise UserError(f"{key}: {uri}: a study there needs boto3: pip install 'deit-ray[s3]'")
+    check_boto3(f"{key}: {uri}")
     probe = join(uri, f".probe-{uuid.uuid4().hex}")
     try:
         write_version(probe, b"probe", None)
@@ -353,16 +355,13 @@ def _accepts(uri: str, wrong: str | None) -> bool:
 
 def read_version(uri: str) -> Version | None:
     """An object's present version; None if there is no object. Raises UnavailableError."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
+    client = _client(uri, READS)
     try:
-        found = _client(uri, READS).get_object(**_place(uri))
+        found = client.get_object(**_place(uri))
         content = found["Body"].read()
-    except ClientError as error:
-        if error.response["Error"]["Code"] == "NoSuchKey":
+    except _failures() as error:
+        if _code(error) == "NoSuchKey":
             return None
-        raise UnavailableError(f"{uri}: cannot be read: {_reason(error)}") from error
-    except (BotoCoreError, OSError) as error:
         raise UnavailableError(f"{uri}: cannot be read: {_reason(error)}") from error
     now = parsedate_to_datetime(found["ResponseMetadata"]["HTTPHeaders"]["date"])
     return Version(content, found["ETag"], (now - found["LastModified"]).total_seconds())
@@ -382,14 +381,12 @@ def write_version(uri: str, content: bytes, expected: str | None) -> str:
         UnavailableError: the object cannot be written or reached.
         NotImplementedError: the store refuses conditional writes.
     """
-    from botocore.exceptions import BotoCoreError, ClientError
-
     condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
     client, place, is_uncertain = _client(uri, 1), _place(uri), False
     for pause_s in (*PAUSES_S, None):
         try:
             return client.put_object(**place, Body=content, **condition)["ETag"]
-        except (BotoCoreError, ClientError, OSError) as error:
+        except _failures() as error:
             failure = error
         if _status(failure) == 501:
             raise NotImplementedError(uri) from failure
@@ -415,9 +412,7 @@ def write_version(uri: str, content: bytes, expected: str | None) -> str:
 
 def _says_changed(failure: Exception) -> bool:
     """Whether a store says that the expected version is not there."""
-    return _status(failure) == 412 or (
-        _status(failure) == 404 and failure.response["Error"]["Code"] == "NoSuchKey"
-    )
+    return _status(failure) == 412 or (_status(failure) == 404 and _code(failure) == "NoSuchKey")
 
 
 def _is_lasting(failure: Exception) -> bool:
@@ -430,6 +425,11 @@ def _is_lasting(failure: Exception) -> bool:
     return status < 500 and status not in (408, 409, 429)
 
 
+def _code(failure: Exception) -> str | None:
+    """The store's name of an error; None without an answer."""
+    return (getattr(failure, "response", None) or {}).get("Error", {}).get("Code")
+
+
 def _status(failure: Exception) -> int | None:
     """The status that a store answered with; None without an answer."""
     answer = getattr(failure, "response", None)
@@ -438,8 +438,6 @@ def _status(failure: Exception) -> int | None:
 
 def names_after(uri: str, last: str) -> list[str]:
     """The names of a folder's objects that follow `last`, sorted. Raises UnavailableError."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
     place = _place(uri)
     folder = place["Key"] + "/"
     pages = _client(uri, READS).get_paginator("list_objects_v2")
@@ -451,7 +449,7 @@ def names_after(uri: str, last: str) -> list[str]:
             )
             for entry in page.get("Contents", [])
         ]
-    except (BotoCoreError, ClientError, OSError) as error:
+    except _failures() as error:
         raise UnavailableError(f"{uri}: cannot be read: {_reason(error)}") from error
     return sorted(found)
 
@@ -459,6 +457,13 @@ def names_after(uri: str, last: str) -> list[str]:
 def _place(uri: str) -> dict[str, str]:
     parts = urlsplit(uri)
     return {"Bucket": parts.netloc, "Key": parts.path.strip("/")}
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """The exceptions of a request of boto3, which must be installed."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    return BotoCoreError, ClientError, OSError
 
 
 def _client(uri: str, attempts: int):
@@ -473,7 +478,7 @@ def _client(uri: str, attempts: int):
 
 @functools.lru_cache(maxsize=8)
 def _make_client(endpoint: str | None, region: str | None, attempts: int, environment: tuple):
-    """A client for one endpoint. `environment`, which boto3 reads itself, tells apart the cached clients."""
+    """A client for one endpoint. boto3 itself reads `environment`, which is here for the cache."""
     import boto3
     from botocore.config import Config
 
@@ -488,9 +493,7 @@ def _make_client(endpoint: str | None, region: str | None, attempts: int, enviro
     return boto3.session.Session().client("s3", endpoint_url=endpoint, region_name=region, config=config)
 
 
-def _reason(error: BaseException) -> str:
+def _reason(failure: BaseException) -> str:
     """Why a request failed, in the store's or boto3's own words."""
-    answer = getattr(error, "response", None)
-    if answer is not None and answer.get("Error", {}).get("Message"):
-        return f"{answer['Error']['Code']}: {answer['Error']['Message'].rstrip('.')}"
-    return first_line(error)
+    said = _code(failure) and failure.response["Error"].get("Message")
+    return f"{_code(failure)}: {said.rstrip('.')}" if said else first_line(failure)

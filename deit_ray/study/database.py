@@ -10,7 +10,7 @@ from optuna.storages import BaseStorage, JournalStorage
 from deit_ray import storage
 from deit_ray.errors import UnavailableError
 from deit_ray.results import lease, lock
-from deit_ray.study.object_log import FIRST, ObjectLog
+from deit_ray.study.object_log import ObjectLog
 
 DATABASE = "study.db"
 LOG = "study.log"  # a folder
@@ -18,8 +18,7 @@ LOG = "study.log"  # a folder
 
 def is_study(folder: str) -> bool:
     """Whether a folder is a study's."""
-    parts = (DATABASE,) if storage.is_local(folder) else (LOG, FIRST)
-    return storage.exists(storage.join(folder, *parts))
+    return storage.exists(storage.join(folder, DATABASE if storage.is_local(folder) else LOG))
 
 
 class StudyDatabase:
@@ -42,6 +41,7 @@ class StudyDatabase:
             if storage.is_local(folder):
                 self.place: str | BaseStorage = f"sqlite:///{storage.join(folder, DATABASE)}"
             else:
+                storage.check_boto3(folder)
                 self.log = ObjectLog(storage.join(folder, LOG), name)
                 if not is_study(folder):
                     self.log.begin_writing()
@@ -60,8 +60,8 @@ class StudyDatabase:
             with lock.driving(self.folder, self.name):
                 yield
             return
-        with lease.driving(self.folder, self.name):
-            self.log.begin_writing()
+        with lease.driving(self.folder, self.name, lambda: self.log.position) as entries:
+            self.log.begin_writing(entries)
             try:
                 yield
             finally:

@@ -3,16 +3,18 @@
 The driver writes each operation as the next object, on the condition that the object does not exist. So an
 operation is stored, whole, before the driver acts on it. If another driver has written the object, the write
 fails and this driver ends: that is the fence. No object is ever deleted, since a free number would let an
-old driver through the fence. MERGED objects at a time are copied into one, which is read instead of them.
+old driver through the fence; a log in which one is missing is refused. MERGED objects at a time are copied
+into one, which is read instead of them.
 """
 
 import contextlib
 import itertools
 import json
 import os
+import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,6 +27,7 @@ MERGED = 1000  # objects in a merged one
 MERGES = "merged"  # the folder of the merged objects
 READERS = 16  # objects that are read at once
 LATE_WRITES = 10  # of an earlier driver, that a new driver waits for at most
+NAME = re.compile(r"\d{8}\.json")  # of an object, see `_name`
 
 Log = dict[str, Any]
 
@@ -79,14 +82,24 @@ class ObjectLog(BaseJournalBackend):
             self.failure = error
             raise
 
-    def begin_writing(self) -> None:
-        """Lets this process write, and no other from now on: its first object is the fence."""
+    def begin_writing(self, known: int = 0) -> None:
+        """Lets this process write, and no other from now on: its first object is the fence.
+
+        Args:
+            known: the number of objects that there are at least.
+
+        Raises:
+            UserError: an object was deleted or changed.
+            UnavailableError: the store cannot be read or written.
+        """
         self.me = {"host": os.uname().nodename, "pid": os.getpid(), "since": time.time()}
         self.me["token"] = uuid.uuid4().hex  # no other process writes an equal object
         self.failure = None
         try:
             for _ in range(LATE_WRITES):
                 self._read_on()
+                if self.position < known:
+                    raise UserError(self._damaged(self._object(known - 1), "is missing"))
                 if self.position == 0:
                     return  # the first operation is the fence
                 try:
@@ -126,18 +139,23 @@ class ObjectLog(BaseJournalBackend):
             self.missing[self.position - MERGED], self.unmerged = self.unmerged, []
 
     def _read_on(self) -> None:
-        """Reads the objects that are new."""
+        """Reads the objects that are new.
+
+        Raises:
+            UserError: an object was deleted or changed.
+        """
         while True:
             if self.position % MERGED == 0:
-                merged = storage.read_version(self._merged(self.position))
+                merged = self._read(self._merged(self.position))
                 if merged is not None:
-                    self.ahead += json.loads(merged.content)
+                    self.ahead += merged
                     self.position += MERGED
                     continue
             whole = (self.position // MERGED + 1) * MERGED
             last = _name(self.position - 1) if self.position else ""
-            new = [name for name in storage.names_after(self.uri, last) if name < _name(whole)]
-            for logs in self._contents(new):
+            new = [name for name in storage.names_after(self.uri, last) if NAME.fullmatch(name)]
+            end = min(_number(new[-1]) + 1, whole) if new else self.position
+            for logs in self._contents(range(self.position, end)):
                 self._take(logs)
             if self.position < whole:
                 return
@@ -152,19 +170,40 @@ class ObjectLog(BaseJournalBackend):
     def _all_logs(self) -> Iterator[Log]:
         """The logs of all objects up to the position."""
         for start in range(0, self.position, MERGED):
-            merged = storage.read_version(self._merged(start))
+            merged = self._read(self._merged(start))
             if merged is not None:
-                yield from json.loads(merged.content)
-                continue
-            numbers = range(start, min(start + MERGED, self.position))
-            for logs in self._contents([_name(number) for number in numbers]):
-                yield from logs
+                yield from merged
+            else:
+                yield from itertools.chain(*self._contents(range(start, min(start + MERGED, self.position))))
 
-    def _contents(self, names: list[str]) -> Iterator[list[Log]]:
-        uris = [storage.join(self.uri, name) for name in names]
+    def _contents(self, numbers: Iterable[int]) -> Iterator[list[Log]]:
+        """The logs of each object. None may be missing."""
+        uris = [self._object(number) for number in numbers]
         with ThreadPoolExecutor(READERS, thread_name_prefix="log") as pool:
-            for found in pool.map(storage.read_version, uris):
-                yield json.loads(found.content)["logs"]
+            for uri, found in zip(uris, pool.map(self._read, uris), strict=True):
+                if found is None:
+                    raise UserError(self._damaged(uri, "is missing"))
+                yield found
+
+    def _read(self, uri: str) -> list[Log] | None:
+        """The logs of an object or of a merged one; None if there is no such object."""
+        found = storage.read_version(uri)
+        if found is None:
+            return None
+        try:
+            content = json.loads(found.content)
+            logs = content["logs"] if isinstance(content, dict) else content
+            if isinstance(logs, list):
+                return logs
+        except (ValueError, KeyError):
+            pass
+        raise UserError(self._damaged(uri, "is not as deit-ray wrote it"))
+
+    def _damaged(self, uri: str, what: str) -> str:
+        return (
+            f"{self.name}: {uri} {what}, so its database cannot be read; restore the object from an earlier "
+            "version or a copy of the bucket (no object of a study.log may be deleted or changed)"
+        )
 
     def _object(self, number: int) -> str:
         return storage.join(self.uri, _name(number))
@@ -177,4 +216,5 @@ def _name(number: int) -> str:
     return f"{number:08d}.json"
 
 
-FIRST = _name(0)
+def _number(name: str) -> int:
+    return int(name.partition(".")[0])

@@ -1,11 +1,14 @@
 """A study's database on an object store, on a real S3 API server behind a proxy that loses answers."""
 
+import fnmatch
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 
+import boto3
 import optuna
 import pytest
 from optuna.storages import JournalStorage
@@ -226,6 +229,62 @@ def study(experiment, bucket) -> Study:
     return Study.create(experiment("digits_student", {"name": "made"} | keys))
 
 
+@pytest.mark.parametrize(
+    ("names", "content", "says"),
+    [
+        ("00000021.json", None, "00000021.json is missing"),
+        ("00000023.json", None, "00000023.json is missing"),
+        ("0000002[23].json", None, "00000023.json is missing"),
+        ("*00000000.json", None, "00000000.json is missing"),
+        ("*0000001[04].json", None, "00000010.json is missing"),
+        ("0*.json", None, "00000023.json is missing"),
+        ("00000022.json", b'{"driver":{},"logs"', "00000022.json is not as deit-ray wrote it"),
+        ("00000022.json", b'{"driver":{}}', "00000022.json is not as deit-ray wrote it"),
+        ("merged/00000000.json", b'"logs"', "merged/00000000.json is not as deit-ray wrote it"),
+        ("merged/*", None, None),  # they are made again
+        ("0000000[0-9].json", None, None),  # a merged one has them
+    ],
+)
+def test_an_object_that_somebody_deleted_or_changed_is_named(study, monkeypatch, names, content, says):
+    monkeypatch.setattr(object_log, "MERGED", 10)
+    with study.driving():
+        for n in range(24 - study.database.log.position):
+            study.optuna.set_user_attr("n", n)
+    folder, results = f"{study.folder}/study.log", study.experiment.results.uri
+    assert study.database.log.position == 24
+    bucket = boto3.resource("s3").Bucket("studies")
+    known = {entry.key.partition("study.log/")[2]: entry for entry in bucket.objects.all()}
+    for name in fnmatch.filter(known, names):
+        known[name].delete() if content is None else known[name].put(Body=content)
+
+    def drive() -> None:
+        again = Study.open("made-1", results)
+        with again.driving():
+            assert seen(again.optuna) == seen(study.optuna)
+            again.optuna.set_user_attr("n", -1)
+
+    if says is None:
+        drive()
+        assert storage.list_names(f"{folder}/merged") == ["00000000.json", "00000010.json"]
+        return
+    for _ in range(2):  # the first refusal leaves no trace
+        with pytest.raises(UserError, match=rf"^made-1: {folder}/{says}, so .*; restore the object from an"):
+            drive()
+
+
+@pytest.mark.parametrize(
+    "command", [["status", "made"], ["tune", "--resume", "made"], ["ui", "--optuna", "x"]]
+)
+def test_a_study_on_s3_without_boto3_says_what_to_install(study, monkeypatch, tmp_path, command):
+    monkeypatch.setitem(sys.modules, "boto3", None)  # as where it is not installed
+    monkeypatch.chdir(tmp_path)
+    ended = call(*command, "--results", study.experiment.results.uri)
+    says = "a study there needs boto3: pip install 'deit-ray[s3]'"
+    assert ended.error == f"error: {study.folder}: {says}", ended
+    with pytest.raises(UserError, match=f"^results.uri: s3://studies/results: {re.escape(says)}$"):
+        storage.check_conditions("results.uri", "s3://studies/results")
+
+
 DRIVE = """
 import sys, time
 from deit_ray.study.study import Study
@@ -251,15 +310,19 @@ def test_a_lease_names_the_driver_and_refuses_a_second_one(study, monkeypatch):
         other.wait()
     assert study.driver() is None  # nothing runs on this machine under its number
     uri = f"{study.folder}/{lease.LEASE}"
-    left = json.loads(storage.read_bytes(uri)) | {"host": "elsewhere"}
-    storage.write_bytes(uri, json.dumps(left).encode())
-    with pytest.raises(UserError, match=r"on elsewhere as process .*after a kill: 30 s"), study.driving():
-        pass
+    left = json.loads(storage.read_bytes(uri))
+    for there in ({"host": "elsewhere"}, {"machine": "another of the same name"}):
+        storage.write_bytes(uri, json.dumps(left | there).encode())
+        with (
+            pytest.raises(UserError, match=r"is running .* as process .*after a kill: 30 s"),
+            study.driving(),
+        ):
+            pass
     monkeypatch.setattr(lease, "LEASE_S", 0.0)
     time.sleep(1.1)  # the store's clock has whole seconds
     with study.driving():
         assert json.loads(storage.read_bytes(uri))["pid"] == os.getpid()
-    assert storage.read_bytes(uri) == lease.RELEASED
+    assert json.loads(storage.read_bytes(uri)) == {"entries": study.database.log.position}
 
 
 def test_a_lease_is_renewed_until_another_driver_takes_it(study, monkeypatch):
@@ -268,7 +331,9 @@ def test_a_lease_is_renewed_until_another_driver_takes_it(study, monkeypatch):
     with study.driving():
         time.sleep(0.5)
         assert json.loads(storage.read_bytes(uri))["renewed"] > 1
-        taken = json.dumps({"host": "elsewhere", "pid": 1, "since": 0.0}).encode()
+        taken = json.dumps(
+            {"host": "elsewhere", "machine": "", "pid": 1, "since": 0.0, "entries": 2}
+        ).encode()
         storage.write_bytes(uri, taken)
         time.sleep(0.3)
         assert storage.read_bytes(uri) == taken
