@@ -38,7 +38,7 @@ from bench.revisions import CommandLine, checked_out, clean_up_when_terminated  
 # Values that are not compared: patterns of a value's whole name. A name begins with the value's kind.
 LEFT_OUT = {
     "times": r"(journal|mlflow) .* time_ms|mlflow .* (start|end)_time"
-    r"|optuna .* (datetime_(start|complete)|attr times \d+|attr spent (wall|gpu)_s)",
+    r"|optuna .* (datetime_(start|complete)|attr (times |time/)\d+|attr spent (wall|gpu)_s)",
     "ids": r"mlflow .* (run_id|experiment_id|tag deit_ray\.id)",
     "host names": r"mlflow .* tag \S*host\S*",
     "absolute paths": r"mlflow .* artifact_uri",

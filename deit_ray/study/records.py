@@ -15,7 +15,9 @@ from deit_ray.study.optuna_private import open_trial, read_trial
 EXPERIMENT, ENDED, SPENT, TESTED, TUNE = "experiment", "ended", "spent", "test", "tune"
 LARGEST = "largest_class"
 # of a trial
-IMAGES, TIMES, SIGNATURE = "images", "times", "signature"
+IMAGES, SIGNATURE = "images", "signature"
+TIME = "time/"  # before an epoch
+TIMES = "times"  # of all epochs: earlier versions wrote them again at each value
 # of both
 OUTCOME = "outcome"
 
@@ -126,7 +128,9 @@ class TrialRecord:
     @property
     def times(self) -> dict[int, float]:
         """When Optuna got each value, by epoch: seconds since 1970."""
-        return {int(epoch): seconds for epoch, seconds in self.frozen.user_attrs.get(TIMES, {}).items()}
+        attributes = self.frozen.user_attrs
+        noted = {key[len(TIME) :]: value for key, value in attributes.items() if key.startswith(TIME)}
+        return {int(epoch): seconds for epoch, seconds in (attributes.get(TIMES, {}) | noted).items()}
 
     @property
     def signature(self) -> str | None:
@@ -236,8 +240,7 @@ class StudyRecord:
         if epoch in trial.values:
             return
         live = open_trial(self.optuna, number)
-        times = {str(known): seconds for known, seconds in trial.times.items()}
-        live.set_user_attr(TIMES, {**times, str(epoch): time.time()})
+        live.set_user_attr(f"{TIME}{epoch}", time.time())
         live.report(value, epoch)
 
     def note_images(self, number: int, images: float) -> None:
