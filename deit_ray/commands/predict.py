@@ -276,12 +276,16 @@ def find_model(model: str, results: str) -> str:
     """The local path or URI of a model: a file, or the model.safetensors of a run or study.
 
     Args:
-        model: path of a file, or name of a run or study.
+        model: path or URI of a file, or of the folder of a run or study; or the name of a run or study.
         results: folder in which runs and studies are looked up.
 
     Raises:
         UserError: there is no such model.
     """
+    if not storage.is_local(model):
+        uri = model if model.endswith(".safetensors") else storage.join(model, MODEL)
+        if storage.exists(uri):
+            return uri
     if Path(model).is_file():
         return model
     if (Path(model) / MODEL).is_file():  # the folder of a run or study

@@ -219,6 +219,18 @@ def test_a_store_that_cannot_keep_two_drivers_apart_is_refused(bucket, line, exp
     assert storage.list_names(bucket) == []
 
 
+@pytest.mark.parametrize("header", ["if-none-match", "if-match"])
+def test_a_store_that_says_that_it_has_no_conditional_writes_is_refused(line, header):
+    line.unknown.add(header)
+    says = "s3://studies/results: the store has no conditional writes"
+    with pytest.raises(UserError, match=f"^results.uri: {says}"):
+        storage.check_conditions("results.uri", "s3://studies/results")
+    if header == "if-none-match":  # a study that was copied there, and a run, which needs none
+        with pytest.raises(UserError, match=r"^s3://studies/results/driver.json: the store has no condit"):
+            lease.driving("s3://studies/results", "made-1", lambda: 0).__enter__()
+        storage.create_bytes("s3://studies/run/experiment.yaml", b"x")
+
+
 @pytest.fixture
 def study(experiment, bucket) -> Study:
     keys = {
@@ -270,6 +282,21 @@ def test_an_object_that_somebody_deleted_or_changed_is_named(study, monkeypatch,
     for _ in range(2):  # the first refusal leaves no trace
         with pytest.raises(UserError, match=rf"^made-1: {folder}/{says}, so .*; restore the object from an"):
             drive()
+
+
+def test_each_value_of_a_trial_costs_equally_many_bytes(study):
+    with study.driving():
+        study.optuna.ask()
+        first = study.database.log.position
+        for epoch in range(100, 130):
+            study.report(0, epoch, 0.5)
+    assert study.trial(0).values.keys() == study.trial(0).times.keys() == set(range(100, 130))
+    folder = f"{study.folder}/study.log"
+    sizes = [
+        len(storage.read_version(f"{folder}/{name}").content) for name in storage.names_after(folder, "")
+    ]
+    assert len(sizes) == first + 60
+    assert max(sizes[first:]) < 500
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Real servers on loopback for tests and benchmarks: MLflow, PostgreSQL, S3, and a proxy that misbehaves."""
 
+import contextlib
 import http.client
 import os
 import pwd
@@ -13,6 +14,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -131,6 +133,27 @@ def s3_environment(port: int) -> dict[str, str]:
     }
 
 
+@contextlib.contextmanager
+def s3_process() -> Iterator[str]:
+    """An S3 API server (moto) in a process of its own; yields the URI of an empty bucket.
+
+    This process and its children use it.
+    """
+    import boto3
+    from botocore.config import Config
+
+    port = free_port()
+    os.environ |= s3_environment(port)
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            config = Config(retries={"mode": "standard", "total_max_attempts": 10})
+            boto3.client("s3", config=config).create_bucket(Bucket="bench")
+            yield "s3://bench"
+        finally:
+            server.terminate()
+
+
 class Postgres:
     """A PostgreSQL in a new folder, from Debian's binaries; it trusts every connection from this machine."""
 
@@ -247,12 +270,14 @@ class Proxy:
         only: it misbehaves only if the path contains this text.
         times: number of requests until it passes all; None for no limit.
         dropped: names of request headers, in lower case, that it does not pass on.
+        unknown: names of request headers, in lower case, that it answers with 501.
         seen: the paths of all requests.
     """
 
     def __init__(self, port: int):
         self.mode, self.only, self.times, self.delay_s = "pass", "", None, 3.0
         self.dropped = {"host", "transfer-encoding", "content-length"}
+        self.unknown: set[str] = set()
         self.seen: list[str] = []
         self.target, self.over = port, threading.Event()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -296,6 +321,8 @@ class Proxy:
                     return
                 if mode == "delay":
                     time.sleep(proxy.delay_s)
+                if proxy.unknown & {name.lower() for name in self.headers}:
+                    return self._answer(501, b"<Error><Code>NotImplemented</Code></Error>")
                 if mode == "refuse_before":
                     return self._answer(500, b"Internal Server Error")
                 if mode == "garbage":
