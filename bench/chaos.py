@@ -5,8 +5,9 @@ The victims (the driver, a worker, the raylet, the tracking server) are killed b
 trial (start, step, evaluation, checkpoint, delivery). Then the bench does what a person would do: it runs
 `deit-ray tune --resume`, or starts the server again. At the end, the contents of Optuna, MLflow and the
 journals are compared with those that the experiment requires, and with those of an undisturbed study.
+With --s3, all results are on an S3 API server, moto in a process of its own, which is not killed.
 
-    python bench/chaos.py --kills 20 --seed 0
+    python bench/chaos.py --kills 20 --seed 0 [--s3]
 """
 
 import argparse
@@ -32,9 +33,13 @@ import optuna  # noqa: E402
 
 from bench.metrics import EVALUATION, TRAIN  # noqa: E402
 from bench.record import record  # noqa: E402
-from deit_ray.experiment.load import load_experiment  # noqa: E402
+from deit_ray import storage  # noqa: E402
+from deit_ray.results import lease, lock  # noqa: E402
+from deit_ray.results.folders import JOURNAL, experiment_of, trial_name  # noqa: E402
+from deit_ray.results.journal import iterate_points  # noqa: E402
+from deit_ray.study.study import Study  # noqa: E402
 from tests.support.commands import DEIT_RAY, wait_for  # noqa: E402
-from tests.support.servers import MlflowServer  # noqa: E402
+from tests.support.servers import MlflowServer, s3_process  # noqa: E402
 
 VICTIMS = ("driver", "worker", "raylet", "server")
 PHASES = ("start", "step", "evaluation", "checkpoint", "delivery")
@@ -75,6 +80,7 @@ class Chaos:
         trials, epochs: numbers of trials of each study, and of epochs of each trial.
         data: folder of the prepared digits; by default they are prepared here.
         teacher: weights of a model trained on the digits; by default a teacher is trained here.
+        results: URI of the results; by default a folder below `folder`.
     """
 
     def __init__(
@@ -85,9 +91,11 @@ class Chaos:
         epochs: int = 3,
         data: str | None = None,
         teacher: str | None = None,
+        results: str | None = None,
     ):
         self.folder, self.trials, self.epochs = folder, trials, epochs
         self.data, self.teacher = data, teacher
+        self.results = results or f"{folder}/results"
         self.random = random.Random(seed)
         self.counters = Counters()
         self.kills: list[tuple[str, str]] = []
@@ -103,6 +111,7 @@ class Chaos:
             self.run("data", "prepare", "digits", "--out", self.data)
         if self.teacher is None:
             teacher = ["--set", f"data.uri={self.data}", "--set", "train.epochs=5"]
+            teacher += ["--set", f"results.uri={self.results}", "--set", f"tracking.uri={self.server.uri}"]
             self.run("train", ROOT / "experiments/digits_teacher.yaml", *teacher)
             self.teacher = "run:digits_teacher"
         experiment = {
@@ -112,6 +121,7 @@ class Chaos:
             "train": {"epochs": self.epochs},
             "optim": {"warmup_epochs": 1},
             "tracking": {"uri": self.server.uri, "experiment": "chaos"},
+            "results": {"uri": self.results},
             "search": {
                 "trials": self.trials,
                 "sampler": "random",
@@ -215,17 +225,16 @@ class Chaos:
             )
             return driver
         driver.wait(timeout=ENDS_S)
-        driver = self.start("tune", "--resume", study)
+        driver = self.start("tune", "--resume", study, "--results", self.results)
         self.await_driver(study, driver)
         return driver
 
     def await_driver(self, study: str, driver: subprocess.Popen) -> None:
-        """Waits until a driver has ended, or holds the lock of its study."""
-        lock = self.folder / "results" / study / "driver.lock"
+        """Waits until a driver has ended, or drives its study."""
+        folder = storage.join(self.results, study)
+        driver_of = (lock if storage.is_local(folder) else lease).driver_of
         wait_for(
-            lambda: (
-                driver.poll() is not None or (lock.exists() and f'"pid": {driver.pid}' in lock.read_text())
-            ),
+            lambda: driver.poll() is not None or (driver_of(folder) or {}).get("pid") == driver.pid,
             90,
         )
 
@@ -260,9 +269,7 @@ class Chaos:
         return bool(self.optuna(study).user_attrs.get("ended"))
 
     def optuna(self, study: str) -> optuna.Study:
-        return optuna.load_study(
-            study_name=study, storage=f"sqlite:///{self.folder}/results/{study}/study.db"
-        )
+        return Study.open(study, self.results).optuna
 
     def table(self, study: str) -> dict:
         """Parameters, intermediate values and value of each trial, to the last digit."""
@@ -310,7 +317,8 @@ class Chaos:
 
     def check_trial(self, study: str, trial, run, client) -> None:
         note, where = self.counters.note, f"{study} trial {trial.number}"
-        experiment = load_experiment(self.folder / "results" / study / "experiment.yaml")
+        folder = storage.join(self.results, study)
+        experiment = experiment_of(folder)
         steps_per_epoch = (
             1294 // experiment.train.batch_size
         )  # 1,438 training images, of which 10% are held out
@@ -321,11 +329,8 @@ class Chaos:
         )
         expected = {*itertools.product(TRAIN, logged), *itertools.product(EVALUATION, evaluations)}
 
-        segments = sorted(
-            (self.folder / "results" / study / f"trial-{trial.number:04d}" / "journal").glob("*.jsonl")
-        )
-        points = [json.loads(line) for segment in segments for line in segment.read_text().splitlines()]
-        journal = collections.Counter((name, step) for name, _, step, _ in points)
+        points = list(iterate_points(storage.join(folder, trial_name(trial.number), JOURNAL)))
+        journal = collections.Counter((point.name, point.step) for point in points)
         names = {name for name, _ in expected | journal.keys()}
         history = [
             (name, point) for name in names for point in client.get_metric_history(run.info.run_id, name)
@@ -337,7 +342,7 @@ class Chaos:
             note("points_lost", f"{where}: {place}: {sorted(missing)[:3]}", len(missing))
             note("points_doubled", f"{where}: {place}: unexpected {sorted(more)[:3]}", len(more))
             note("points_doubled", f"{where}: {place}", twice)
-        values = {(name, step): value for name, value, step, _ in points}
+        values = {(point.name, point.step): point.value for point in points}
         if {(name, point.step): point.value for name, point in history} != values:
             note("states_disagreeing", f"{where}: a value in MLflow is not the journal's")
         curve = {
@@ -389,9 +394,12 @@ def main() -> None:
     )
     parser.add_argument("--kills", type=int, default=20, help="number of kills")
     parser.add_argument("--seed", type=int, default=0, help="determines their moments and order")
+    parser.add_argument("--s3", action="store_true", help="keep all results on an S3 API server")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        chaos = Chaos(Path(folder), arguments.seed)
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-"))
+        results = f"{stack.enter_context(s3_process())}/results" if arguments.s3 else None
+        chaos = Chaos(Path(folder), arguments.seed, results=results)
         cards = deal(chaos.random, arguments.kills)
         try:
             chaos.prepare()

@@ -14,26 +14,23 @@ left (after that, none start).
 windows are smaller (`window`), so that no trial is in both.
 
 With --s3 the study runs a second time, with all results on an S3 API server, moto in a process of its own.
-`s3_over_sqlite` is the wall time for each result of that study over the first one's.
+`s3_over_sqlite` is the wall time for each result of that study over the first one's. No trial of the two is
+stopped early, so that both have equally many results.
 
     python bench/many_trials.py [--trials N] [--concurrent N] [--sampler random|tpe] [--s3]
 """
 
 import argparse
-import contextlib
 import json
 import math
 import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import ray.tune
-from botocore.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -43,7 +40,8 @@ from bench.record import record  # noqa: E402
 from deit_ray import storage  # noqa: E402
 from deit_ray.results.folders import JOURNAL, SNAPSHOT  # noqa: E402
 from deit_ray.results.journal import JournalWriter, checkpoint_name  # noqa: E402
-from tests.support.servers import free_port, s3_environment  # noqa: E402
+from tests.support.data import write_colours  # noqa: E402
+from tests.support.servers import s3_process  # noqa: E402
 
 WINDOW = 100  # trials at most
 EPOCHS, STEPS_PER_EPOCH, LOG_EVERY = 3, 20, 10
@@ -102,38 +100,31 @@ def main() -> None:
         parser.error(
             f"--trials: at least {2 * arguments.concurrent + 2} with {arguments.concurrent} at a time"
         )
-    sizes = arguments.trials, arguments.concurrent, arguments.sampler
+    search = {
+        "trials": arguments.trials,
+        "max_concurrent": arguments.concurrent,
+        "sampler": arguments.sampler,
+        "scheduler": "none" if arguments.s3 else "asha",
+    }
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        figures = measure(Path(folder), f"{folder}/results", *sizes)
+        figures = measure(Path(folder), f"{folder}/results", search)
     if arguments.s3:
-        with tempfile.TemporaryDirectory(prefix="bench-") as folder, s3_server() as bucket:
-            on_s3 = measure(Path(folder), f"{bucket}/results", *sizes)
+        with tempfile.TemporaryDirectory(prefix="bench-") as folder, s3_process() as bucket:
+            on_s3 = measure(Path(folder), f"{bucket}/results", search)
         figures |= {f"s3_{name}": on_s3[name] for name in ("wall_ms_per_result", "driver_ms_per_trial")}
         figures["s3_over_sqlite"] = on_s3["wall_ms_per_result"] / figures["wall_ms_per_result"]
     record("many_trials", {name: round(value, 3) for name, value in figures.items()})
 
 
-@contextlib.contextmanager
-def s3_server() -> Iterator[str]:
-    """A moto server; yields the URI of an empty bucket. This process and its children use it."""
-    import boto3
+def measure(folder: Path, results: str, search: dict) -> dict[str, float]:
+    """Runs the study, checks that nothing is missing, and returns the figures.
 
-    port = free_port()
-    os.environ |= s3_environment(port)
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        try:
-            config = Config(retries={"mode": "standard", "total_max_attempts": 10})
-            boto3.client("s3", config=config).create_bucket(Bucket="bench")
-            yield "s3://bench"
-        finally:
-            server.terminate()
-
-
-def measure(folder: Path, results: str, trials: int, concurrent: int, sampler: str) -> dict[str, float]:
-    """Runs the study, checks that nothing is missing, and returns the figures."""
+    Args:
+        folder: an empty one.
+        results: URI of the results.
+        search: the keys of the experiment's `search` that are not fixed.
+    """
     from deit_ray.cluster import connect
-    from deit_ray.data.shards import Manifest
     from deit_ray.study.driver import Driver
     from deit_ray.study.observers import Observer
     from deit_ray.study.study import Study
@@ -156,8 +147,9 @@ def measure(folder: Path, results: str, trials: int, concurrent: int, sampler: s
             reports.append(number)
 
     reports: list[int] = []
-    experiment = make_experiment(folder, results, trials, concurrent, sampler)
-    data = Manifest(["a", "b"], {}, {}, "")
+    trials, concurrent = search["trials"], search["max_concurrent"]
+    experiment = make_experiment(folder, results, search)
+    data = write_colours(str(folder), {"train": 20}, classes=2)  # no trial reads it
     resolved = AnyValues(experiment, data, str(folder), None, None)
     os.environ.pop("RAY_ADDRESS", None)
     console = Console()
@@ -189,7 +181,7 @@ def measure(folder: Path, results: str, trials: int, concurrent: int, sampler: s
     }
 
 
-def make_experiment(folder: Path, results: str, trials: int, concurrent: int, sampler: str):
+def make_experiment(folder: Path, results: str, search: dict):
     from deit_ray.experiment.load import load_experiment
 
     overrides = {
@@ -200,13 +192,10 @@ def make_experiment(folder: Path, results: str, trials: int, concurrent: int, sa
         "train.epochs": EPOCHS,
         "optim.warmup_epochs": 1,
         "search": {
-            "trials": trials,
-            "max_concurrent": concurrent,
-            "sampler": sampler,
-            "scheduler": "asha",
             "grace_epochs": 1,
             "reduction_factor": 2,
             "space": {"augment.strength": {"float": [0, 2]}, "optim.lr": {"log": [3e-4, 1e-2]}},
+            **search,
         },
     }
     return load_experiment(ROOT / "experiments/digits_student.yaml", overrides)
