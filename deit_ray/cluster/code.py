@@ -8,6 +8,8 @@ import hashlib
 import os
 from pathlib import Path
 
+from deit_ray.errors import OtherCodeError
+
 PACKAGE = Path(__file__).parent.parent
 DIGITS = 16
 
@@ -29,6 +31,27 @@ def hash_of(folder: Path) -> str:
     for name in sorted(files):
         total.update(f"{hashlib.sha256(files[name].read_bytes()).hexdigest()} {name}\n".encode())
     return total.hexdigest()[:DIGITS]
+
+
+def check_same_code(expected: str | None) -> None:
+    """Refuses to work on this machine if its code is not the driver's.
+
+    Args:
+        expected: the hash of the driver's code; None for a Ray of one machine, where nothing is checked.
+
+    Raises:
+        OtherCodeError: the code is another.
+    """
+    if expected is not None and code_hash() != expected:
+        raise OtherCodeError(describe_other_code(os.uname().nodename, code_hash(), expected))
+
+
+def describe_other_code(host: str, found: str, expected: str) -> str:
+    """Says that the code on a machine is not the driver's, and what to do."""
+    return (
+        f"the machine {host} has other code of deit_ray ({found}) than the driver ({expected}); bring the "
+        "same code to all machines, such as by: ray up cluster.yaml"
+    )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ run that can run this. The cluster's token stays in this process's memory.
 
 import contextlib
 import io
+import logging
 import os
 import re
 import shlex
@@ -47,12 +48,12 @@ class Facts:
 
     Attributes:
         program: absolute path of deit-ray there.
-        code: the hash of its code, see `code.code_hash`; None if it prints none.
+        code: the hash of its code, see `code.code_hash`; unknown if its version does not print it.
         token: of the cluster; never shown.
     """
 
     program: str
-    code: str | None
+    code: str
     token: str = field(repr=False)
 
 
@@ -106,7 +107,7 @@ class Head:
                     f"ended well; run: {self.description.remedy}"
                 )
         program = f"{found['home']}{VENV.removeprefix('~')}/bin/deit-ray"
-        return Facts(program, code[1] if code else None, found["token"])
+        return Facts(program, code[1] if code else "unknown", found["token"])
 
     def run(self, *words: str, capture: bool = False) -> subprocess.CompletedProcess:
         """Runs deit-ray on the head with these arguments; what it prints appears here.
@@ -202,6 +203,7 @@ def find_head(description: Description) -> Head:
     from ray.autoscaler import sdk  # takes a second
 
     said = io.StringIO()
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             sdk.configure_logging(log_style="record", color_mode="false", verbosity=0)

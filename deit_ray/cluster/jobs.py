@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deit_ray.cluster import surroundings
-from deit_ray.errors import UnavailableError, UserError, lines_of
+from deit_ray.errors import UnavailableError, UserError, first_line, lines_of
 
 PORT = 8265  # of the head's dashboard, which takes jobs
 OTHER_RAY = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN_PATH", "RAY_JOB_HEADERS")
@@ -77,28 +77,30 @@ class Job:
         name: the job's submission id.
         token: the cluster's.
 
-    Attributes:
-        read: the number of characters of its log that were read.
+    Raises:
+        UnavailableError: the head does not answer.
     """
 
     def __init__(self, port: int, name: str, token: str):
+        from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient  # takes a second
 
         surroundings.go_direct()
         for variable in OTHER_RAY:  # they go before the address
             os.environ.pop(variable, None)
-        self.name, self.read = name, 0
+        self.name = name
         try:
             self.client = JobSubmissionClient(
                 f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {token}"}
             )
-        except (ConnectionError, RuntimeError, OSError) as error:
-            raise UnavailableError(f"the head's dashboard does not answer: {error}") from error
+        except (AuthenticationError, ConnectionError, RuntimeError, OSError) as error:
+            raise UnavailableError(f"the head's dashboard gives no answer: {first_line(error)}") from error
 
-    def follow(self, show: Callable[[str], None]) -> None:
+    def follow(self, skip: int, show: Callable[[str], None]) -> None:
         """Shows the job's log until the job has ended.
 
         Args:
+            skip: number of characters at the beginning that are not shown: those of an earlier connection.
             show: called with each new part of the log.
 
         Raises:
@@ -110,9 +112,8 @@ class Job:
             seen = 0
             async for text in self.client.tail_job_logs(self.name):
                 before, seen = seen, seen + len(text)
-                if seen > self.read:  # after a new connection, the log comes from its beginning
-                    show(text[max(0, self.read - before) :])
-                    self.read = seen
+                if seen > skip:
+                    show(text[max(0, skip - before) :])
 
         try:
             asyncio.run(read())

@@ -41,7 +41,8 @@ class Followed:
         job: its submission id.
         pattern: finds the study's name in the log.
         study: name of the study, once the log has named it.
-        started: whether the head has taken the job.
+        started: whether the job was sent to the head.
+        read: the number of characters of its log that were shown.
     """
 
     path: str
@@ -50,12 +51,14 @@ class Followed:
     console: Console
     study: str | None = None
     started: bool = False
+    read: int = 0
 
     def show(self, text: str) -> None:
         """Shows a part of the log."""
         if self.study is None and (found := self.pattern.search(text)):
             self.study = found[1]
         self.console.out.print(text, end="", markup=False)
+        self.read += len(text)
 
     def command(self, *words: str) -> str:
         """A command of deit-ray for the study on the cluster."""
@@ -142,7 +145,8 @@ def best_on_cluster(
     finally:
         head.run_script(f"rm -rf {folder}")
     lines = [line for line in done.stdout.splitlines() if folder not in line]
-    console.out.print("\n".join([*lines, *(f"  {file}" for file in brought)]), markup=False)
+    for line in [*lines, *(f"  {file}" for file in brought)]:
+        console.say(line)
     return done.returncode
 
 
@@ -191,7 +195,7 @@ def _job_name(name: str) -> str:
 def _run_job(description: Description, followed: Followed, words: list[str], folder: str | None) -> None:
     head = find_head(description)
     facts = head.facts()
-    if facts.code not in (None, code_hash()):
+    if facts.code != code_hash():
         followed.console.warn(
             f"the head has other code of deit_ray ({facts.code}) than this machine ({code_hash()}), and the "
             f"study runs with the head's; {description.remedy} brings this machine's there, and interrupts "
@@ -209,23 +213,22 @@ def _run_job(description: Description, followed: Followed, words: list[str], fol
 def _start_and_follow(
     head: Head, facts: Facts, followed: Followed, words: list[str], folder: str | None
 ) -> None:
-    console, failures, job = followed.console, 0, None
+    failures = 0
     while True:
-        read = job.read if job else 0
+        read = followed.read
         try:
             port = free_port(jobs.PORT)
             with head.tunnel({port: jobs.PORT}):
                 if not followed.started:
                     line = jobs.job_command(port, followed.job, [facts.program, *words], folder)
-                    console.say(f"running, with the cluster's token: {hints.line(*line)}")
-                    jobs.submit(line, facts.token)
+                    followed.console.say(f"running, with the cluster's token: {hints.line(*line)}")
                     followed.started = True
+                    jobs.submit(line, facts.token)
                 job = jobs.Job(port, followed.job, facts.token)
-                job.read = read
-                job.follow(followed.show)
+                job.follow(followed.read, followed.show)
                 return _end(job, followed)
         except UnavailableError as error:
-            failures = 1 if job and job.read > read else failures + 1
+            failures = 1 if followed.read > read else failures + 1
             if not followed.started:
                 raise
             if failures == CONNECTIONS:
@@ -243,7 +246,8 @@ def _end(job: jobs.Job, followed: Followed) -> None:
     """
     status = job.status()
     if status == "SUCCEEDED":
-        followed.console.say(f"bring its model home: {followed.command('best')}")
+        pages = hints.command("ui", "--cluster", followed.path)
+        followed.console.say(f"compare its runs: {pages}\nbring its model home: {followed.command('best')}")
         return
     if followed.study is None:
         raise UserError(
