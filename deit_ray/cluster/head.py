@@ -28,7 +28,7 @@ SSH_OPTIONS = {  # as ray/autoscaler/_private/command_runner.py has them
     "ExitOnForwardFailure": "yes",
     "ServerAliveInterval": "5",
     "ServerAliveCountMax": "3",
-    "ConnectTimeout": "30",
+    "ConnectTimeout": "15",
     "PasswordAuthentication": "no",
     "LogLevel": "ERROR",
 }

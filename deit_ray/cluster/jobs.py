@@ -122,10 +122,23 @@ class Job:
         except (aiohttp.ClientError, ConnectionError, OSError, RuntimeError) as error:
             raise UnavailableError(f"the connection to the job {self.name} is lost") from error
 
+    def is_known(self) -> bool:
+        """Whether the head knows the job; it knows none from before a restart of Ray."""
+        try:
+            self.status()
+        except RuntimeError as error:
+            if "status code 404" in str(error):
+                return False
+            raise UnavailableError(f"the head's dashboard gives no answer: {first_line(error)}") from error
+        return True
+
     def status(self) -> str:
         """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
         return str(self.client.get_job_status(self.name).value)
 
-    def message(self) -> str:
-        """Ray's own words about the state of the job."""
-        return (self.client.get_job_info(self.name).message or "").strip()
+    def reason(self) -> str:
+        """Why the job has failed, in one line: what its log says, or else what Ray says."""
+        info = self.client.get_job_info(self.name)
+        if info.driver_exit_code is not None:  # Ray's message then repeats the log
+            return "its log above says why"
+        return (lines_of(info.message or "") or ["Ray gives no reason"])[0]

@@ -27,8 +27,8 @@ from deit_ray.results.folders import BEST, EXPERIMENT
 from deit_ray.study.search import check_searchable
 from deit_ray.terminal.console import Console
 
-CONNECTIONS = 5  # tries in a row to follow a job
-PAUSE_S = 5.0  # between them
+PATIENCE_S = 60.0  # without a connection to a job that is followed
+PAUSE_S = 3.0  # between two tries
 PAGES = {"MLflow": 5000, "optuna-dashboard": 8080, "Ray's dashboard": 8265}  # ports of the head's loopback
 
 
@@ -63,6 +63,15 @@ class Followed:
     def command(self, *words: str) -> str:
         """A command of deit-ray for the study on the cluster."""
         return hints.command(*words, *([self.study] if self.study else []), "--cluster", self.path)
+
+    @property
+    def name(self) -> str:
+        return self.study or self.job
+
+    def resuming(self) -> str:
+        """Says how to resume the study once it does not run."""
+        name = self.study or "STUDY"
+        return f"resume it: {hints.command('tune', '--resume', name, '--cluster', self.path)}"
 
     def where(self) -> str:
         """Says how to look at the study and how to stop it."""
@@ -206,16 +215,14 @@ def _run_job(description: Description, followed: Followed, words: list[str], fol
     except KeyboardInterrupt as error:
         if not followed.started:
             raise
-        name = followed.study or followed.job
-        raise Interrupted(f"{name} goes on, on the cluster\n{followed.where()}") from error
+        raise Interrupted(f"{followed.name} goes on, on the cluster\n{followed.where()}") from error
 
 
 def _start_and_follow(
     head: Head, facts: Facts, followed: Followed, words: list[str], folder: str | None
 ) -> None:
-    failures = 0
+    lost = None  # when the connection was lost
     while True:
-        read = followed.read
         try:
             port = free_port(jobs.PORT)
             with head.tunnel({port: jobs.PORT}):
@@ -225,15 +232,18 @@ def _start_and_follow(
                     followed.started = True
                     jobs.submit(line, facts.token)
                 job = jobs.Job(port, followed.job, facts.token)
+                if not job.is_known():
+                    raise UserError(f"{followed.name}: ended, since Ray was restarted\n{followed.resuming()}")
+                lost = None
                 job.follow(followed.read, followed.show)
                 return _end(job, followed)
         except UnavailableError as error:
-            failures = 1 if followed.read > read else failures + 1
             if not followed.started:
                 raise
-            if failures == CONNECTIONS:
+            lost = lost or time.monotonic()
+            if time.monotonic() - lost > PATIENCE_S:
                 raise UnavailableError(
-                    f"{error}; the study goes on if the head does\n{followed.where()}"
+                    f"{error}; the study goes on if the head does\n{followed.where()}\n{followed.resuming()}"
                 ) from error
             time.sleep(PAUSE_S)
 
@@ -249,14 +259,9 @@ def _end(job: jobs.Job, followed: Followed) -> None:
         pages = hints.command("ui", "--cluster", followed.path)
         followed.console.say(f"compare its runs: {pages}\nbring its model home: {followed.command('best')}")
         return
-    if followed.study is None:
-        raise UserError(
-            f"{followed.job}: {status.lower()} on the cluster, as its log above says: {job.message()}"
-        )
-    resume = hints.command("tune", "--resume", followed.study, "--cluster", followed.path)
+    why = "its job was stopped" if status == "STOPPED" else f"its job failed; {job.reason()}"
     raise UserError(
-        f"{followed.study}: its job {'was stopped' if status == 'STOPPED' else 'failed'}, as its log above "
-        f"says\nlook at it: {followed.command('status')}\nresume it: {resume}"
+        f"{followed.name}: {why}\nlook at it: {followed.command('status')}\n{followed.resuming()}"
     )
 
 
