@@ -85,7 +85,8 @@ def read_description(path: str) -> Description:
             )
     for key, value in _texts(tree):
         if FILL_IN in value:
-            raise UserError(f"{path}: {key}: {value} is not filled in; replace it by its value")
+            how = f"deit-ray doctor {shlex.quote(path)} says how to find its value"
+            raise UserError(f"{path}: {key}: {value} is not filled in; {how}")
     return Description(path, tree)
 
 

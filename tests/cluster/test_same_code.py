@@ -55,8 +55,8 @@ def test_a_process_refuses_other_code_and_its_trial_blames_the_surroundings(tmp_
         OtherCodeError, match=f"other code of deit_ray .{code_hash()}. than the driver .0123."
     ):
         check_same_code("0123")
-    failure = describe_failure(OtherCodeError("other"), str(tmp_path))
-    assert (failure.kind, failure.reason) == ("unavailable", "other")
+    failure = describe_failure(OtherCodeError("other code"), str(tmp_path))
+    assert (failure.kind, failure.reason) == ("unavailable", "other code")
     # a restart of the workers would meet the same code again; a lost disk may come back
     assert [is_hopeless(kind("")) for kind in (OtherCodeError, HopelessError, UnavailableError)] == [1, 1, 0]
 
