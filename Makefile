@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo check test test-slow test-all lint format bench clean
+.PHONY: help setup demo check test test-slow test-cluster test-all lint format bench clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -28,16 +28,19 @@ demo: $(READY)  ## digits: prepare, train a teacher, search for the best distill
 
 # tests/conftest.py describes the marks
 check: lint  ## lint, and the tests that need neither Ray nor a server (2 minutes)
-	@$(BIN)/python -m pytest -m "not cluster and not server"
+	@$(BIN)/python -m pytest -m "not cluster and not server and not hosts"
 
 test: $(READY)  ## all tests but the slow ones: every promise and every command (7 minutes)
-	@$(BIN)/python -m pytest -m "not slow" --every-command --durations=15
+	@$(BIN)/python -m pytest -m "not slow and not hosts" --every-command --durations=15
 
 test-slow: $(READY)  ## the slow tests
-	@$(BIN)/python -m pytest -m slow --durations=15
+	@$(BIN)/python -m pytest -m "slow and not hosts" --durations=15
 
-test-all: $(READY)  ## every test (20 minutes)
-	@$(BIN)/python -m pytest --every-command --durations=15
+test-cluster: $(READY)  ## `ray up` and a study on hosts that are made on this machine (root; 12 minutes)
+	@tests/support/alone.sh $(BIN)/python -m pytest -m hosts --durations=15
+
+test-all: $(READY)  ## every test but those of test-cluster (20 minutes)
+	@$(BIN)/python -m pytest -m "not hosts" --every-command --durations=15
 
 lint: $(READY)  ## ruff's rules and format, and the layers (imports point down only)
 	@$(BIN)/ruff check .

@@ -23,6 +23,10 @@ class UnavailableError(UserError):
     """
 
 
+class OtherCodeError(UnavailableError):
+    """A machine of the cluster has other code of this package than the driver."""
+
+
 class UnexpectedError(UserError):
     """A fault of deit_ray or of a library ended a run or study. The message says what is kept and how to
     resume; the cause has the details."""

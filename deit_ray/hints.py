@@ -28,6 +28,11 @@ def command(*words: str, results: str | None = None, address: str | None = None)
     return shlex.join([_program(), *map(str, words), *options])
 
 
+def line(*words: str) -> str:
+    """A command of another program that can be copied into a terminal."""
+    return shlex.join(words)
+
+
 def _program() -> str:
     """The name or path by which this machine's shell finds deit-ray."""
     called = sys.argv[0]

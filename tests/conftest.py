@@ -5,14 +5,16 @@ Marks follow from the fixtures that a test uses; no test marks itself:
 - `server`: needs an MLflow, S3 or PostgreSQL server of the test session.
 - `cluster`: needs Ray, either the session's (`ray_cluster`) or one of its own (`own_ray`).
 - `gpu`: runs on a GPU where there is one, otherwise on the CPU (`device`). bench/gpu.py runs these tests.
+- `hosts`: makes hosts on this machine (`hosts`), which needs root: only in `make test-cluster`.
 - `slow`: needs a Ray of its own, since it kills Ray, changes its environment, counts its processes or runs a
   command as a person does; or sends a whole data set (`digits`) through Ray instead of the few hundred images
   of `tints`; or follows the README from a person's own images to a study (`own_images`); or makes machine
   code (`compiler`).
 
-`make check` runs the tests without the marks server, cluster and slow, `make test` all tests but the slow
-ones, and `make test-all` every test. `make test` covers every promise of docs/reliability.md, and fails if no
-test has called some command of deit-ray (`--every-command`).
+`make check` runs the tests without the marks server, cluster, hosts and slow, `make test` all tests but those
+with the marks hosts and slow, `make test-cluster` the tests that make hosts, and `make test-all` all others.
+`make test` covers every promise of docs/reliability.md, and fails if no test has called some command of
+deit-ray (`--every-command`).
 """
 
 import shutil
@@ -28,6 +30,7 @@ from deit_ray.experiment.load import dump_experiment, load_experiment
 from tests.support import commands
 from tests.support.commands import SPACE, all_commands
 from tests.support.data import write_tints
+from tests.support.hosts import Hosts, is_alone, why_no_hosts
 from tests.support.servers import MlflowServer, Proxy, S3Server, s3_environment
 
 ROOT = Path(__file__).parent.parent
@@ -86,6 +89,8 @@ def pytest_collection_modifyitems(items) -> None:
             item.add_marker(pytest.mark.cluster)
         if "device" in used:
             item.add_marker(pytest.mark.gpu)
+        if "hosts" in used:
+            item.add_marker(pytest.mark.hosts)
         if used & LONG or {"ray_cluster", "digits"} <= used:
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: [item.get_closest_marker(name) is not None for name in ("cluster", "server")])
@@ -333,6 +338,17 @@ def bucket(s3_server, monkeypatch) -> Iterator[str]:
     yield "s3://studies"
     made.objects.delete()
     made.delete()
+
+
+@pytest.fixture
+def hosts(tmp_path) -> Iterator[Hosts]:
+    """Hosts on this machine, which end with the test. `make test-cluster` is the way to run such a test."""
+    if why := why_no_hosts():
+        pytest.skip(why)
+    if not is_alone():
+        pytest.skip("hosts are made in namespaces of their own: make test-cluster")
+    with Hosts(tmp_path / "hosts") as made:
+        yield made
 
 
 @pytest.fixture

@@ -82,6 +82,9 @@ def test_best_keeps_a_file_that_a_person_changed(old, name, change):
         assert (folder / name).read_bytes() == ours
     kept = [path for path in folder.glob(f"{name}.kept-*") if path.read_bytes() == changed]
     assert len(kept) == (change is not None)
+    copied = call("best", "finished-1", "--out", old / "copies")
+    assert f"\n  {old}/copies/finished-1/{name}\n" in copied.out
+    assert (old / "copies" / "finished-1" / name).read_bytes() == ours
 
 
 def test_best_of_an_interrupted_study_says_so(old):

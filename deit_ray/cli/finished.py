@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from deit_ray.accuracy import show_accuracy
-from deit_ray.cli.options import Address, Model, Results, Study, Verbose, check_run
+from deit_ray.cli.options import Address, Cluster, Model, Results, Study, Verbose, check_run, read_cluster
 from deit_ray.errors import UserError
 from deit_ray.terminal.console import Console
 from deit_ray.terminal.session import Session
@@ -22,11 +22,20 @@ def best(
             "--verify", help="evaluate the weights again; the exit status is 1 if the value differs"
         ),
     ] = False,
+    out: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="copy both files to FOLDER/STUDY too")
+    ] = None,
     address: Address = None,
+    cluster: Cluster = None,
     results: Results = "results",
     verbose: Verbose = False,
 ):
     """Write the best configuration of a study as an experiment file, and its weights."""
+    if cluster:
+        if out:
+            raise UserError("best: --cluster brings the files to results/STUDY; leave out --out")
+        options = ["--verify", "--address", "auto"] if verify else []
+        return _bring_best(study, options, read_cluster(cluster, address), results)
     session = Session(address, results, Console(), verbose)
     _begin(session.console, study, results)
     from deit_ray.cli.views import describe_unfinished
@@ -40,6 +49,10 @@ def best(
     session.console.say(
         f"{found.name}: trial {trial.number}, {found.experiment.search.metric} {value}\n  {config}\n  {model}"
     )
+    if out is not None:
+        from deit_ray.commands.remote import copy_files
+
+        session.console.say("\n".join(f"  {copy}" for copy in copy_files((config, model), found.name, out)))
     if unfinished := describe_unfinished(study_status(found.name, results)):
         session.console.warn(unfinished)
     if verify:
@@ -52,6 +65,14 @@ def best(
             "bold green" if verified.holds else "bold red",
         )
         raise typer.Exit(0 if verified.holds else 1)
+
+
+def _bring_best(study: str, options: list[str], description, results: str) -> None:
+    console = Console()
+    console.begin(f"{study}: asking the head of {description.name}")
+    from deit_ray.commands.remote import best_on_cluster
+
+    raise typer.Exit(best_on_cluster(study, options, results, description, console))
 
 
 @app.command()

@@ -16,6 +16,7 @@ from deit_ray.cli import data, finished
 from deit_ray.cli.answers import run
 from deit_ray.cli.options import (
     Address,
+    Cluster,
     Experiment,
     OnHead,
     Results,
@@ -25,6 +26,8 @@ from deit_ray.cli.options import (
     check_run,
     load,
     overrides_of,
+    read_cluster,
+    run_on_cluster,
     trial_in,
 )
 from deit_ray.errors import UserError
@@ -186,6 +189,7 @@ def tune(
         bool, typer.Option("--dry-run", help="with --resume: show what would be done, and do nothing")
     ] = False,
     address: Address = None,
+    cluster: Cluster = None,
     results: Annotated[str | None, typer.Option(help="with --resume: folder of the results")] = None,
     verbose: Verbose = False,
 ):
@@ -205,6 +209,14 @@ def tune(
     session = Session(address, results or "results", Console(), verbose)
     more, overrides = int(trials or 0), overrides_of(set)
     loaded = load(experiment, set) if experiment else None
+    if cluster:
+        if loaded:
+            return _tune_on_cluster(loaded, read_cluster(cluster, address), session)
+        options = [*(["--trials", trials] if trials else []), *(w for text in set for w in ("--set", text))]
+        if dry_run:
+            words = ["tune", "--resume", resume, *options, "--dry-run"]
+            run_on_cluster(cluster, address, words, session.results)
+        return _resume_on_cluster(resume, options, read_cluster(cluster, address), session)
     if loaded:
         session.console.begin(f"{loaded.name}: checking the experiment and its data")
     else:
@@ -227,6 +239,21 @@ def tune(
     session.console.out.print(view)
 
 
+def _tune_on_cluster(experiment, description, session: Session) -> None:
+    session.console.begin(f"{experiment.name}: asking for the head of {description.name}")
+    from deit_ray.commands.remote import tune_on_cluster
+
+    tune_on_cluster(experiment, description, session.console, session.verbose)
+
+
+def _resume_on_cluster(study: str, options: list[str], description, session: Session) -> None:
+    session.console.begin(f"{study}: asking for the head of {description.name}")
+    from deit_ray.commands.remote import resume_on_cluster
+
+    options += ["--verbose"] if session.verbose else []
+    resume_on_cluster(study, options, session.results, description, session.console)
+
+
 @app.command()
 def status(
     study: Annotated[
@@ -234,9 +261,13 @@ def status(
     ] = None,
     trial: TrialNumber = None,
     address: OnHead = None,
+    cluster: Cluster = None,
     results: Results = "results",
 ):
     """Show all studies and runs, a study's leaderboard, or the state of a run or trial and its reason."""
+    if cluster:
+        words = [str(word) for word in ("status", study, trial) if word is not None]
+        run_on_cluster(cluster, address, words, results)
     console = Console()
     if address is None and study is not None:
         check_run(study, results)
@@ -260,8 +291,17 @@ def status(
 
 
 @app.command()
-def stop(study: Study, trial: TrialNumber = None, address: OnHead = None, results: Results = "results"):
+def stop(
+    study: Study,
+    trial: TrialNumber = None,
+    address: OnHead = None,
+    cluster: Cluster = None,
+    results: Results = "results",
+):
     """Cancel a trial of a running study, or cancel all its trials and end it."""
+    if cluster:
+        words = [str(word) for word in ("stop", study, trial) if word is not None]
+        run_on_cluster(cluster, address, words, results)
     console = Console()
     if address is None:
         check_run(study, results)
@@ -287,9 +327,13 @@ def ui(
             help="copy the studies into a new SQLite file for Optuna's own tools instead; no UI is opened",
         ),
     ] = None,
+    cluster: Cluster = None,
 ):
     """Open MLflow's UI on this machine's loopback address."""
-    from deit_ray.commands.ui import become_ui, copy_studies, database_of, free_port
+    if cluster:
+        return _open_pages(cluster, port, optuna, results)
+    from deit_ray.cluster.surroundings import free_port
+    from deit_ray.commands.ui import become_ui, copy_studies, database_of
 
     console = Console()
     if optuna is not None:
@@ -303,6 +347,18 @@ def ui(
         console.warn(f"port {port} is in use; port {free} is used instead")
     console.say(f"MLflow at http://127.0.0.1:{free} in a few seconds (Ctrl-C ends it)")
     become_ui(database, free)
+
+
+def _open_pages(cluster: str, port: int, optuna: str | None, results: str) -> None:
+    if optuna or results != "results":
+        raise UserError(
+            "ui: --cluster shows the pages of the cluster's head; leave out --optuna and --results"
+        )
+    description, console = read_cluster(cluster, None), Console()
+    console.begin(f"asking for the head of {description.name}")
+    from deit_ray.commands.remote import open_pages
+
+    open_pages(description, port, console)
 
 
 def main() -> None:

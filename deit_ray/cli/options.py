@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from deit_ray.errors import UserError
+from deit_ray.terminal.console import Console
 
 Experiment = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="an experiment file")]
 Set = Annotated[
@@ -23,6 +24,12 @@ OnHead = Annotated[
     str | None,
     typer.Option(
         help="address of the Ray cluster whose head has the results; by default this machine has them"
+    ),
+]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE", help="do it on the cluster of this cluster.yaml, from here; see docs/cluster.md"
     ),
 ]
 Results = Annotated[str, typer.Option(help="folder of the results")]
@@ -52,6 +59,35 @@ def check_overrides(texts: list[str]) -> None:
     from deit_ray.experiment.load import default_experiment
 
     default_experiment(overrides_of(texts))
+
+
+def read_cluster(path: str, address: str | None):
+    """The description of the cluster that --cluster names.
+
+    Raises:
+        UserError: it cannot be used, or --address names a cluster too.
+    """
+    from deit_ray.cluster.description import read_description
+
+    if address is not None:
+        raise UserError(
+            f"--cluster {path} and --address {address} exclude each other: --cluster is for a machine "
+            "outside the cluster, --address for one of its own"
+        )
+    return read_description(path)
+
+
+def run_on_cluster(path: str, address: str | None, words: list[str], results: str) -> None:
+    """Runs a command of deit-ray on the head of a cluster, and ends with its exit status.
+
+    Args:
+        words: the command and its arguments, without --results.
+    """
+    description = read_cluster(path, address)
+    Console().begin(f"asking the head of {description.name}")
+    from deit_ray.commands.remote import run_on_head
+
+    raise typer.Exit(run_on_head(description, words, results))
 
 
 def check_run(name: str, results: str) -> None:

@@ -17,6 +17,7 @@ import yaml
 
 from deit_ray import storage
 from deit_ray.cluster import ray_private, surroundings
+from deit_ray.cluster.code import code_hash
 from deit_ray.cluster.ray_private import HEAD
 from deit_ray.cluster.signals import kept_handlers
 from deit_ray.errors import UserError, first_line
@@ -253,6 +254,11 @@ def possible_resources() -> dict[str, float]:
 def possible_nodes() -> int:
     """How many nodes the cluster has, or could have at most."""
     return max(sum(node["Alive"] for node in ray.nodes()), sum(count for count, _ in _node_types()))
+
+
+def code_of_nodes() -> str | None:
+    """The hash of this process's code, which every node of the cluster must have; None with one node."""
+    return code_hash() if possible_nodes() > 1 else None
 
 
 def _node_types() -> list[tuple[int, dict[str, float]]]:

@@ -7,7 +7,7 @@ import os
 import secrets
 import socket
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,6 +21,7 @@ LONGEST_BASE = 107 - 68
 FALLBACKS = ("/tmp", "/var/tmp", "/dev/shm")
 LEAST_BYTES = 32 << 20  # free space for Ray's logs and sockets
 ANSWER_S = 5.0
+PORTS = 50  # that are tried
 BOOTSTRAP = "~/ray_bootstrap_config.yaml"  # `ray up` leaves the cluster's description there, on the head node
 
 
@@ -139,4 +140,28 @@ def silent(address: str, why: str) -> str:
     return (
         f"Ray: no cluster answers at {address} ({why}); start it, correct --address or RAY_ADDRESS, or use "
         "--address local for a Ray on this machine"
+    )
+
+
+def free_port(wanted: int, taken: Container[int] = ()) -> int:
+    """The port on loopback that is wanted, or the next one that nothing listens on.
+
+    Args:
+        taken: ports that are not free either.
+
+    Raises:
+        UserError: none of the next ports can be used.
+    """
+    for port in range(wanted, min(wanted + PORTS, 65536)):
+        if port in taken:
+            continue
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:  # in use, or not allowed to this person
+                continue
+            return port
+    raise UserError(
+        f"--port {wanted}: neither it nor one of the next {PORTS} ports can be used; name another"
     )

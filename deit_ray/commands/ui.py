@@ -1,13 +1,10 @@
 """MLflow's user interface over the database beside the results, and Optuna's own tools."""
 
 import os
-import socket
 import sys
 
 from deit_ray import storage
 from deit_ray.errors import UserError
-
-PORTS = 50  # that are tried
 
 
 def database_of(results: str) -> str:
@@ -50,25 +47,6 @@ def copy_studies(results: str, path: str) -> list[str]:
     for name in names:
         copy_database(Study.open(name, results).database, storage.local_path(path))
     return names
-
-
-def free_port(wanted: int) -> int:
-    """The port on loopback that is wanted, or the next one that nothing listens on.
-
-    Raises:
-        UserError: none of the next ports can be used.
-    """
-    for port in range(wanted, min(wanted + PORTS, 65536)):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:  # in use, or not allowed to this person
-                continue
-            return port
-    raise UserError(
-        f"--port {wanted}: neither it nor one of the next {PORTS} ports can be used; name another"
-    )
 
 
 def become_ui(database: str, port: int) -> None:

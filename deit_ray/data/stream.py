@@ -28,7 +28,13 @@ EARLY_TASKS = 4  # the next window starts when this many tasks of the present on
 
 
 def make_datasets(
-    run: str, worklist: WorkList, recipe: Recipe, start: int, cpus: float, store_bytes: float | None = None
+    run: str,
+    worklist: WorkList,
+    recipe: Recipe,
+    start: int,
+    cpus: float,
+    store_bytes: float | None = None,
+    code: str | None = None,
 ):
     """What `TorchTrainer` needs to stream a run from step `start` on.
 
@@ -41,6 +47,7 @@ def make_datasets(
         store_bytes: of the object store, that the blocks of a window may take, made and not yet given to a
             rank; by default Ray's own limit. A block more for each task and QUEUED_BLOCKS + 2 for each rank
             may stand beside them.
+        code: of the tasks' machines; see `check_same_code`.
 
     Returns:
         (datasets, data_config, cursor) for `TorchTrainer(datasets=..., dataset_config=...)` and for `Stream`.
@@ -54,7 +61,7 @@ def make_datasets(
     limits = ExecutionResources.for_limits(cpu=max(cpus, 1.0), object_store_memory=store_bytes)
     options = ExecutionOptions(preserve_order=True, resource_limits=limits)
     datasets = {
-        name: DatasetFactory(WindowSource(worklist, recipe, block_steps, cursor, name), cpus, options)
+        name: DatasetFactory(WindowSource(worklist, recipe, block_steps, cursor, name, code), cpus, options)
         for name in names
     }
     return datasets, Splits(), cursor

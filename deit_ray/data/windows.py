@@ -14,6 +14,7 @@ from ray.data import DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from deit_ray.cluster import ray_private
+from deit_ray.cluster.code import check_same_code
 from deit_ray.cluster.holdings import kv_prefix
 from deit_ray.data.blocks import Recipe, make_samples, pack
 from deit_ray.data.worklist import WorkList
@@ -56,15 +57,25 @@ class WindowSource(Datasource):
         block_steps: steps in a block.
         cursor: says between which steps.
         name: the dataset's name, by which the cursor knows it.
+        code: of the tasks' machines; see `check_same_code`.
     """
 
-    def __init__(self, worklist: WorkList, recipe: Recipe, block_steps: int, cursor: Cursor, name: str):
+    def __init__(
+        self,
+        worklist: WorkList,
+        recipe: Recipe,
+        block_steps: int,
+        cursor: Cursor,
+        name: str,
+        code: str | None = None,
+    ):
         super().__init__()
         self.worklist = worklist
         self.recipe = recipe
         self.block_steps = block_steps
         self.cursor = cursor
         self.name = name
+        self.code = code
 
     def get_name(self) -> str:
         return "Stream"
@@ -83,16 +94,23 @@ class WindowSource(Datasource):
         return [
             # the first task yields each step as soon as it is made
             ReadTask(
-                partial(make_blocks, task, self.recipe, batch, world, self.block_steps if place else 1),
+                partial(
+                    make_blocks, self.code, task, self.recipe, batch, world, self.block_steps if place else 1
+                ),
                 metadata,
             )
             for place, task in enumerate(tasks)
         ]
 
 
-def make_blocks(*arguments) -> Iterator[pa.Table]:
-    """The blocks of one task: the samples of `make_samples`, packed. The arguments are those of
-    `make_samples`."""
+def make_blocks(code: str | None, *arguments) -> Iterator[pa.Table]:
+    """The blocks of one task: the samples of `make_samples`, packed.
+
+    Args:
+        code: of this machine; see `check_same_code`.
+        arguments: those of `make_samples`.
+    """
+    check_same_code(code)
     return map(pack, make_samples(*arguments))
 
 

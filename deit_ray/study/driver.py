@@ -15,6 +15,7 @@ import ray.tune
 from optuna.trial import TrialState
 
 from deit_ray.cluster import connect
+from deit_ray.cluster.nodes import Codes
 from deit_ray.errors import Interrupted, UserError
 from deit_ray.results.folders import trial_name
 from deit_ray.study.database import naming_database
@@ -30,13 +31,12 @@ from deit_ray.terminal.console import Console
 from deit_ray.terminal.format import counted
 from deit_ray.trial.assemble import make_trial
 from deit_ray.trial.failure import Failure
-from deit_ray.trial.launch import share
+from deit_ray.trial.launch import share, trial_class
 from deit_ray.trial.needs import Needs
 from deit_ray.trial.reading import largest_shares
 from deit_ray.trial.remarks import remarks_before
 from deit_ray.trial.resolve import Resolved
 from deit_ray.trial.train_private import every_death_known, without_runtime_environment
-from deit_ray.trial.trial import Trial
 
 TICK_S = 1.0
 
@@ -69,6 +69,7 @@ class Driver:
         self.observers: list[Observer] = [self.resources, Database(study), self.tracking, self.terminal]
         self.trials = Trials(study, self.observers, resolved.refusal)
         self.ticked = time.monotonic()
+        self.codes = Codes(connect.code_of_nodes())
 
     def run(self) -> None:
         """Runs the study to its end.
@@ -99,7 +100,7 @@ class Driver:
         """The class that Tune runs for each trial."""
         splits = ("val", "test") if self.metric.startswith("test/") else ("val",)
         make = partial(make_trial, self.experiment, self.device, share(self.resolved), splits)
-        return ray.tune.with_parameters(Trial, make=make)
+        return trial_class(make)
 
     # The `Listener` calls the methods below.
 
@@ -125,7 +126,7 @@ class Driver:
         self._check_budgets()
 
     def tick(self) -> None:
-        """Counts time, and reads stop requests and checks the budgets, once a second."""
+        """Counts time, reads stop requests, checks the budgets and the code of new nodes, once a second."""
         now = time.monotonic()
         elapsed_s = now - self.ticked
         if elapsed_s < TICK_S:
@@ -136,6 +137,7 @@ class Driver:
         for number in self.study.take_stop_requests():
             self.trials.stop(number)
         self._check_budgets()
+        self.codes.check()
 
     def _check_budgets(self) -> None:
         self.trials.check_budgets(self.resources.spent)

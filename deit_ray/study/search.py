@@ -34,7 +34,7 @@ def tune(experiment: Experiment, session: Session | None = None) -> Study:
         UnavailableError: a disk, data or network is unavailable; the study can be resumed once it is back.
     """
     session = session or Session()
-    _check_searchable(experiment)
+    check_searchable(experiment)
     from deit_ray.trial.resolve import pin_teacher, resolve
 
     resolved = resolve(pin_teacher(experiment))
@@ -77,7 +77,7 @@ def resume_study(
     study = Study.open(name, session.results)
     check_numerics(study.name, study.folder)
     overrides = _with_more_trials(study, overrides, more_trials)
-    _check_searchable(study.experiment)
+    check_searchable(study.experiment)
     with study.driving():
         study.take_stop_requests()  # requests to an earlier driver
         experiment = study.amended(overrides)
@@ -124,7 +124,8 @@ def _with_more_trials(study: Study, overrides: dict[str, Any] | None, more_trial
     return overrides
 
 
-def _check_searchable(experiment: Experiment) -> None:
+def check_searchable(experiment: Experiment) -> None:
+    """Refuses an experiment that searches nothing. Raises UserError."""
     if not experiment.search.space:
         raise UserError(
             f"{experiment.name}: search.space is empty; name what to search, such as "

@@ -193,9 +193,9 @@ class Study(StudyRecord):
             f"The best of {self.name}: trial {best.number}, {value}.\nTrain it again: deit-ray train FILE",
         )
         config, model = storage.join(self.folder, BEST), storage.join(self.folder, MODEL)
-        _replace(config, signed(text), is_unchanged, warn)
+        replace_file(config, signed(text), is_unchanged, warn)
         weights = storage.read_bytes(storage.join(self.trial_folder(best.number), MODEL))
-        _replace(model, weights, self._has_weights, warn)
+        replace_file(model, weights, self._has_weights, warn)
         return config, model
 
     def _has_weights(self, weights: bytes) -> bool:
@@ -216,7 +216,9 @@ def is_unchanged(content: bytes) -> bool:
     return first.startswith(SIGNATURE.encode()) and signed(rest.decode(errors="replace")) == content
 
 
-def _replace(uri: str, content: bytes, is_ours: Callable[[bytes], bool], warn: Callable[[str], None]) -> None:
+def replace_file(
+    uri: str, content: bytes, is_ours: Callable[[bytes], bool], warn: Callable[[str], None]
+) -> None:
     """Writes a file. If another content is there that is not ours, it is kept under another name."""
     if storage.exists(uri):
         before = storage.read_bytes(uri)

@@ -12,6 +12,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
 from deit_ray import storage
 from deit_ray.cluster import connect
+from deit_ray.cluster.code import check_same_code
 from deit_ray.cluster.holdings import run_of
 from deit_ray.cluster.phase import show_phase
 from deit_ray.data import shards, stream
@@ -101,7 +102,7 @@ def make_trainer(
             stream's `cursor` instead of the stream; by default `run_worker`. Benchmarks and tests wrap that
             one, or replace it.
     """
-    needs, run = Needs.of(experiment, device), run_of(folder)
+    needs, run, code = Needs.of(experiment, device), run_of(folder), connect.code_of_nodes()
     datasets, data_config, cursor = stream.make_datasets(
         run,
         worklist,
@@ -109,6 +110,7 @@ def make_trainer(
         0,
         needs.stream_cpus,
         store_share(ray.cluster_resources(), needs),
+        code,
     )
     parent, _, name = storage.absolute(folder).rpartition("/")
     metric = experiment.search.metric
@@ -118,7 +120,7 @@ def make_trainer(
     return Trainer(
         run,
         connect.possible_nodes() == 1,
-        train_loop_per_worker=partial(loop or run_worker, worker),
+        train_loop_per_worker=partial(run_checked, code, loop or run_worker, worker),
         train_loop_config={"experiment": experiment, "worklist": worklist, "cursor": cursor, **job},
         datasets=datasets,
         dataset_config=data_config,
@@ -137,6 +139,18 @@ def make_trainer(
             callbacks=[OnReport(on_report)],
         ),
     )
+
+
+def run_checked(code: str | None, loop: Loop, worker: str, config: dict) -> None:
+    """Runs a loop in a worker whose machine has the same code as the trial's own process.
+
+    Args:
+        code: see `check_same_code`.
+        loop, worker, config: see `make_trainer`.
+    """
+    with keeping_traceback():
+        check_same_code(code)
+    loop(worker, config)
 
 
 def run_worker(worker: str, config: dict) -> None:

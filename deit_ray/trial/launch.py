@@ -8,6 +8,7 @@ import ray.tune
 
 from deit_ray.cluster import connect, ray_private
 from deit_ray.cluster.holdings import sweep
+from deit_ray.cluster.nodes import ANSWER_S, Codes
 from deit_ray.errors import UserError
 from deit_ray.experiment.config import Experiment
 from deit_ray.terminal.format import counted
@@ -36,10 +37,12 @@ def check_cluster(experiment: Experiment) -> str:
 
     Raises:
         UserError: a trial does not fit into the cluster, or a node could not reach the data or the results.
+        OtherCodeError: a node has other code than this process.
     """
     device = check_fits(experiment, connect.possible_resources())
     for key, uri in (("results.uri", experiment.results.uri), ("data.uri", experiment.data.uri)):
         connect.check_reachable(key, uri)
+    Codes(connect.code_of_nodes()).check(ANSWER_S)
     return device
 
 
@@ -69,6 +72,15 @@ def share(resolved: Resolved) -> Shared:
     return Shared(resolved.manifest, resolved.data, teacher, initial)
 
 
+def trial_class(make: Callable) -> type:
+    """The class of an actor that runs a trial, and that refuses to run with other code than this process's.
+
+    Args:
+        make: makes the trainer, as `Trial` needs it.
+    """
+    return ray.tune.with_parameters(Trial, make=make, code=connect.code_of_nodes())
+
+
 def run_trial(
     make: Callable,
     folder: str,
@@ -83,7 +95,7 @@ def run_trial(
         on_metrics: called with the metrics of each report.
         on_report: called with each whole report, which may hold other things than numbers.
     """
-    actor_class = ray.tune.with_parameters(Trial, make=make)
+    actor_class = trial_class(make)
     remote_class = ray.remote(num_cpus=0, resources={connect.HEAD: 0.001})(actor_class)
     actor = remote_class.remote(config={"folder": folder})
     metrics: dict[str, float] = {}

@@ -6,7 +6,7 @@ from ray.train import UserCallback
 
 from deit_ray import storage
 from deit_ray.cluster.holdings import group_name
-from deit_ray.errors import HopelessError, UnavailableError, UserError
+from deit_ray.errors import HopelessError, OtherCodeError, UnavailableError, UserError
 from deit_ray.results.folders import SNAPSHOT
 from deit_ray.trial.failure import root_cause
 from deit_ray.trial.train_private import RAISE, CountedFailures, InProcessTrainer
@@ -68,6 +68,8 @@ class RetryUnlessHopeless(CountedFailures):
 
 
 def is_hopeless(error: BaseException) -> bool:
+    if isinstance(error, OtherCodeError):
+        return True
     return isinstance(error, (HopelessError, UserError)) and not isinstance(error, UnavailableError)
 
 

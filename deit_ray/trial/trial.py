@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 
 from deit_ray import storage
+from deit_ray.cluster.code import check_same_code
 from deit_ray.cluster.holdings import is_cancelled, sweep
 from deit_ray.errors import UnavailableError
 from deit_ray.trial.failure import FAILURE, TrialFailed, describe_failure, write_failure
@@ -20,10 +21,15 @@ class Trial(PlainTrainable):
     """A Ray Tune trial that runs a `Trainer`; each evaluation is one result.
 
     `config["folder"]` is the URI of its results; a failure is described in failure.json there, and raised as
-    `TrialFailed`.
+    `TrialFailed`. `code` is the hash of the driver's code; see `check_same_code`.
     """
 
-    def setup(self, config: dict, make: Callable[[dict, Callable], Trainer] | None = None):
+    def setup(
+        self,
+        config: dict,
+        make: Callable[[dict, Callable], Trainer] | None = None,
+        code: str | None = None,
+    ):
         self.folder = config["folder"]
         self.events: queue.Queue = queue.Queue()
         self.last: dict = {}
@@ -31,6 +37,7 @@ class Trial(PlainTrainable):
 
         def fit():
             try:
+                check_same_code(code)
                 storage.remove(storage.join(self.folder, FAILURE))  # of an earlier attempt
                 sweep(self.folder)
                 self.trainer = make(config, lambda metrics: self.events.put(("report", metrics)))

@@ -12,7 +12,7 @@ import pytest
 
 from deit_ray import hints
 from deit_ray.cli.answers import message_of
-from deit_ray.commands.ui import free_port
+from deit_ray.cluster.surroundings import free_port
 from deit_ray.errors import UserError, explain_os_error
 from deit_ray.experiment.load import default_experiment
 from deit_ray.terminal.console import Console
