@@ -94,7 +94,7 @@ def _results(experiment: Experiment) -> Iterator[Check]:
         why = f"{experiment.name} can take {size(needed)}; see deit-ray plan" if needed else ""
         yield disk_check("results", storage.local_path(uri), max(needed, machine.LEAST_DISK_BYTES), why)
         return
-    if storage.can_condition(uri):
+    if uri.startswith("s3://"):
         storage.check_conditions("results.uri", uri)
         yield Check("results", f"{uri}: can be written, and holds studies")
         return

@@ -31,8 +31,8 @@ def driving(folder: str, name: str) -> Iterator[None]:
     if not storage.is_local(folder):
         with contextlib.ExitStack() as stack:
             if lease.is_possible(folder):
-                with contextlib.suppress(NotImplementedError):  # the store has no conditional writes
-                    stack.enter_context(lease.driving(folder, name))
+                with contextlib.suppress(storage.NoConditionsError):
+                    stack.enter_context(lease.driving(folder, name, lambda: 0))
             yield
         return
     path = Path(storage.local_path(folder)) / LOCK

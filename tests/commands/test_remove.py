@@ -172,3 +172,14 @@ def test_what_cannot_be_deleted_is_said_in_one_sentence(make, experiment, tmp_pa
     assert kept.status == 0, kept
     assert "pupil-1 has it as its teacher" in kept.out
     assert not run.exists()
+
+
+def test_a_run_on_s3_has_one_driver_and_is_not_deleted_meanwhile(make, bucket):
+    results = f"{bucket}/results"
+    folder = make(results)
+    with lock.driving(folder, "made-1"):
+        assert re.search(r"made-1: is running, on", call("rm", "made-1", "--yes", "--results", results).error)
+        assert re.search(r"made-1: is running already", call("sync", "made-1", "--results", results).error)
+    assert call("sync", "made-1", "--results", results).status == 0
+    assert call("rm", "made-1", "--yes", "--results", results).status == 0
+    assert list_files(results) == {}
