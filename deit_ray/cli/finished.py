@@ -124,7 +124,7 @@ def rm(
     remove(found)
     console.say(f"{found.name}: deleted, {size(found.bytes)}")
     if found.tracked and found.tracked.ids:
-        console.say("  MLflow keeps deleted runs, and their artifacts, until: mlflow gc")
+        console.say(f"  MLflow keeps its runs and their artifacts in the trash until: {found.tracked.purge}")
 
 
 @app.command()

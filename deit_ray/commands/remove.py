@@ -23,6 +23,7 @@ from deit_ray.results.folders import (
     EXPERIMENT,
     JOURNAL,
     MODEL,
+    REMOVING,
     RUN,
     SNAPSHOT,
     TRIAL,
@@ -36,7 +37,6 @@ from deit_ray.results.folders import (
 from deit_ray.results.origin import ORIGIN
 from deit_ray.results.removal import CHECKPOINT, CHECKPOINT_FILES, list_files, remove_files
 from deit_ray.study.database import DATABASE, LOG, is_study
-from deit_ray.study.object_log import FIRST
 from deit_ray.study.study import REQUESTS, is_unchanged
 from deit_ray.terminal.format import counted, size
 from deit_ray.tracking.address import tracking_uri
@@ -44,10 +44,9 @@ from deit_ray.tracking.removal import TrackedRuns, find_tracked
 from deit_ray.tracking.tracked import RECORD, Record
 from deit_ray.trial.failure import FAILURE
 
-REMOVING = ".removing.json"  # the mark of a folder whose deletion has begun
 LAST = (lock.LOCK, lease.LEASE, REMOVING)
 # any of these says that deit-ray wrote the folder
-MARKS = (DATABASE, f"{LOG}/{FIRST}", ORIGIN, RECORD, REMOVING)
+MARKS = re.compile("|".join([*map(re.escape, (DATABASE, ORIGIN, RECORD, REMOVING)), rf"{LOG}/\d{{8}}\.json"]))
 NAMES = (
     *(EXPERIMENT, MODEL, RUN, SNAPSHOT, BAD_IMAGES, ORIGIN, RECORD, FAILURE, *LAST, DATABASE),
     *(f"{DATABASE}-{suffix}" for suffix in ("journal", "wal", "shm")),
@@ -172,9 +171,7 @@ def remove(found: Removal) -> None:
         if found.tracked:
             found.tracked.delete_all()
         storage.write_bytes(mark, json.dumps({"pid": os.getpid()}).encode())
-        # without these, nothing can resume it, and no list shows it
-        for first in (EXPERIMENT, DATABASE, f"{LOG}/{FIRST}"):
-            storage.remove(storage.join(folder, first))
+        storage.remove(storage.join(folder, EXPERIMENT))  # without it, nothing can resume or use the rest
         files = [file for file in list_files(folder) if _is_ours(folder, file)]
         remove_files(folder, [file for file in files if file not in LAST])
         remove_files(folder, LAST)
@@ -209,7 +206,7 @@ def _is_ours(folder: str, file: str) -> bool:
 
 def _check_ours(folder: str, files: dict[str, int], others: list[str]) -> None:
     """Refuses a folder that deit-ray did not write, though it has an experiment file."""
-    if any(mark in files for mark in MARKS):
+    if any(map(MARKS.fullmatch, files)):
         return
     text = storage.read_bytes(storage.join(folder, EXPERIMENT)).decode(errors="replace")
     lines = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("#"))

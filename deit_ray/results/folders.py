@@ -19,6 +19,7 @@ from deit_ray.outcome import MODEL
 from deit_ray.results.journal import checkpoint_name, iterate_points, step_of
 
 EXPERIMENT = "experiment.yaml"
+REMOVING = ".removing.json"  # in the folder of a study or run whose deletion has begun
 RUN = "run.json"  # in the folder of a run that has finished
 JOURNAL = "journal"
 EMA = "ema.safetensors"  # in a checkpoint: the weights of the moving average

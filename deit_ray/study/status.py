@@ -13,7 +13,7 @@ import pandas as pd
 from deit_ray import hints, storage
 from deit_ray.errors import UserError, explain_os_error
 from deit_ray.outcome import Outcome
-from deit_ray.results.folders import EXPERIMENT, JOURNAL, RUN, find_run, saved_steps
+from deit_ray.results.folders import EXPERIMENT, JOURNAL, REMOVING, RUN, find_run, saved_steps
 from deit_ray.results.journal import checkpoint_name, iterate_points
 from deit_ray.results.lock import driver_of
 from deit_ray.results.removal import are_checkpoints_removed
@@ -122,8 +122,14 @@ def list_status(results: str) -> list[StudyStatus]:
     if results != hints.DEFAULT_RESULTS and not storage.exists(results):
         raise UserError(f"--results {results}: there is no such folder")
     found = []
-    for name in names_of_studies(results):
+    half_deleted = [
+        n for n in storage.list_names(results) if storage.exists(storage.join(results, n, REMOVING))
+    ]
+    for name in sorted({*names_of_studies(results), *half_deleted}):
         try:
+            if name in half_deleted:
+                again = hints.command("rm", name, results=results)
+                raise UserError(f"its deletion was interrupted; finish it with: {again}")
             found.append(study_status(name, results))
         except Exception as error:  # whatever is wrong with one of them, the others are shown
             found.append(_unreadable(name, results, error))

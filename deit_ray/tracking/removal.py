@@ -28,6 +28,11 @@ class TrackedRuns:
     elsewhere: tuple[str, ...]
     delete: Callable[[str], None]
 
+    @property
+    def purge(self) -> str:
+        """The command that deletes for good what was deleted in MLflow."""
+        return f"mlflow gc --backend-store-uri {self.uri}" if self.uri.startswith("sqlite") else "mlflow gc"
+
     def delete_all(self) -> None:
         """Deletes the runs. It may be repeated.
 

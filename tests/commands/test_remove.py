@@ -91,7 +91,10 @@ def test_a_deletion_that_was_interrupted_is_repeated(make, results, server, monk
         patch.setattr(remove, "remove_files", fail)
         assert "the disk is gone" in call("rm", "made-1", "--yes", "--results", results).error
     assert len(list_files(folder)) > 10
-    assert "made-1" not in call("status", "--results", results).out  # nothing takes the rest for a study
+    shown = call("status", "--results", results).out  # nothing takes the rest for a study
+    assert re.search(
+        rf"made-1 .*its deletion was interrupted; finish it with: \S+ rm made-1 --results {results}", shown
+    )
     assert "no such" in call("tune", "--resume", "made-1", "--results", results).error
     again = call("rm", "made-1", "--yes", "--results", results)
     assert again.status == 0, again
