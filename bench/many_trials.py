@@ -188,6 +188,7 @@ def make_experiment(folder: Path, results: str, search: dict):
         "name": "idle",
         "data.uri": str(folder),
         "results.uri": results,
+        "results.keep": "all",  # what the end of a study removes is no part of its trials' cost
         "tracking.uri": f"sqlite:///{folder}/mlflow.db",
         "train.epochs": EPOCHS,
         "optim.warmup_epochs": 1,

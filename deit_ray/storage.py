@@ -104,13 +104,13 @@ def read_bytes(uri: str) -> bytes:
         UnavailableError: the file cannot be read or reached.
     """
     if is_local(uri):
-        with _naming(uri, "read"):
+        with naming(uri, "read"):
             try:
                 return Path(local_path(uri)).read_bytes()
             except NotADirectoryError:
                 raise FileNotFoundError(uri) from None
     filesystem, path = open_uri(uri)
-    with _naming(uri, "read"), filesystem.open_input_stream(path) as stream:
+    with naming(uri, "read"), filesystem.open_input_stream(path) as stream:
         return stream.read()
 
 
@@ -120,7 +120,7 @@ def write_bytes(uri: str, content: bytes) -> None:
     Raises:
         UnavailableError: the disk is full, or the place cannot be written or reached.
     """
-    with _naming(uri, "written"):
+    with naming(uri, "written"):
         if is_local(uri):
             with _partial(uri, content) as partial:
                 os.rename(partial, local_path(uri))
@@ -138,7 +138,7 @@ def create_bytes(uri: str, content: bytes) -> None:
         FileExistsError: the file exists.
         UnavailableError: as for `write_bytes`.
     """
-    with _naming(uri, "written"):
+    with naming(uri, "written"):
         if is_local(uri):
             with _partial(uri, content) as partial:
                 _link(partial, local_path(uri))
@@ -160,8 +160,9 @@ def fetch(uri: str) -> str:
 
 
 @contextlib.contextmanager
-def _naming(uri: str, what: str) -> Iterator[None]:
-    """Names the failed place in one message. That a file exists or is missing is an answer, not a failure."""
+def naming(uri: str, what: str) -> Iterator[None]:
+    """Names the failed place in one message: it cannot be `what`, such as "written". That a file exists or is
+    missing is an answer, not a failure."""
     try:
         yield
     except (FileExistsError, FileNotFoundError):
@@ -250,7 +251,7 @@ def check_writable(key: str, uri: str) -> None:
 def remove(uri: str) -> None:
     """Deletes a file, if it exists."""
     if is_local(uri):
-        with _naming(uri, "deleted"):
+        with naming(uri, "deleted"):
             Path(local_path(uri)).unlink(missing_ok=True)
     elif exists(uri):
         filesystem, path = open_uri(uri)
@@ -260,7 +261,7 @@ def remove(uri: str) -> None:
 def exists(uri: str) -> bool:
     """Whether a file or folder exists."""
     if is_local(uri):
-        with _naming(uri, "read"):
+        with naming(uri, "read"):
             try:
                 os.stat(local_path(uri))  # os.path.exists would hide that it cannot be looked at
             except (FileNotFoundError, NotADirectoryError):
@@ -269,7 +270,7 @@ def exists(uri: str) -> bool:
     from pyarrow import fs
 
     filesystem, path = open_uri(uri)
-    with _naming(uri, "read"):
+    with naming(uri, "read"):
         return filesystem.get_file_info(path).type != fs.FileType.NotFound
 
 
@@ -282,13 +283,13 @@ def modified_ns(uri: str) -> int | None:
 def list_names(uri: str) -> list[str]:
     """The names of a folder's entries, sorted; an empty list if there is no folder."""
     if is_local(uri):  # pyarrow fails at names that are not UTF-8
-        with _naming(uri, "read"), contextlib.suppress(FileNotFoundError):
+        with naming(uri, "read"), contextlib.suppress(FileNotFoundError):
             return sorted(os.listdir(local_path(uri)))
         return []
     from pyarrow import fs
 
     filesystem, path = open_uri(uri)
-    with _naming(uri, "read"):
+    with naming(uri, "read"):
         found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
     return sorted(entry.base_name for entry in found)
 

@@ -231,3 +231,13 @@ def test_status_takes_the_name_of_a_run_or_of_a_trial(old):
     assert run in shown.out
     study = min(file.parent.name for file in results.glob("*/study.db"))
     assert call("status", f"{study}/0").out == call("status", study, "0").out != ""
+
+
+def test_results_of_an_earlier_version_are_deleted_with_their_mlflow_runs(old):
+    assert "has it as its teacher, and cannot be resumed without" in call("rm", "teacher-1", "--yes").out
+    for name in (*STUDIES, "student-1"):
+        deit_ray("rm", name, "--yes")
+    # an earlier version did not sign best.yaml, so nobody can say whether a person has changed it
+    left = [path.relative_to(old / "results").as_posix() for path in files_of(old / "results")]
+    assert [name for name in left if not name.startswith("mlruns/")] == ["finished-1/best.yaml"]
+    assert Tracked(old).runs == {}

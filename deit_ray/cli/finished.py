@@ -1,5 +1,6 @@
-"""The commands for finished studies, runs and models: best, diff, reproduce, sync, evaluate, predict."""
+"""The commands for finished studies, runs and models: best, diff, reproduce, sync, rm, evaluate, predict."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -8,6 +9,7 @@ from deit_ray.accuracy import show_accuracy
 from deit_ray.cli.options import Address, Cluster, Model, Results, Study, Verbose, check_run, read_cluster
 from deit_ray.errors import UserError
 from deit_ray.terminal.console import Console
+from deit_ray.terminal.format import size
 from deit_ray.terminal.session import Session
 
 app = typer.Typer()
@@ -118,6 +120,32 @@ def sync(study: Study, results: Results = "results"):
     from deit_ray.study.sync import sync
 
     sync(study, results, console)
+
+
+@app.command()
+def rm(
+    name: Annotated[str, typer.Argument(metavar="STUDY|RUN", help="whole name of a study or run")],
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    keep_runs: Annotated[bool, typer.Option("--keep-runs", help="leave its runs in MLflow")] = False,
+    results: Results = "results",
+):
+    """Delete a study or run, with its runs in MLflow; files that deit-ray did not write stay."""
+    console = Console()
+    if not (yes or sys.stdin.isatty()):
+        raise UserError("rm: standard input is no terminal, so nobody can be asked; to delete at once: --yes")
+    console.begin(f"{name}: reading its results")
+    from deit_ray.commands.remove import find_removal, remove
+
+    found = find_removal(name, results, keep_runs)
+    for sentence in found.sentences():
+        console.say(sentence)
+    if not yes and not console.confirms("delete this?"):
+        console.say("nothing was deleted")
+        raise typer.Exit(1)
+    remove(found)
+    console.say(f"{found.name}: deleted, {size(found.bytes)}")
+    if found.tracked and found.tracked.ids:
+        console.say(f"  MLflow keeps its runs and their artifacts in the trash until: {found.tracked.purge}")
 
 
 @app.command()

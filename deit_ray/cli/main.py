@@ -12,7 +12,7 @@ import typer
 from rich.console import Group
 
 import deit_ray
-from deit_ray.cli import data, finished
+from deit_ray.cli import data, doctor, finished
 from deit_ray.cli.answers import run
 from deit_ray.cli.options import (
     Address,
@@ -169,7 +169,7 @@ def train(
 
 @app.command()
 def plan(experiment: Experiment, set: Set = [], address: Address = None):  # noqa: B006
-    """Estimate the trials, time and money of a study or run; nothing is started."""
+    """Estimate the trials, time, bytes and money of a study or run; nothing is started."""
     loaded = load(experiment, set)
     session = Session(address, console=Console())
     session.console.begin(f"{loaded.name}: checking the experiment and its data")
@@ -314,6 +314,7 @@ def stop(
 
 
 app.add_typer(finished.app)
+app.add_typer(doctor.app)
 
 
 @app.command()

@@ -15,7 +15,8 @@ from deit_ray.accuracy import chance_remark, show_accuracy
 from deit_ray.outcome import Kind
 from deit_ray.results.folders import BEST, MODEL, results_of
 from deit_ray.results.origin import describe_other_numerics
-from deit_ray.terminal.format import STATE_COLOURS, counted, duration, in_full, short, short_key
+from deit_ray.results.removal import KEPT
+from deit_ray.terminal.format import STATE_COLOURS, counted, duration, in_full, short, short_key, size
 from deit_ray.terminal.table import FittedTable, PairTable
 
 if TYPE_CHECKING:  # their imports take seconds, and `status` does not need them
@@ -49,6 +50,7 @@ def show_plan(found: Plan) -> Group:
         "at once": f"{found.fit} fit, {found.concurrent} will run: {have}",
         "at most": _most(found),
         "time at most": _time(found),
+        "disk at most": _disk(found),
     }
     if found.device == "cuda" or experiment.cost.per_gpu_hour is not None:
         rows["money at most"] = _money(found)
@@ -96,6 +98,16 @@ def _time(found: Plan) -> str:
         worked = f"{found.gpu_hours:.3g} GPU-hours"
     training = f"{worked} of training, which take {_duration(found.hours)}"
     return f"{training}; {speed}; plus starts and evaluations"
+
+
+def _disk(found: Plan) -> str:
+    disk = found.disk
+    parts = f"model {size(disk.model)}, two checkpoints of {size(disk.checkpoint)}"
+    shown = f"{size(disk.trial)} a trial ({parts})"
+    if disk.trials > 1:
+        kept = f"results.keep: {disk.keep}"
+        shown += f", {size(disk.running)} in all; {size(disk.ended)} once the study has ended ({kept})"
+    return f"{shown}; and {size(disk.tracked)} of models in MLflow"
 
 
 def _duration(hours: float) -> str:
@@ -215,6 +227,7 @@ def show_result(study: Study) -> Group:
     config, model = (storage.absolute(storage.join(study.folder, name)) for name in (BEST, MODEL))
     ui = hints.command("ui", results=results_of(study.folder))
     evaluate = hints.command("evaluate", model, "--data", storage.absolute(study.experiment.data.uri))
+    removed = len(study.trials()) > KEPT and study.experiment.results.keep == "best"
     return Group(
         show_leaderboard(study.leaderboard(), metric, keys),
         Text(
@@ -229,6 +242,7 @@ def show_result(study: Study) -> Group:
         Text("train the best configuration again, or use its weights"),
         Text(f"  {hints.command('train', config)}"),
         Text(f"  {evaluate}"),
+        *([Text(f"checkpoints are kept of the best {KEPT} trials (results.keep: best)", "dim")] * removed),
     )
 
 
@@ -461,7 +475,8 @@ def _trial_facts(status: TrialStatus) -> dict[str, str]:
         facts[balanced] = f"last {status.metrics[balanced]:.4f}"
     for worker in status.workers:
         facts[f"rank {worker['rank']}"] = f"on {worker['host']}, process {worker['pid']}"
-    facts["checkpoint"] = status.checkpoint if status.checkpoint else "none"
+    removed = "removed when the study ended (results.keep: best)"
+    facts["checkpoint"] = status.checkpoint or (removed if status.removed else "none")
     return facts
 
 

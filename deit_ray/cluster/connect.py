@@ -18,6 +18,7 @@ import yaml
 from deit_ray import storage
 from deit_ray.cluster import ray_private, surroundings
 from deit_ray.cluster.code import code_hash
+from deit_ray.cluster.machine import cheap_checks
 from deit_ray.cluster.ray_private import HEAD
 from deit_ray.cluster.signals import kept_handlers
 from deit_ray.errors import UserError, first_line
@@ -111,6 +112,9 @@ def _prepare(address: str, warn: Callable[[str], None]) -> None:
         UserError: nothing answers at the address, or no folder can be used.
     """
     surroundings.go_direct([ray.util.get_node_ip_address()])
+    for check in cheap_checks():
+        if check.remedy is not None:
+            warn(f"{check.subject}: {check.found}; {check.remedy}")
     if address == "local":
         folder, why = surroundings.base_folder()
         if why is not None:

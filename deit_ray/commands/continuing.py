@@ -25,6 +25,7 @@ from deit_ray.results.folders import (
 )
 from deit_ray.results.journal import JournalWriter, checkpoint_name, iterate_points
 from deit_ray.results.origin import check_numerics, check_same_inputs
+from deit_ray.results.removal import are_checkpoints_removed
 from deit_ray.study.database import is_study
 from deit_ray.study.study import Study
 from deit_ray.terminal.session import Session
@@ -122,6 +123,12 @@ def _has_ended(folder: str, results: str) -> bool:
 
 def _last_checkpoint(folder: str) -> int:
     """The step of a run's latest checkpoint."""
+    if are_checkpoints_removed(folder):
+        again = hints.command("reproduce", name_of(folder), results=results_of(folder))
+        raise UserError(
+            f"{name_of(folder)}: its checkpoints were removed when its study ended (results.keep: best), "
+            f"so it cannot be continued; train it again, and continue that run: {again}"
+        )
     steps = saved_steps(folder)
     if not steps or not all(storage.exists(storage.join(folder, checkpoint_name(s))) for s in steps):
         raise UserError(

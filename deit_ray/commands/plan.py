@@ -1,14 +1,17 @@
-"""An estimate of the trials, time and money of a study or a single run, before anything starts.
+"""An estimate of the trials, time, bytes and money of a study or a single run, before anything starts.
 
 Ray and Optuna are imported where they are used, after `resolve`, so that a wrong model name is
 answered sooner.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from deit_ray import storage
 from deit_ray.errors import UserError
@@ -22,6 +25,9 @@ from deit_ray.trial.needs import Needs
 from deit_ray.trial.reading import make_worklist
 from deit_ray.trial.remarks import remarks_before
 from deit_ray.trial.resolve import Resolved, resolve
+
+if TYPE_CHECKING:
+    from deit_ray.commands.disk import Disk
 
 SAMPLED = 5  # trials that are shown
 RATE = "perf/images_per_s"
@@ -52,6 +58,7 @@ class Plan:
         concurrent: trials that will run at once.
         epochs, steps, samples: sums over all trials of full length; a scheduler stops some trials early.
         rate: training speed; None if it is not known.
+        disk: the bytes that it takes.
         remarks: warnings, see `trial.remarks`.
     """
 
@@ -69,6 +76,7 @@ class Plan:
     steps: int
     samples: int
     rate: Rate | None
+    disk: Disk
     remarks: list[str] = dataclasses.field(default_factory=list)
 
     @property
@@ -102,8 +110,8 @@ class Plan:
 
 
 def plan(experiment: Experiment, session: Session | None = None) -> Plan:
-    """Checks an experiment and estimates the trials, time and money of its study or run, without starting
-    anything.
+    """Checks an experiment and estimates the trials, time, bytes and money of its study or run. Nothing is
+    started.
 
     Args:
         session: see `Session`. The resources of the cluster at its address are counted. The default address
@@ -121,6 +129,7 @@ def plan(experiment: Experiment, session: Session | None = None) -> Plan:
 
 def plan_of(resolved: Resolved, resources: dict[str, float], where: str) -> Plan:
     """The plan of an experiment on given resources; `where` names their owner in words."""
+    from deit_ray.commands.disk import disk_of
     from deit_ray.trial.launch import check_fits
 
     experiment, search = resolved.experiment, resolved.experiment.search
@@ -131,6 +140,7 @@ def plan_of(resolved: Resolved, resources: dict[str, float], where: str) -> Plan
     worklist = make_worklist(experiment, resolved.manifest, resolved.data, ("val",))
     epochs = trials * experiment.train.epochs
     batch_sizes = _batch_sizes(experiment)
+    concurrent = max(1, min(fit, trials, search.max_concurrent or fit))
     return Plan(
         experiment=experiment,
         settings=changed_settings(experiment),
@@ -141,11 +151,12 @@ def plan_of(resolved: Resolved, resources: dict[str, float], where: str) -> Plan
         trials=trials,
         needs=needs,
         fit=fit,
-        concurrent=max(1, min(fit, trials, search.max_concurrent or fit)),
+        concurrent=concurrent,
         epochs=epochs,
         steps=epochs * max(worklist.train.images // size for size in batch_sizes),
         samples=epochs * max(worklist.train.images // size * size for size in batch_sizes),
         rate=rate_of(experiment, device),
+        disk=disk_of(experiment, len(resolved.manifest.classes), trials, concurrent),
         remarks=remarks_before(experiment, resolved.manifest),
     )
 

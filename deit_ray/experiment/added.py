@@ -16,6 +16,7 @@ ADDED_KEYS: dict[str, Any] = {
     "train.compile": "never",
     "train.gpus_per_worker": 1.0,
     "student.drop_path_rule": "linear",
+    "results.keep": "all",
 }
 
 

@@ -216,6 +216,9 @@ class Tracking(Section):
 
 class Results(Section):
     uri: str = "results"  # a folder, or s3://, gs://; every node must reach it
+    # checkpoints that a study keeps when it has ended: those of its best five trials, or all. Every trial
+    # keeps its model and its journal
+    keep: Literal["best", "all"] = "best"
 
 
 class Experiment(Section):

@@ -134,3 +134,28 @@ def count_multiply_adds(model: str, arguments: dict, image_size: int) -> int:
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         timm.create_model(model, **arguments).eval()(torch.empty(1, 3, image_size, image_size))
     return counter.get_total_flops() // 2
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The bytes of a model's weights.
+
+    Attributes:
+        bytes: of all its tensors that are saved.
+        trained_bytes: of its trained parameters.
+    """
+
+    bytes: int
+    trained_bytes: int
+
+
+def weights_of(model: str, arguments: dict) -> Weights:
+    """The bytes of a timm model's weights.
+
+    Args:
+        model, arguments: of timm.create_model.
+    """
+    with torch.device("meta"):
+        built = timm.create_model(model, **arguments)
+    trained = [parameter for parameter in built.parameters() if parameter.requires_grad]
+    return Weights(*(sum(t.nbytes for t in found) for found in (built.state_dict().values(), trained)))

@@ -19,9 +19,11 @@ from deit_ray.outcome import MODEL
 from deit_ray.results.journal import checkpoint_name, iterate_points, step_of
 
 EXPERIMENT = "experiment.yaml"
+REMOVING = ".removing.json"  # in the folder of a study or run whose deletion has begun
 RUN = "run.json"  # in the folder of a run that has finished
 JOURNAL = "journal"
 EMA = "ema.safetensors"  # in a checkpoint: the weights of the moving average
+STATE = "state.pt"  # in a checkpoint: the optimizer's state
 BEST = "best.yaml"  # in the folder of a study: the configuration of its best trial
 TRIAL = re.compile(r"trial-\d{4,}")  # a trial's folder; see `trial_name`. A run's is NAME-N
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's name for its list of checkpoints
@@ -146,12 +148,19 @@ def new_folder(experiment: Experiment, comment: str = "") -> str:
 
 def saved_steps(folder: str) -> list[int]:
     """The steps of a run's whole checkpoints, from Ray Train's own list, in ascending order."""
-    try:
-        known = json.loads(storage.read_bytes(storage.join(folder, SNAPSHOT)))
-    except FileNotFoundError:
+    known = read_snapshot(folder)
+    if known is None:
         return []
     results = [*known["checkpoint_results"], *filter(None, [known["latest_checkpoint_result"]])]
     return sorted({step_of(result["checkpoint_dir_name"]) for result in results})
+
+
+def read_snapshot(folder: str) -> dict | None:
+    """Ray Train's list of a run's checkpoints; None if there is none."""
+    try:
+        return json.loads(storage.read_bytes(storage.join(folder, SNAPSHOT)))
+    except FileNotFoundError:
+        return None
 
 
 def measured(folder: str, name: str) -> dict[int, float]:

@@ -6,6 +6,7 @@ entries the study's database has at least.
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 import threading
@@ -21,6 +22,12 @@ LEASE = "driver.json"
 LEASE_S = 30.0
 RENEW_S = 8.0
 RELEASE_S = 5.0  # longest wait for a renewal under way, at the end
+
+
+def is_possible(folder: str) -> bool:
+    """Whether this machine can keep a lease of a folder, if the folder's store has conditional writes."""
+    plain = folder.startswith("s3://") and not {"?", "@"} & set(folder)  # boto3 would not obey them
+    return plain and importlib.util.find_spec("boto3") is not None
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """One driver at a time: the process that drives a run or study locks its folder.
 
-However the process ends, the operating system releases the lock.
+However the process ends, the operating system releases the lock. On S3 the process keeps a lease instead.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from deit_ray import storage
 from deit_ray.errors import UnavailableError, UserError
+from deit_ray.results import lease
 
 LOCK = "driver.lock"
 LOOKING_S = 1.0  # longer than `driver_of` holds the lock
@@ -20,14 +21,19 @@ LOOKING_S = 1.0  # longer than `driver_of` holds the lock
 
 @contextlib.contextmanager
 def driving(folder: str, name: str) -> Iterator[None]:
-    """Locks a folder while it is driven. Object stores have no locks, so folders there are not locked.
+    """Locks a folder while it is driven. On S3 it keeps the folder's lease, if the store can; other object
+    stores have no locks, so folders there are not locked.
 
     Raises:
         UserError: another process drives the run or study.
         UnavailableError: the folder cannot be written.
     """
     if not storage.is_local(folder):
-        yield
+        with contextlib.ExitStack() as stack:
+            if lease.is_possible(folder):
+                with contextlib.suppress(storage.NoConditionsError):
+                    stack.enter_context(lease.driving(folder, name, lambda: 0))
+            yield
         return
     path = Path(storage.local_path(folder)) / LOCK
     try:
@@ -55,7 +61,9 @@ def driving(folder: str, name: str) -> Iterator[None]:
 
 
 def driver_of(folder: str) -> dict | None:
-    """The process that drives a folder now: its host, pid and start time; None where there is none."""
+    """The process that drives a folder now: its host, pid and start time; None where none is known."""
+    if not storage.is_local(folder):
+        return lease.driver_of(folder) if lease.is_possible(folder) else None
     path = Path(storage.local_path(folder)) / LOCK
     if not path.exists():
         return None

@@ -165,6 +165,7 @@ class Driver:
         best = study.find_best()
         if best is not None:
             self._test(best.number, study.save_best(self.terminal.warn)[1])
+        study.remove_checkpoints()
         outcome = policy.study_outcome(reason, has_best=best is not None)
         for observer in self.observers:
             observer.study_ended(outcome, best)

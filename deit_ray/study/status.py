@@ -13,9 +13,10 @@ import pandas as pd
 from deit_ray import hints, storage
 from deit_ray.errors import UserError, explain_os_error
 from deit_ray.outcome import Outcome
-from deit_ray.results.folders import EXPERIMENT, JOURNAL, RUN, find_run, saved_steps
+from deit_ray.results.folders import EXPERIMENT, JOURNAL, REMOVING, RUN, find_run, saved_steps
 from deit_ray.results.journal import checkpoint_name, iterate_points
 from deit_ray.results.lock import driver_of
+from deit_ray.results.removal import are_checkpoints_removed
 from deit_ray.study.database import is_study
 from deit_ray.study.leaderboard import STATES, leaderboard
 from deit_ray.study.records import TrialRecord
@@ -71,6 +72,7 @@ class TrialStatus:
         step: the last step in its journal, and `metrics` the last value of each metric there.
         workers: rank, host, process and log files of each of its workers.
         checkpoint: URI of the last whole checkpoint.
+        removed: whether its checkpoints were removed when the study ended.
         failure: why and where it failed.
         log: the last lines of rank 0's output, if this machine can read them.
     """
@@ -92,6 +94,7 @@ class TrialStatus:
     metrics: dict[str, float]
     workers: list[dict]
     checkpoint: str | None
+    removed: bool
     failure: Failure | None
     log: list[str]
 
@@ -119,8 +122,14 @@ def list_status(results: str) -> list[StudyStatus]:
     if results != hints.DEFAULT_RESULTS and not storage.exists(results):
         raise UserError(f"--results {results}: there is no such folder")
     found = []
-    for name in names_of_studies(results):
+    half_deleted = [
+        n for n in storage.list_names(results) if storage.exists(storage.join(results, n, REMOVING))
+    ]
+    for name in sorted({*names_of_studies(results), *half_deleted}):
         try:
+            if name in half_deleted:
+                again = hints.command("rm", name, results=results)
+                raise UserError(f"its deletion was interrupted; finish it with: {again}")
             found.append(study_status(name, results))
         except Exception as error:  # whatever is wrong with one of them, the others are shown
             found.append(_unreadable(name, results, error))
@@ -157,7 +166,7 @@ def _run_status(name: str, folder: str) -> RunStatus:
     if storage.exists(storage.join(folder, RUN)):
         ended = json.loads(storage.read_bytes(storage.join(folder, RUN)))
         return RunStatus(name, ended["outcome"], ended["metrics"])
-    if storage.is_local(folder) and driver_of(folder) is not None:
+    if driver_of(folder) is not None:
         return RunStatus(name, "running", {})
     failure = read_failure(folder)
     failed = failure is not None and failure.kind == "failed"
@@ -254,6 +263,7 @@ def trial_status(name: str, number: int, results: str) -> TrialStatus:
         metrics={point.name: point.value for point in sorted(points, key=lambda point: point.step)},
         workers=workers,
         checkpoint=storage.join(folder, checkpoint_name(steps[-1])) if steps else None,
+        removed=are_checkpoints_removed(folder),
         failure=read_failure(folder),
         log=tail_files(workers[0]["logs"]) if workers else [],
     )

@@ -5,6 +5,8 @@ import hashlib
 import posixpath
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pandas as pd
 from optuna.trial import TrialState
@@ -25,12 +27,14 @@ from deit_ray.results.folders import (
     runs_of,
     trial_name,
 )
+from deit_ray.results.removal import KEPT, remove_checkpoints
 from deit_ray.study.database import StudyDatabase, is_study
 from deit_ray.study.leaderboard import leaderboard
 from deit_ray.study.records import StudyRecord, TrialRecord
 
 REQUESTS = "stop"  # a folder: a file for each trial that is to be stopped, or one for the whole study
 WHOLE = "study"
+REMOVERS = 4  # trials whose checkpoints are removed at once; each may hold a model in memory
 LOOK_S = 5.0  # between two looks for stop requests on an object store
 SIGNATURE, DIGEST = "# Written by deit-ray; a file that was changed is kept. Digest: ", 16  # of best.yaml
 AMENDABLE = (
@@ -40,6 +44,7 @@ AMENDABLE = (
     "train.max_failures",
     "tracking",
     "cost",
+    "results.keep",
 )
 
 
@@ -153,6 +158,15 @@ class Study(StudyRecord):
     def leaderboard(self) -> pd.DataFrame:
         """All trials, best first; see `leaderboard.leaderboard`."""
         return leaderboard(self.trials(), list(self.experiment.search.space))
+
+    def remove_checkpoints(self) -> None:
+        """Removes the checkpoints that an ended study does not keep; see `results.keep`. May be repeated."""
+        if self.experiment.results.keep == "all":
+            return
+        folders = [self.trial_folder(number) for number in self.leaderboard()["trial"][KEPT:]]
+        remove = partial(remove_checkpoints, metric=self.experiment.search.metric)
+        with ThreadPoolExecutor(REMOVERS, thread_name_prefix="remove") as pool:
+            list(pool.map(remove, folders))
 
     def find_best(self) -> TrialRecord | None:
         """The finished trial with the best value; None if no trial has finished."""

@@ -45,6 +45,11 @@ class Console:
     def warn(self, text: str) -> None:
         self.err.print(f"warning: {text}", style="yellow", markup=False)
 
+    def confirms(self, question: str) -> bool:
+        """Asks a person; everything but y and yes is no."""
+        self.err.print(f"{question} [y/N] ", end="", style="bold", markup=False)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
     def warn_once(self, text: str) -> None:
         """Warns, if this text has not been a warning of this method before."""
         if text not in self._warned:

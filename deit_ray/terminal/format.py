@@ -45,6 +45,16 @@ def counted(count: float, noun: str, plural: str = "") -> str:
     return f"{shown} {noun if count == 1 else plural or noun + 's'}"
 
 
+def size(count: float) -> str:
+    """A number of bytes with about three digits, such as 1.72 GB."""
+    unit, factor = next(((unit, f) for unit, f in UNITS if count >= f), UNITS[-1])
+    value = count / factor
+    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+
+
+UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+
+
 def duration(seconds: float) -> str:
     seconds = int(seconds)
     if seconds < 60:

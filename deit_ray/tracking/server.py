@@ -42,10 +42,7 @@ class Server:
         Raises:
             Deleted: somebody deleted the experiment.
         """
-        if self.client is None:
-            from mlflow.tracking import MlflowClient
-
-            self.client = MlflowClient(tracking_uri=self.uri)
+        self._make_client()
         if self.experiment_id is not None:
             return
         found = self._request(self.client.get_experiment_by_name, self.experiment)
@@ -56,12 +53,23 @@ class Server:
                 self.client.create_experiment, self.experiment, artifact_location=location, tags=kind
             )
             found = self._request(self.client.get_experiment_by_name, self.experiment)
-        if found.lifecycle_stage != "active":
-            raise Deleted(
-                f"its experiment {self.experiment} was deleted; restore it with `mlflow experiments restore "
-                f"-x {found.experiment_id}`, or name another one in tracking.experiment"
-            )
+        check_active(found)
         self.experiment_id = found.experiment_id
+
+    def _make_client(self) -> None:
+        if self.client is None:
+            from mlflow.tracking import MlflowClient
+
+            self.client = MlflowClient(tracking_uri=self.uri)
+
+    def find_experiment(self) -> bool:
+        """Finds the experiment, as far as it exists and was not deleted; nothing is created."""
+        self._make_client()
+        found = self._request(self.client.get_experiment_by_name, self.experiment)
+        if found is None or found.lifecycle_stage != "active":
+            return False
+        self.experiment_id = found.experiment_id
+        return True
 
     def create_run(self, request: CreateRun) -> Found:
         from mlflow.utils.mlflow_tags import MLFLOW_SOURCE_NAME, MLFLOW_USER
@@ -134,6 +142,10 @@ class Server:
                 self._request(self.client.set_tag, child.info.run_id, PARENT, kept)
         self._request(self.client.delete_run, duplicate)
 
+    def delete_run(self, run_id: str) -> None:
+        """Deletes a run. MLflow keeps what is deleted until its `gc`."""
+        self._request(self.client.delete_run, run_id)
+
     def log_ending(self, run_id: str, request: LogEnding) -> None:
         from mlflow.entities import Metric, RunTag
 
@@ -166,6 +178,19 @@ class Server:
             if run_id and self._request(self.client.get_run, run_id).info.lifecycle_stage != "active":
                 raise Gone from error
             raise Refused from error
+
+
+def check_active(experiment) -> None:
+    """Refuses an experiment of MLflow that somebody deleted.
+
+    Raises:
+        Deleted: it was deleted; the message says how it can be restored.
+    """
+    if experiment.lifecycle_stage != "active":
+        raise Deleted(
+            f"its experiment {experiment.name} was deleted; restore it with `mlflow experiments restore "
+            f"-x {experiment.experiment_id}`, or name another one in tracking.experiment"
+        )
 
 
 class Deleted(UserError):

@@ -10,9 +10,7 @@ import torch
 
 from deit_ray.models.student import save_model
 from deit_ray.models.weights import read_weights
-from deit_ray.results.folders import EMA, MODEL
-
-STATE = "state.pt"
+from deit_ray.results.folders import EMA, MODEL, STATE
 
 
 @dataclass(frozen=True)

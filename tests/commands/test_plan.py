@@ -9,12 +9,15 @@ import ray
 from rich.console import Console
 
 from deit_ray.cli.views import show_plan
+from deit_ray.commands.disk import disk_of
 from deit_ray.commands.plan import changed_settings, plan, plan_of, rate_of, resources_of
 from deit_ray.errors import UserError
 from deit_ray.experiment.load import dump_experiment
 from deit_ray.results import folders
+from deit_ray.results.folders import MODEL
 from deit_ray.results.journal import JournalWriter
 from deit_ray.results.origin import note_origin
+from deit_ray.results.removal import list_files
 from deit_ray.study.searcher import StudySearcher
 from deit_ray.study.study import Study
 from deit_ray.terminal.session import Session
@@ -166,3 +169,19 @@ def test_the_command_starts_nothing(experiment, tmp_path, monkeypatch):
     assert "started" not in planned.err.lower()
     assert not ray.is_initialized()
     assert not (tmp_path / "results").exists()
+
+
+def test_the_bytes_of_a_plan_are_those_of_a_trained_study(finished_study):
+    study = Study.open(finished_study.name, str(finished_study.results))
+    disk = disk_of(study.experiment, classes=3, trials=3, concurrent=1)
+    for trial in study.trials():
+        files = list_files(study.trial_folder(trial.number))
+        checkpoints = {name.partition("/")[0] for name in files if name.startswith("step-")}
+        assert len(checkpoints) in (1, 2)
+        for checkpoint in checkpoints:
+            measured = sum(size for name, size in files.items() if name.startswith(f"{checkpoint}/"))
+            assert disk.checkpoint <= measured <= 1.05 * disk.checkpoint
+        if MODEL in files:
+            assert disk.model <= files[MODEL] <= 1.05 * disk.model
+        small = sum(size for name, size in files.items() if name.startswith("journal/"))
+        assert sum(files.values()) - small <= 1.05 * disk.trial

@@ -1,0 +1,81 @@
+"""Deletes the runs of a study or run in MLflow, found by their identities."""
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from deit_ray.errors import UnavailableError, UserError
+from deit_ray.tracking.address import shown
+from deit_ray.tracking.delivery import quiet_mlflow
+from deit_ray.tracking.reasons import reason_of
+from deit_ray.tracking.server import Server
+from deit_ray.tracking.tracked import Record
+
+
+@dataclass(frozen=True)
+class TrackedRuns:
+    """Runs that MLflow has.
+
+    Attributes:
+        uri: MLflow's URI, without a password.
+        ids: MLflow's ids of the runs.
+        elsewhere: URIs of other places that have got runs which this MLflow does not have.
+        delete: deletes one run by its id.
+    """
+
+    uri: str
+    ids: tuple[str, ...]
+    elsewhere: tuple[str, ...]
+    delete: Callable[[str], None]
+
+    @property
+    def purge(self) -> str:
+        """The command that deletes for good what was deleted in MLflow."""
+        return f"mlflow gc --backend-store-uri {self.uri}" if self.uri.startswith("sqlite") else "mlflow gc"
+
+    def delete_all(self) -> None:
+        """Deletes the runs. It may be repeated.
+
+        Raises:
+            UnavailableError: MLflow does not answer.
+        """
+        for run_id in self.ids:
+            _asked(self.uri, self.delete, run_id)
+
+
+def find_tracked(uri: str, experiment: str, records: Iterable[Record]) -> TrackedRuns:
+    """The runs of some records that MLflow has; nothing is changed there.
+
+    Args:
+        uri: MLflow's tracking URI.
+        experiment: MLflow's name of the experiment.
+        records: of runs that were delivered, to this place or to another one.
+
+    Raises:
+        UnavailableError: MLflow does not answer.
+    """
+    quiet_mlflow()
+    server, ids, elsewhere = Server(uri, experiment, None, lambda: None), [], set()
+    is_there = _has_store(uri) and _asked(uri, server.find_experiment)
+    for record in records:
+        found = [run.run_id for run in _asked(uri, server.find_all, record.id)] if is_there else []
+        ids += found
+        if not found and (record.uri, record.experiment) != (uri, experiment):
+            elsewhere.add(shown(record.uri))
+    return TrackedRuns(shown(uri), tuple(ids), tuple(sorted(elsewhere)), server.delete_run)
+
+
+def _has_store(uri: str) -> bool:
+    """Whether there can be runs: MLflow would make a SQLite file that is missing."""
+    scheme, _, path = uri.partition(":///")
+    return not scheme.startswith("sqlite") or os.path.exists(path.partition("?")[0])
+
+
+def _asked(uri: str, request: Callable, *arguments):
+    """The answer to a request of a server."""
+    try:
+        return request(*arguments)
+    except UserError:
+        raise
+    except Exception as error:  # MLflow and its clients raise many
+        raise UnavailableError(f"MLflow at {shown(uri)}: {reason_of(error)}") from error
