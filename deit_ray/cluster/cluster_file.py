@@ -7,13 +7,11 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import yaml
-
 from deit_ray import storage
+from deit_ray.cluster.description import FILL_IN, read_tree
 from deit_ray.cluster.machine import Check
-from deit_ray.errors import UnavailableError, UserError
+from deit_ray.errors import UnavailableError
 
-FILL_IN = "FILL_IN"
 REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")
 BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 GROUP = re.compile(r"sg-[0-9a-f]{8,17}")
@@ -27,29 +25,12 @@ def check_file(path: str) -> list[Check]:
     Raises:
         UserError: there is no such file, or it is no YAML of a cluster.
     """
-    text, provider = _read(path)
-    missing = list(_missing(text))
+    provider = read_tree(path)["provider"]
+    missing = list(_missing(Path(path).read_text()))
     values = list(_values(provider))
     if missing or any(check.remedy for check in values):
         return [*missing, *values]
     return [Check("file", f"{path}: every value is filled in"), *values, *_aws(provider)]
-
-
-def _read(path: str) -> tuple[str, dict]:
-    """The text of a cluster.yaml, and its section `provider`."""
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file; name the cluster.yaml that `ray up` takes")
-    text = Path(path).read_text()
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
-    provider = tree.get("provider") if isinstance(tree, dict) else None
-    if not isinstance(provider, dict) or "available_node_types" not in tree:
-        raise UserError(
-            f"{path}: is not the file of a Ray cluster: it needs provider and available_node_types"
-        )
-    return text, provider
 
 
 def _missing(text: str) -> Iterator[Check]:

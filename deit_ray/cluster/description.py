@@ -75,19 +75,27 @@ def read_description(path: str) -> Description:
     Raises:
         UserError: naming the file, and the key that is missing or not filled in.
     """
-    if not Path(path).exists():
-        raise UserError(f"--cluster {path}: no such file; name the cluster.yaml that `ray up` was given")
-    tree = read_yaml(Path(path))
-    for key in NEEDED:
-        if not _value_of(tree, key):
-            raise UserError(
-                f"--cluster {path}: {key}: missing, so this is no description of a cluster for `ray up`"
-            )
+    tree = read_tree(path)
     for key, value in _texts(tree):
         if FILL_IN in value:
             how = f"deit-ray doctor {shlex.quote(path)} says how to find its value"
             raise UserError(f"{path}: {key}: {value} is not filled in; {how}")
     return Description(path, tree)
+
+
+def read_tree(path: str) -> dict:
+    """The values of a cluster's description, which need not all be filled in.
+
+    Raises:
+        UserError: there is no such file, or it is no description of a cluster.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file; name the cluster.yaml that `ray up` takes")
+    tree = read_yaml(Path(path))
+    for key in NEEDED:
+        if not _value_of(tree, key):
+            raise UserError(f"{path}: {key}: missing, so this is no description of a cluster for `ray up`")
+    return tree
 
 
 def move_to_cluster(experiment: Experiment, description: Description) -> tuple[Experiment, str | None]:

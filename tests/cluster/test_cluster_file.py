@@ -15,7 +15,8 @@ provider:
   bucket: studies  # aws s3 ls
   ssh_from: 203.0.113.7
   security_group_ids: [sg-0123456789abcdef0]  # FILL_IN is only in this comment
-available_node_types: {}
+auth:
+  ssh_user: ubuntu
 """
 WRONG = {  # a line, what replaces it, and what is said: the subject, what was found, the remedy
     "  bucket: studies": (
@@ -71,9 +72,9 @@ def test_a_value_that_is_missing_or_cannot_be_right_is_said_with_its_remedy(file
     ("text", "said"),
     [
         (None, "no such file"),
-        ("a: [", "is not YAML"),
-        ("name: x", "is not the file of a Ray cluster"),
-        ("", "is not the file"),
+        ("a: [", "line 1"),
+        ("name: x", "is no description of a cluster"),
+        ("", "is no description of a cluster"),
     ],
 )
 def test_a_file_of_another_kind_is_refused(tmp_path, text, said):

@@ -110,7 +110,7 @@ COMMANDS = {
     "ui": ["ui"],
 }
 BAD_FILES = {  # the content of a cluster.yaml, or None for no file: what is said
-    None: "no such file; name the cluster.yaml that `ray up` was given",
+    None: "no such file; name the cluster.yaml that `ray up` takes",
     "a: [": "line 1",
     "name: digits\n": "cluster_name: missing, so this is no description of a cluster for `ray up`",
     yaml.safe_dump(tree_with(auth={"ssh_user": None})): "auth.ssh_user: missing",
