@@ -88,7 +88,7 @@ def there(own_ray, elsewhere, results, tmp_path):
 
 
 def wait_for_driver(driver, condition) -> None:
-    wait_for(lambda: driver.poll() is not None or condition(), 240)
+    wait_for(lambda: driver.poll() is not None or condition(), 400)
     assert driver.poll() is None, driver.communicate()[0]
 
 
