@@ -44,6 +44,7 @@ from tests.support.servers import MlflowServer, s3_process  # noqa: E402
 VICTIMS = ("driver", "worker", "raylet", "server")
 PHASES = ("start", "step", "evaluation", "checkpoint", "delivery")
 KILLS_PER_STUDY = 5
+START_S = 300
 ENDS_S = 120  # a driver whose Ray was killed must end by itself within this time
 STUDY_S = 900
 LEFT_AFTER_S = 120
@@ -235,7 +236,7 @@ class Chaos:
         driver_of = (lock if storage.is_local(folder) else lease).driver_of
         wait_for(
             lambda: driver.poll() is not None or (driver_of(folder) or {}).get("pid") == driver.pid,
-            90,
+            START_S,
         )
 
     def threads(self, pid: int | None):

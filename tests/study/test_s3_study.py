@@ -1,5 +1,6 @@
 """A study whose results are on an object store, with a real Ray, a real S3 API server and a real MLflow."""
 
+import contextlib
 import json
 import os
 import re
@@ -34,12 +35,18 @@ def results(bucket) -> str:
 
 @pytest.fixture
 def start(finished_study, make_small, results, tmp_path):
-    """Starts the command that drives a study on S3, on the session's Ray."""
+    """Starts the command that drives a study on S3, on the session's Ray; it ends with the context."""
 
+    @contextlib.contextmanager
     def start_study(**keys):
         text = dump_experiment(make_small(results, STUDY | keys))
         (tmp_path / "short.yaml").write_text(text)
-        return command("tune", tmp_path / "short.yaml", "--address", ray.get_runtime_context().gcs_address)
+        address = ["--address", ray.get_runtime_context().gcs_address]
+        with command("tune", tmp_path / "short.yaml", *address) as driver:
+            try:
+                yield driver
+            finally:
+                driver.kill()
 
     return start_study
 
@@ -72,7 +79,7 @@ def there(own_ray, elsewhere, results, tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=240,
+            timeout=400,
         )
         assert ended.returncode == 0, ended.stdout
         return ended.stdout
@@ -81,7 +88,7 @@ def there(own_ray, elsewhere, results, tmp_path):
 
 
 def wait_for_driver(driver, condition) -> None:
-    wait_for(lambda: driver.poll() is not None or condition(), 120)
+    wait_for(lambda: driver.poll() is not None or condition(), 400)
     assert driver.poll() is None, driver.communicate()[0]
 
 
@@ -126,7 +133,7 @@ def test_a_study_on_s3_that_is_taken_over_and_resumed_elsewhere_equals_an_undist
         assert f"driven by process {driver.pid} on " in call("status", "short", *options).out
         # another process takes the study over, although its driver lives
         ObjectLog(f"{folder}/study.log", "short-1").begin_writing()
-        output = driver.communicate(timeout=60)[0]
+        output = driver.communicate(timeout=120)[0]
     assert driver.returncode == 1, output
     said = r"^error: short-1: another driver, process \d+ on \S+, has taken over the study; nothing is lost$"
     assert re.search(said, output, re.MULTILINE), output
@@ -176,7 +183,7 @@ def test_a_study_on_s3_whose_driver_machine_and_mlflow_are_lost_is_resumed_on_an
             study = f"{results}/short-1"
             wait_for_driver(driver, lambda: storage.exists(f"{study}/trial-0001/journal"))
             driver.kill()
-            output = driver.communicate(timeout=60)[0]
+            output = driver.communicate(timeout=120)[0]
         uri = f"{study}/{lease.LEASE}"
         left = json.loads(storage.read_bytes(uri)) | {"machine": "", "host": "lost"}
         storage.write_bytes(uri, json.dumps(left).encode())
@@ -206,4 +213,4 @@ def test_runs_on_s3_are_continued_and_reproduced_on_another_machine(there, make_
     there("train", tmp_path / "half.yaml")
     there("train", "--continue", "half", "--epochs", 3, "--schedule", "hold", *options)
     assert saved_steps(f"{results}/half-2")[-1] == 3 * SMALL_STEPS
-    assert "differ" not in there("reproduce", "half-1", *options)
+    assert "equal those of half-1" in " ".join(there("reproduce", "half-1", *options).split())
