@@ -36,14 +36,22 @@ def hash_of(folder: Path) -> str:
 def check_same_code(expected: str | None) -> None:
     """Refuses to work on this machine if its code is not the driver's.
 
+    It looks at the files, since a process may have waited for work while they changed.
+
     Args:
         expected: the hash of the driver's code; None for a Ray of one machine, where nothing is checked.
 
     Raises:
         OtherCodeError: the code is another.
     """
-    if expected is not None and code_hash() != expected:
-        raise OtherCodeError(describe_other_code(os.uname().nodename, code_hash(), expected))
+    if expected is not None and (found := hash_of(PACKAGE)) != expected:
+        raise OtherCodeError(describe_other_code(os.uname().nodename, found, expected))
+
+
+@functools.cache
+def check_same_code_once(expected: str | None) -> None:
+    """`check_same_code`, once in a process that does the same work again and again."""
+    check_same_code(expected)
 
 
 def describe_other_code(host: str, found: str, expected: str) -> str:

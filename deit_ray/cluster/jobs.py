@@ -1,6 +1,7 @@
 """Ray jobs from a laptop, through a tunnel to the head: submitted by the plain `ray job submit`, followed."""
 
 import asyncio
+import logging
 import os
 import re
 import shutil
@@ -88,6 +89,7 @@ class Job:
         surroundings.go_direct()
         for variable in OTHER_RAY:  # they go before the address
             os.environ.pop(variable, None)
+        logging.getLogger(JobSubmissionClient.__module__).setLevel(logging.CRITICAL)
         self.name = name
         try:
             self.client = JobSubmissionClient(

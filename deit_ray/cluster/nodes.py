@@ -8,7 +8,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from deit_ray.cluster.code import code_hash, describe_other_code
+from deit_ray.cluster.code import PACKAGE, describe_other_code, hash_of
 from deit_ray.errors import OtherCodeError
 
 ANSWER_S = 60.0  # the first process of a machine that is busy starting
@@ -60,5 +60,5 @@ class Codes:
 
 
 def code_of_this_node() -> str:
-    """The hash of the code that a process of this node has."""
-    return code_hash()
+    """The hash of the code on this node."""
+    return hash_of(PACKAGE)

@@ -14,7 +14,7 @@ from ray.data import DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from deit_ray.cluster import ray_private
-from deit_ray.cluster.code import check_same_code
+from deit_ray.cluster.code import check_same_code_once
 from deit_ray.cluster.holdings import kv_prefix
 from deit_ray.data.blocks import Recipe, make_samples, pack
 from deit_ray.data.worklist import WorkList
@@ -110,7 +110,7 @@ def make_blocks(code: str | None, *arguments) -> Iterator[pa.Table]:
         code: of this machine; see `check_same_code`.
         arguments: those of `make_samples`.
     """
-    check_same_code(code)
+    check_same_code_once(code)
     return map(pack, make_samples(*arguments))
 
 

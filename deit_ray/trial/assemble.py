@@ -113,9 +113,8 @@ def make_trainer(
         code,
     )
     parent, _, name = storage.absolute(folder).rpartition("/")
-    metric = experiment.search.metric
+    metric, train = experiment.search.metric, experiment.train
     is_evaluated = metric.split("/")[0] in worklist.evaluations
-    train = experiment.train
     gpu = {"GPU": train.gpus_per_worker} if device == "cuda" else {}
     return Trainer(
         run,

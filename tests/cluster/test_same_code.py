@@ -70,7 +70,6 @@ def test_a_node_with_other_code_stops_the_study_until_it_has_the_same(other_node
         "results.uri": f"{bucket}/results",
         "tracking.uri": f"sqlite:///{tmp_path}/mlflow.db",
         "distillation.kind": "none",
-        "train.epochs": 1,
         "search.trials": 2,
         "search.max_concurrent": 1,
         "search.space": {"optim.lr": {"choice": [1e-3, 2e-3]}},
