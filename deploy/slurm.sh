@@ -33,10 +33,10 @@ export RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S=600
 start=(ray start --disable-usage-stats --num-cpus="${SLURM_CPUS_PER_TASK:-1}" --block)
 if [ -n "${SLURM_GPUS_ON_NODE:-}" ]; then start+=(--num-gpus="$SLURM_GPUS_ON_NODE"); fi
 
-on() {  # on NODE COMMAND...: runs a command on one node, beside what runs there
+on() {  # on NODE COMMAND... &: becomes a command on one node, beside what runs there
   local node=$1
   shift
-  srun --overlap --nodes=1 --ntasks=1 --nodelist="$node" "$@"
+  exec srun --overlap --nodes=1 --ntasks=1 --nodelist="$node" "$@"
 }
 
 steps=()

@@ -1,6 +1,7 @@
 """The files of deploy/ for other clusters."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,7 @@ def test_slurms_script_starts_ray_on_every_node_and_runs_the_command(own_ray, tm
     assert "nothing is wrong" in done.stdout
     left = subprocess.run(["pgrep", "-f", f"ray-{os.getpid()}"], capture_output=True, text=True, check=False)
     assert left.stdout == ""
+    shutil.rmtree(f"/tmp/ray-{os.getpid()}")
 
 
 def test_kuberays_file_names_an_experiment_and_versions_of_this_project():
