@@ -87,7 +87,7 @@ def _raise(error: OSError) -> None:
 
 
 def remove_files(uri: str, names: Collection[str]) -> None:
-    """Deletes files of a folder, those that exist, and then each folder that is empty.
+    """Deletes files of a folder, those that exist, and then each folder in and below it that is empty.
 
     Args:
         names: paths of the files within the folder.
@@ -100,13 +100,11 @@ def remove_files(uri: str, names: Collection[str]) -> None:
 
 
 def _remove_local(root: Path, names: Collection[str]) -> None:
-    folders = {root}
     for name in names:
         (root / name).unlink(missing_ok=True)
-        folders |= {root / parent for parent in Path(name).parents}
-    for folder in sorted(folders, reverse=True):  # what a folder holds comes before the folder
+    for folder, _, _ in os.walk(root, topdown=False):  # what a folder holds comes before the folder
         try:
-            folder.rmdir()
+            os.rmdir(folder)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
                 raise
