@@ -66,7 +66,8 @@ def test_a_cluster_that_scales_from_zero_counts_with_what_it_could_have(tmp_path
     for count, resources in connect._node_types():
         for name in counted:
             counted[name] += count * resources.get(name, 0)
-    assert counted == {"CPU": 4 * 48, "GPU": 4 * 4}  # four g5.12xlarge; nothing trains on the head
+    # four g5.12xlarge and two c6i.8xlarge; nothing trains on the head
+    assert counted == {"CPU": 4 * 48 + 2 * 32, "GPU": 4 * 4}
 
 
 def test_cuda_without_a_gpu_is_refused():

@@ -1,7 +1,6 @@
 """cluster.yaml, read as `ray up` reads it, with Ray's own defaults and checks, but without a cloud."""
 
 import json
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -16,6 +15,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from deit_ray.cluster.connect import HEAD
 from tests.conftest import ROOT
+from tests.support.cluster_yaml import REPLACED, derive, differences
 
 
 @pytest.fixture
@@ -68,21 +68,40 @@ def test_head_has_room_for_drivers_of_trials_but_none_for_training(prepared, mon
     assert "InstanceMarketOptions" not in head["node_config"]  # no spot machine, which can vanish
 
 
-def test_workers_come_from_zero_on_spot_and_go_when_idle(prepared):
-    workers = [
-        t for name, t in prepared["available_node_types"].items() if name != prepared["head_node_type"]
-    ]
-    assert workers
-    for worker in workers:
-        assert worker["min_workers"] == 0
-        assert 1 <= worker["max_workers"] <= prepared["max_workers"]
-        assert worker["resources"]["GPU"] > 0
-        assert worker["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
+def test_workers_come_from_zero_and_go_when_idle(prepared):
+    types = prepared["available_node_types"]
+    assert set(types) == {"head", "gpu_spot", "gpu_on_demand", "cpu_spot"}
+    for name, node_type in types.items():
+        assert node_type["min_workers"] == 0
+        is_spot = "InstanceMarketOptions" in node_type["node_config"]
+        assert is_spot == name.endswith("_spot")
+    spot, on_demand = types["gpu_spot"], types["gpu_on_demand"]
+    assert spot["resources"] == on_demand["resources"]
+    assert spot["priority"] > on_demand["priority"]
+    assert on_demand["max_workers"] == 0  # nobody pays for them unasked
+    assert types["cpu_spot"]["resources"]["GPU"] == 0
     assert 0 < prepared["idle_timeout_minutes"] <= 30
 
 
+def test_hosts_on_one_machine_run_this_file_but_for_the_listed_values(written):
+    assert differences(written, derive("sg-1")) == set(REPLACED)
+    for change in ({"idle_timeout_minutes": 1}, {"head_setup_commands": []}, {"auth": {"ssh_user": "root"}}):
+        assert differences(written, derive("sg-1") | change) - set(REPLACED)
+
+
+def test_every_value_to_fill_in_has_its_command_beside_it():
+    lines = (ROOT / "cluster.yaml").read_text().splitlines()
+    values = [line for line in lines if "FILL_IN" in line and not line.startswith("#")]
+    assert len(values) <= 5
+    assert all("  # " in line for line in values)
+    assert [path for path, why in REPLACED.items() if path.startswith("provider.") and "user" in why] == [
+        f"provider.{key}"
+        for key in ("region", "availability_zone", "bucket", "ssh_from", "security_group_ids")
+    ]
+
+
 def test_every_node_starts_with_token_authentication(prepared, tmp_path):
-    assert "~/.ray/auth_token" in prepared["file_mounts"]
+    assert "~/.ray/auth_token" in prepared["cluster_synced_files"]  # made by the head's setup
     for commands in (prepared["head_start_ray_commands"], prepared["worker_start_ray_commands"]):
         starts = [call for call in run_with_stub(commands, tmp_path) if call["arguments"][0] == "start"]
         assert len(starts) == 1
@@ -114,7 +133,7 @@ def test_head_can_start_workers_and_workers_find_the_head(prepared, tmp_path):
     )
     assert "--address=10.0.0.1:6379" in worker
     assert "--port=6379" in head
-    assert any("boto3" in command for command in prepared["head_setup_commands"])
+    assert any("[cluster]" in command for command in prepared["head_setup_commands"])  # brings boto3
 
 
 def test_the_files_that_the_nodes_install_are_mounted(prepared):
@@ -124,11 +143,18 @@ def test_the_files_that_the_nodes_install_are_mounted(prepared):
 
 
 def run_with_stub(commands: list[str], folder: Path) -> list[dict]:
-    """Runs shell commands with a `ray` that does nothing but note its arguments and RAY_AUTH_MODE."""
+    """Runs shell commands with a `ray` that does nothing but note its arguments and RAY_AUTH_MODE.
+
+    What the setup makes in the home folder is there.
+    """
     stub = folder / "ray"
     stub.write_text('#!/bin/sh\necho "$RAY_AUTH_MODE" "$@"\n')
     stub.chmod(0o755)
-    environment = {"PATH": str(folder), "HOME": os.environ["HOME"], "RAY_HEAD_IP": "10.0.0.1"}
+    (folder / ".deit_ray_environment").write_text("export AWS_DEFAULT_REGION=us-west-2")
+    (folder / "venv/bin").mkdir(parents=True, exist_ok=True)
+    (folder / "venv/bin/python").write_text("#!/bin/sh\n")
+    (folder / "venv/bin/python").chmod(0o755)
+    environment = {"PATH": str(folder), "HOME": str(folder), "RAY_HEAD_IP": "10.0.0.1"}
     calls = []
     for command in commands:
         run = subprocess.run(

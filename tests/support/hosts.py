@@ -107,14 +107,20 @@ class Hosts:
 
     def ssh(self, number: int, command: str, user: str = USER, check: bool = True, timeout: float = 60):
         """Runs a shell command on a host; returns subprocess's result with its text output."""
-        words = [
-            "ssh",
-            *("-i", str(self.key), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"),
-            *("-o", "LogLevel=ERROR", "-o", "ConnectTimeout=5", f"{user}@{address_of(number)}", command),
-        ]
+        words = ["ssh", *self.ssh_options(), f"{user}@{address_of(number)}", command]
         return subprocess.run(
             words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=check, timeout=timeout
         )
+
+    def ssh_options(self) -> list[str]:
+        """Words of a command line of ssh that logs in on a host."""
+        values = {
+            "StrictHostKeyChecking": "no",
+            "UserKnownHostsFile": "/dev/null",
+            "LogLevel": "ERROR",
+            "ConnectTimeout": "5",
+        }
+        return ["-i", str(self.key), *(word for item in values.items() for word in ("-o", "=".join(item)))]
 
     def log(self, number: int) -> str:
         """What a host's sshd has written."""
