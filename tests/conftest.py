@@ -19,6 +19,7 @@ deit-ray (`--every-command`).
 
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -340,14 +341,18 @@ def bucket(s3_server, monkeypatch) -> Iterator[str]:
     made.delete()
 
 
-@pytest.fixture
-def hosts(tmp_path) -> Iterator[Hosts]:
-    """Hosts on this machine, which end with the test. `make test-cluster` is the way to run such a test."""
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory) -> Iterator[Hosts]:
+    """Hosts on this machine, which end with the module's tests, in which this Python runs.
+
+    `make test-cluster` is the way to run such tests.
+    """
     if why := why_no_hosts():
         pytest.skip(why)
     if not is_alone():
         pytest.skip("hosts are made in namespaces of their own: make test-cluster")
-    with Hosts(tmp_path / "hosts") as made:
+    python = (Path(sys.prefix), Path(sys.executable).resolve().parents[1])
+    with Hosts(tmp_path_factory.mktemp("hosts"), python) as made:
         yield made
 
 

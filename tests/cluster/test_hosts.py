@@ -7,7 +7,7 @@ import pytest
 from tests.support.hosts import address_of, can_connect
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def three(hosts):
     hosts.start(4, 5, 6)
     return hosts

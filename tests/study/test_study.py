@@ -74,8 +74,13 @@ def test_a_study_runs_is_tracked_and_gives_its_best(finished_study, server):
     assert "short-1" in call("status", "--results", finished_study.results).out
 
 
-def assert_mlflow_agrees(study: Study, uri: str, count: int = 3) -> None:
-    """Optuna, MLflow and the journals agree about a finished study of some small trials."""
+def assert_mlflow_agrees(study: Study, uri: str, count: int = 3, steps: int = SMALL_STEPS) -> None:
+    """Optuna, MLflow and the journals agree about a finished study of some small trials.
+
+    Args:
+        count: number of trials.
+        steps: of an epoch.
+    """
     client, runs = mlflow.MlflowClient(uri), runs_below(uri, results_of(study.folder))
     parents = [run for run in runs if run.data.tags["deit_ray.kind"] == "study"]
     trials = [run for run in runs if run.data.tags["deit_ray.kind"] == "trial"]
@@ -96,8 +101,8 @@ def assert_mlflow_agrees(study: Study, uri: str, count: int = 3) -> None:
         journal = iterate_points(f"{study.trial_folder(trial.number)}/journal")
         assert told == sorted((p.name, p.step, p.value) for p in journal)
         # a worker may measure on for a moment after the scheduler has stopped its trial
-        last = max(trial.intermediate_values) * SMALL_STEPS
-        curve = {step // SMALL_STEPS: v for name, step, v in told if name == "val/top1_ema" and step <= last}
+        last = max(trial.intermediate_values) * steps
+        curve = {step // steps: v for name, step, v in told if name == "val/top1_ema" and step <= last}
         assert curve == trial.intermediate_values
         losses = [step for name, step, _ in told if name == "train/loss" and step <= last]
         assert losses == list(range(1, last + 1))

@@ -1,6 +1,7 @@
 """AWS's API on one machine: moto's server, which notes who called what, and can be out of spot machines."""
 
 import io
+import logging
 import re
 import threading
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ class Aws:
         from moto.server import DomainDispatcherApplication, create_backend_app
         from werkzeug.serving import make_server
 
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it would show every request
         self.application = DomainDispatcherApplication(create_backend_app)
         self.server = make_server(LAPTOP, PORT, self._answer, threaded=True)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()

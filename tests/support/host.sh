@@ -16,7 +16,7 @@ mkdir $stash/host
 mount --bind "$conf" $stash/host
 n=0; for folder in "$@"; do n=$((n + 1)); mkdir $stash/$n; mount --bind "$folder" $stash/$n; done
 for folder in /tmp /root /run /home /var/tmp; do mount -t tmpfs -o size=4g,mode=755 tmpfs $folder; done
-mount -t tmpfs -o size=1g,mode=1777 tmpfs /dev/shm
+mount -t tmpfs -o size=8g,mode=1777 tmpfs /dev/shm
 chmod 1777 /tmp /var/tmp
 n=0; for folder in "$@"; do n=$((n + 1)); mkdir -p "$folder"; mount --bind $stash/$n "$folder"; done
 mkdir -p /run/host /run/sshd /home/ubuntu

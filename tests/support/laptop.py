@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +14,7 @@ import yaml
 
 from tests.support import aws
 from tests.support.cluster_yaml import ROOT, derive
-from tests.support.hosts import USER, Hosts, can_connect
+from tests.support.hosts import Hosts, can_connect
 
 START_S = 30
 # A node that dies is noticed after 5 s; with Ray's defaults after a minute.
@@ -28,8 +30,17 @@ IMPATIENT = {
 }
 
 
+PROJECT = ("deit_ray", "experiments", "deploy", "pyproject.toml", "constraints.txt", "README.md")
+
+
+def documented() -> list[str]:
+    """The commands of docs/cluster.md, in their order."""
+    lines = (ROOT / "docs" / "cluster.md").read_text().splitlines()
+    return [line.strip() for line in lines if line.startswith("    ")]
+
+
 class Laptop:
-    """A laptop with cluster.yaml, whose values are filled in, and the key that AWS knows.
+    """A laptop with a copy of the project, in whose cluster.yaml the values are filled in.
 
     Args:
         folder: of its files.
@@ -37,22 +48,28 @@ class Laptop:
         hosts: what AWS's machines are.
 
     Attributes:
+        project: the project's folder.
         file: path of its cluster.yaml.
         environment: of its shells.
+        typed: the documented commands that were typed.
     """
 
     def __init__(self, folder: Path, cloud: aws.Aws, hosts: Hosts):
-        self.folder, self.cloud, self.hosts = folder, cloud, hosts
-        self.file = folder / "cluster.yaml"
+        self.cloud, self.hosts = cloud, hosts
+        self.project, self.typed = folder / "project", []
+        self.file = self.project / "cluster.yaml"
         home = folder / "home"
-        (home / ".ssh").mkdir(parents=True)
-        (folder / "tmp").mkdir()
+        for made in (home / ".ssh", folder / "tmp", self.project):
+            made.mkdir(parents=True)
+        for name in PROJECT:
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            copy(ROOT / name, self.project / name)
         self.environment = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "HOME": str(home),
             "TMPDIR": str(folder / "tmp"),
             "RAY_TMPDIR": str(folder / "tmp"),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": str(self.project),
             "TERM": "dumb",
             **IMPATIENT,
             **aws.ENVIRONMENT,
@@ -66,58 +83,58 @@ class Laptop:
 
     def fill_in(self) -> None:
         """Makes what the account needs, and cluster.yaml."""
-        self.file.write_text(yaml.safe_dump(derive(), sort_keys=False))
-        printed = self.run("python", "deploy/aws.py", self.file).stdout
-        (group,) = yaml.safe_load(printed)["security_group_ids"]
-        self.file.write_text(yaml.safe_dump(derive(group), sort_keys=False))
+        self.write(derive())
+        (group,) = yaml.safe_load(self.type("python deploy/aws.py cluster.yaml"))["security_group_ids"]
+        self.write(derive(group))
 
-    def run(self, *words, timeout: float = 240, check: bool = True) -> subprocess.CompletedProcess:
-        """Runs a command in the project's folder; its output is text."""
-        ended = subprocess.run(
-            list(map(str, words)),
-            cwd=ROOT,
+    def write(self, config: dict) -> None:
+        """Writes cluster.yaml."""
+        self.file.write_text(yaml.safe_dump(config, sort_keys=False))
+
+    def type(self, line: str, timeout: float = 240, check: bool = True, **values: str) -> str:
+        """Types a command of docs/cluster.md, says yes to questions, and returns what it prints.
+
+        Args:
+            values: what a person puts for the words in capitals.
+        """
+        process = self.begin(line, **values)
+        try:
+            output = process.communicate("y\n" * 5, timeout=timeout)[0]
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise AssertionError(f"{line}: did not end:\n{process.communicate()[0]}") from None
+        assert not check or process.returncode == 0, f"{line}: {process.returncode}:\n{output}"
+        return output
+
+    def begin(self, line: str, **values: str) -> subprocess.Popen:
+        """Types a command of docs/cluster.md, and waits for nothing."""
+        assert line in documented(), line
+        self.typed.append(line)
+        for word, value in values.items():
+            assert word in line, word
+            line = line.replace(word, value)
+        return subprocess.Popen(
+            ["bash", "-c", f"exec {line}"],
+            cwd=self.project,
             env=self.environment,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=timeout,
         )
-        if check and ended.returncode:
-            raise AssertionError(
-                f"{' '.join(map(str, words))}: exit status {ended.returncode}:\n{ended.stdout}"
-            )
-        return ended
-
-    def ray(self, command: str, *words, **options) -> subprocess.CompletedProcess:
-        """Runs a command of Ray's launcher with cluster.yaml."""
-        return self.run("ray", command, self.file, *words, **options)
-
-    def head(self) -> str:
-        """The address of the head."""
-        return self.ray("get-head-ip").stdout.split()[-1]
 
     @contextlib.contextmanager
-    def tunnel(self, head: str, *ports: int) -> Iterator[None]:
-        """Ports of the head's loopback, on the laptop's loopback, through SSH."""
-        forwards = [word for port in ports for word in ("-L", f"{port}:127.0.0.1:{port}")]
-        options = [
-            "-o",
-            "StrictHostKeyChecking=no",
-            "-o",
-            "UserKnownHostsFile=/dev/null",
-            "-o",
-            "LogLevel=ERROR",
-        ]
-        words = ["ssh", "-N", "-i", str(self.hosts.key), *options, *forwards, f"{USER}@{head}"]
-        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, env=self.environment)
+    def pages(self) -> Iterator[None]:
+        """The pages of the head are at their usual ports of the laptop's loopback."""
+        process = self.begin("deit-ray ui --cluster cluster.yaml")
         try:
             deadline = time.monotonic() + START_S
-            while not all(can_connect("127.0.0.1", port) for port in ports):
+            while not all(can_connect("127.0.0.1", port) for port in (5000, 8080, 8265)):
                 if process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"no tunnel to {head}")
+                    process.kill()
+                    raise AssertionError(f"no pages:\n{process.communicate()[0]}")
                 time.sleep(0.1)
             yield
         finally:
-            process.kill()
-            process.wait()
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=30)
