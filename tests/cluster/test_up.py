@@ -19,6 +19,7 @@ from deit_ray.study.study import Study
 from tests.study.test_study import assert_mlflow_agrees
 from tests.support import aws
 from tests.support.cluster_yaml import BUCKET
+from tests.support.commands import wait_for
 from tests.support.hosts import LAPTOP, NETWORK, address_of
 from tests.support.laptop import IMPATIENT, Laptop, documented
 
@@ -229,7 +230,13 @@ def test_a_study_survives_the_death_of_the_head_s_processes_and_the_loss_of_the_
     laptop.write(config)
     (head,) = of_kind(cloud, "head")
     laptop.type(UP)
+    cloud.has_spot = False
     driver = begin(laptop, "second")
+    wait_for(lambda: cloud.refused > 3, 120)  # Ray asks for spot machines first, and again and again
+    # on demand comes what is beyond gpu_spot's max_workers, and nothing instead of a missing spot machine
+    wait_for(lambda: of_kind(cloud, "gpu_on_demand"))
+    assert not of_kind(cloud, "gpu_spot")
+    cloud.has_spot = True
     await_checkpoint(driver, "second-1/trial-0000")
     assert len(of_kind(cloud, "gpu_spot")) == len(of_kind(cloud, "gpu_on_demand")) == 1
     hosts.ssh(number_of(head), "kill -KILL -1", check=False)  # all processes of the user

@@ -99,7 +99,7 @@ class Laptop:
         """
         process = self.begin(line, **values)
         try:
-            output = process.communicate("y\n" * 5, timeout=timeout)[0]
+            output = process.communicate(timeout=timeout)[0]
         except subprocess.TimeoutExpired:
             process.kill()
             raise AssertionError(f"{line}: did not end:\n{process.communicate()[0]}") from None
@@ -113,11 +113,13 @@ class Laptop:
         for word, value in values.items():
             assert word in line, word
             line = line.replace(word, value)
+        if line.startswith(("ray up", "ray down")):
+            line += " -y"  # a person says yes at a terminal
         return subprocess.Popen(
             ["bash", "-c", f"exec {line}"],
             cwd=self.project,
             env=self.environment,
-            stdin=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
