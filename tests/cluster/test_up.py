@@ -106,7 +106,7 @@ def resume(laptop: Laptop, name: str) -> subprocess.Popen:
 
 def await_checkpoint(driver: subprocess.Popen, trial: str, after: int = 0) -> int:
     """Waits until a checkpoint later than a step is whole; returns its step."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 400
     while (step := max(saved_steps(f"{RESULTS}/{trial}"), default=0)) <= after:
         if driver.poll() is not None or time.monotonic() > deadline:
             driver.kill()
