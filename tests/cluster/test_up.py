@@ -106,7 +106,7 @@ def resume(laptop: Laptop, name: str) -> subprocess.Popen:
 
 def await_checkpoint(driver: subprocess.Popen, trial: str, after: int = 0) -> int:
     """Waits until a checkpoint later than a step is whole; returns its step."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 400
     while (step := max(saved_steps(f"{RESULTS}/{trial}"), default=0)) <= after:
         if driver.poll() is not None or time.monotonic() > deadline:
             driver.kill()
@@ -147,9 +147,9 @@ def test_a_study_trains_on_two_hosts_and_survives_the_loss_of_a_spot_machine(up,
     hosts.cut(number_of(lost))
     await_checkpoint(driver, "first-1/trial-0000", step)
     assert_ended(driver)
-    now = of_kind(cloud, "gpu_spot")
-    assert len(now) == 2
-    assert lost.id not in {i.id for i in now}
+    now = {i.id for i in of_kind(cloud, "gpu_spot")}
+    assert now - {i.id for i in spot}  # another machine came
+    assert lost.id not in now
     assert_whole(laptop, "first")
 
 

@@ -10,5 +10,9 @@ fi
 shift
 ip link set lo up
 mount --bind /dev/null /etc/resolv.conf  # no waiting for name servers that cannot be reached
+# where Ray keeps the sockets of its ssh: two tests at the same time would meet there
+sockets=/tmp/ray_ssh_$(id -un | tr -d '\n' | sha256sum | cut -c1-10)
+mkdir -p "$sockets"
+mount -t tmpfs tmpfs "$sockets"
 export DEIT_RAY_ALONE=1
 "$@"  # no exec: this shell is process 1 here, and takes leave of orphans

@@ -28,7 +28,7 @@ REPLACED = {
     "available_node_types.gpu_on_demand.resources": "the same",
     "available_node_types.cpu_spot.resources": "one CPU for the stream",
 }
-MACHINE = {"CPU": 3}
+CPUS = {"gpu_spot": 3, "gpu_on_demand": 3, "cpu_spot": 1}
 INSTALL = r"""
 python3={python} && [ -x ~/venv/bin/ray ] || {{ $python3 -m venv --without-pip ~/venv &&
 printf '%s\n' ~/deit_ray {packages} > ~/venv/lib/{version}/site-packages/shared.pth &&
@@ -56,8 +56,9 @@ def derive(group: str = "sg-FILL_IN") -> dict:
         machine = config["available_node_types"][name]["node_config"]
         machine["ImageId"] = "ami-12c6146b"  # one of moto's
         machine["SecurityGroupIds"] = [group]
-    for name, resources in {"gpu_spot": MACHINE, "gpu_on_demand": MACHINE, "cpu_spot": {"CPU": 1}}.items():
-        config["available_node_types"][name]["resources"] = resources
+    for name, cpus in CPUS.items():
+        # Ray would fill in the GPUs of the machine
+        config["available_node_types"][name]["resources"] = {"CPU": cpus, "GPU": 0}
     install = INSTALL.format(
         python=Path(sys.executable).resolve(),
         packages=sysconfig.get_path("purelib"),
