@@ -12,7 +12,9 @@ import urllib.request
 
 import pytest
 import yaml
+from optuna.trial import TrialState
 
+from deit_ray import storage
 from deit_ray.results.folders import saved_steps
 from deit_ray.results.journal import iterate_points
 from deit_ray.study.study import Study
@@ -151,6 +153,12 @@ def test_a_study_trains_on_two_hosts_and_survives_the_loss_of_a_spot_machine(up,
     assert now - {i.id for i in spot}  # another machine came
     assert lost.id not in now
     assert_whole(laptop, "first")
+    assert "first-1" in laptop.type("deit-ray status --cluster cluster.yaml")
+    laptop.type("deit-ray best STUDY --cluster cluster.yaml", STUDY="first")
+    home = laptop.project / "results" / "first-1"
+    assert sorted(path.name for path in home.iterdir()) == ["best.yaml", "model.safetensors"]
+    best = Study.open("first", RESULTS).find_best()
+    assert yaml.safe_load((home / "best.yaml").read_text())["optim"]["lr"] == best.params["optim.lr"]
 
 
 def test_the_machines_are_those_of_cluster_yaml(up, laptop, cloud):
@@ -205,6 +213,15 @@ def test_ray_up_again_changes_nothing_of_the_services(up, laptop, hosts):
     assert [study["study_name"] for study in listed["study_summaries"]] == ["first-1"]
 
 
+def test_a_study_is_stopped_from_the_laptop(up, laptop):
+    driver = begin(laptop, "third")
+    wait_for(lambda: storage.exists(f"{RESULTS}/third-1/trial-0000"), 240)
+    laptop.type("deit-ray stop STUDY --cluster cluster.yaml", STUDY="third")
+    driver.communicate(timeout=240)
+    assert [trial.state for trial in Study.open("third", RESULTS).optuna.trials] == [TrialState.FAIL]
+    assert "cancelled" in laptop.type("deit-ray status --cluster cluster.yaml")
+
+
 def test_a_study_survives_the_death_of_the_head_s_processes_and_the_loss_of_the_head(
     up, laptop, cloud, hosts
 ):
@@ -220,6 +237,7 @@ def test_a_study_survives_the_death_of_the_head_s_processes_and_the_loss_of_the_
     # on demand comes what is beyond gpu_spot's max_workers, and nothing instead of a missing spot machine
     wait_for(lambda: of_kind(cloud, "gpu_on_demand"))
     assert not of_kind(cloud, "gpu_spot")
+    assert "'CPU': 2.0" in laptop.type("ray exec cluster.yaml 'ray status -v'")  # what waits
     cloud.has_spot = True
     await_checkpoint(driver, "second-1/trial-0000")
     assert len(of_kind(cloud, "gpu_spot")) == len(of_kind(cloud, "gpu_on_demand")) == 1
@@ -235,6 +253,9 @@ def test_a_study_survives_the_death_of_the_head_s_processes_and_the_loss_of_the_
     laptop.type(UP)
     assert_ended(resume(laptop, "second"))
     assert_whole(laptop, "second")
+    sync = "ray exec cluster.yaml 'deit-ray sync STUDY --results s3://BUCKET/results'"
+    laptop.type(sync, STUDY="first", BUCKET=BUCKET)  # into the new head's MLflow, which was empty
+    assert_whole(laptop, "first")
 
 
 def test_no_role_has_rights_that_it_does_not_need(up, cloud):

@@ -81,7 +81,8 @@ def assert_mlflow_agrees(study: Study, uri: str, count: int = 3, steps: int = SM
         count: number of trials.
         steps: of an epoch.
     """
-    client, runs = mlflow.MlflowClient(uri), runs_below(uri, results_of(study.folder))
+    client, found = mlflow.MlflowClient(uri), runs_below(uri, results_of(study.folder))
+    runs = [run for run in found if f"{run.data.tags['deit_ray.folder']}/".startswith(f"{study.folder}/")]
     parents = [run for run in runs if run.data.tags["deit_ray.kind"] == "study"]
     trials = [run for run in runs if run.data.tags["deit_ray.kind"] == "trial"]
     children = {int(run.data.tags["deit_ray.trial"]): run for run in trials}
