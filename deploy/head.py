@@ -113,7 +113,7 @@ class Quiet(WSGIRequestHandler):
 
 
 class Copy:
-    """optuna-dashboard over a copy of all studies, which a request makes anew when it is old.
+    """optuna-dashboard over a copy of all studies, which a request renews when it is old.
 
     A study's own database is a log of objects, which its driver alone may extend.
     """
