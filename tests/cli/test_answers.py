@@ -102,7 +102,7 @@ def test_every_command_says_something_before_a_large_library_is_loaded(tmp_path)
         "status": [], "stop": ["x"], "best": ["x"], "diff": ["x", "x-1"], "reproduce": ["x"], "sync": ["x"],
         "evaluate": ["no.safetensors", "--data", "none"], "predict": ["no.safetensors", "no.png"],
         "bench data": ["x.yaml"], "bench model": ["x"], "data prepare": ["none", "--out", "out"],
-        "data check": ["none"], "data show": ["none"],
+        "data check": ["none"], "data show": ["none"], "doctor": [], "rm": ["x"],
     }  # fmt: skip
     assert {*lines, "ui"} >= set(all_commands())
     done = subprocess.run(

@@ -1,6 +1,7 @@
 """A real study with a real MLflow, as people run it: by commands, piped, interrupted and resumed."""
 
 import os
+import posixpath
 import re
 import signal
 import time
@@ -82,7 +83,8 @@ def assert_mlflow_agrees(study: Study, uri: str, count: int = 3, steps: int = SM
         steps: of an epoch.
     """
     client, found = mlflow.MlflowClient(uri), runs_below(uri, results_of(study.folder))
-    runs = [run for run in found if f"{run.data.tags['deit_ray.folder']}/".startswith(f"{study.folder}/")]
+    name = f"/{posixpath.basename(study.folder)}/"  # there may be other studies
+    runs = [run for run in found if name in f"{run.data.tags['deit_ray.folder']}/"]
     parents = [run for run in runs if run.data.tags["deit_ray.kind"] == "study"]
     trials = [run for run in runs if run.data.tags["deit_ray.kind"] == "trial"]
     children = {int(run.data.tags["deit_ray.trial"]): run for run in trials}
