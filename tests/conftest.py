@@ -8,8 +8,8 @@ Marks follow from the fixtures that a test uses; no test marks itself:
 - `hosts`: makes hosts on this machine (`hosts`), which needs root: only in `make test-cluster`.
 - `slow`: needs a Ray of its own, since it kills Ray, changes its environment, counts its processes or runs a
   command as a person does; or sends a whole data set (`digits`) through Ray instead of the few hundred images
-  of `tints`; or follows the README from a person's own images to a study (`own_images`); or makes machine
-  code (`compiler`).
+  of `tints`; or trains with results in an S3 server's `bucket`; or follows the README from a person's own
+  images to a study (`own_images`); or makes machine code (`compiler`).
 
 `make check` runs the tests without the marks server, cluster, hosts and slow, `make test` all tests but those
 with the marks hosts and slow, `make test-cluster` the tests that make hosts, and `make test-all` all others.
@@ -92,7 +92,7 @@ def pytest_collection_modifyitems(items) -> None:
             item.add_marker(pytest.mark.gpu)
         if "hosts" in used:
             item.add_marker(pytest.mark.hosts)
-        if used & LONG or {"ray_cluster", "digits"} <= used:
+        if used & LONG or {"ray_cluster", "digits"} <= used or {"ray_cluster", "bucket"} <= used:
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: [item.get_closest_marker(name) is not None for name in ("cluster", "server")])
 
