@@ -13,8 +13,9 @@ def three(hosts):
     return hosts
 
 
-def test_hosts_have_files_processes_and_names_of_their_own_and_one_can_be_cut_off(three):
-    assert three.ssh(4, "whoami; hostname; echo mine > ~/file; ls /tmp").stdout.split() == ["ubuntu", "h4"]
+def test_hosts_have_files_processes_and_names_of_their_own_and_one_can_be_cut_off(three, tmp_path):
+    assert three.ssh(4, "whoami; hostname; echo mine > ~/file").stdout.split() == ["ubuntu", "h4"]
+    three.ssh(4, f"test ! -e {tmp_path}")
     three.ssh(5, "test ! -e ~/file")
     assert int(three.ssh(4, "ps -A | wc -l").stdout) < 12
     three.ssh(4, f"echo > /dev/tcp/{address_of(5)}/22")
