@@ -62,6 +62,16 @@ for node in "${nodes[@]:1}"; do
   on "$node" "${start[@]}" --address="$address" &
   steps+=($!)
 done
+# A plan is compared with what the cluster has when the command starts.
+python3 - "$address" "${#nodes[@]}" << 'END'
+import sys, time, ray
+ray.init(sys.argv[1], logging_level="ERROR")
+deadline = time.monotonic() + 300
+while (found := sum(node["Alive"] for node in ray.nodes())) < int(sys.argv[2]):
+    if time.monotonic() > deadline:
+        sys.exit(f"error: {found} of {sys.argv[2]} nodes have started Ray; the output of the others is above")
+    time.sleep(1)
+END
 
 # SIGTERM reaches this script alone (B: above), and bash passes it on.
 deit-ray "$@" --address "$address" &

@@ -13,6 +13,7 @@ from tests.conftest import ROOT
 SCRIPTS = {  # what Slurm gives: here every node of the allocation is this machine
     "scontrol": "printf 'a\\nb\\n'",
     "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
+    "python3": f'exec {sys.executable} "$@"',
     "deit-ray": f'exec {sys.executable} -m deit_ray "$@"',
     "ray": f'exec {Path(sys.executable).parent}/ray "$@"',
 }

@@ -212,5 +212,5 @@ def test_runs_on_s3_are_continued_and_reproduced_on_another_machine(there, make_
     (tmp_path / "half.yaml").write_text(dump_experiment(make_small(results, {"name": "half", "seed": 3})))
     there("train", tmp_path / "half.yaml")
     there("train", "--continue", "half", "--epochs", 3, "--schedule", "hold", *options)
-    assert saved_steps(f"{results}/half-2")[-1] == 3 * SMALL_STEPS
+    assert saved_steps(f"{results}/half-1-1")[-1] == 3 * SMALL_STEPS
     assert "equal those of half-1" in " ".join(there("reproduce", "half-1", *options).split())
