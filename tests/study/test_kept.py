@@ -102,7 +102,8 @@ def test_a_trial_whose_checkpoints_are_gone_is_shown_and_not_continued(finished_
     monkeypatch.setattr("deit_ray.study.study.KEPT", 1)
     study = finished_study.copy(tmp_path / "results")
     results = ["--results", study.results]
-    extended = call("tune", "--resume", study.name, "--trials", "+1", *results)
+    own = ["--set", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]  # the runs of the copy are the original's
+    extended = call("tune", "--resume", study.name, "--trials", "+1", *own, *results)
     assert extended.status == 0, extended
     board = Study.open(study.name, str(study.results)).leaderboard()["trial"]
     assert list(checkpoints_of(Study.open(study.name, str(study.results)))) == [board[0]]
