@@ -30,7 +30,7 @@ demo: $(READY)  ## digits: prepare, train a teacher, search for the best distill
 check: lint  ## lint, and the tests that need neither Ray nor a server (2 minutes)
 	@$(BIN)/python -m pytest -m "not cluster and not server and not hosts"
 
-test: $(READY)  ## all tests but the slow ones: every promise and every command (7 minutes)
+test: $(READY)  ## all tests but the slow ones: every promise and every command (8 minutes)
 	@$(BIN)/python -m pytest -m "not slow and not hosts" --every-command --durations=15
 
 test-slow: $(READY)  ## the slow tests
@@ -39,7 +39,7 @@ test-slow: $(READY)  ## the slow tests
 test-cluster: $(READY)  ## `ray up` and a study on hosts that are made on this machine (root; 12 minutes)
 	@tests/support/alone.sh $(BIN)/python -m pytest -m hosts --durations=15
 
-test-all: $(READY)  ## every test but those of test-cluster (20 minutes)
+test-all: $(READY)  ## every test but those of test-cluster (30 minutes)
 	@$(BIN)/python -m pytest -m "not hosts" --every-command --durations=15
 
 lint: $(READY)  ## ruff's rules and format, and the layers (imports point down only)
