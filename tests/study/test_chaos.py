@@ -9,7 +9,7 @@ from bench.chaos import Chaos
 def test_nothing_is_lost_or_doubled_when_worker_driver_and_server_are_killed(
     own_ray, digits, teacher_file, tmp_path
 ):
-    chaos = Chaos(tmp_path, seed=0, trials=3, epochs=2, data=digits, teacher=teacher_file)
+    chaos = Chaos(tmp_path, seed=0, trials=3, epochs=3, data=digits, teacher=teacher_file)
     cards = [("worker", "step"), ("driver", "checkpoint"), ("server", "delivery")]
     try:
         chaos.prepare()
