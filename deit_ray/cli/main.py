@@ -215,7 +215,7 @@ def tune(
         options = [*(["--trials", trials] if trials else []), *(w for text in set for w in ("--set", text))]
         if dry_run:
             words = ["tune", "--resume", resume, *options, "--dry-run"]
-            run_on_cluster(cluster, address, words, session.results)
+            run_on_cluster(cluster, address, session.results, *words)
         return _resume_on_cluster(resume, options, read_cluster(cluster, address), session)
     if loaded:
         session.console.begin(f"{loaded.name}: checking the experiment and its data")
@@ -266,8 +266,7 @@ def status(
 ):
     """Show all studies and runs, a study's leaderboard, or the state of a run or trial and its reason."""
     if cluster:
-        words = [str(word) for word in ("status", study, trial) if word is not None]
-        run_on_cluster(cluster, address, words, results)
+        run_on_cluster(cluster, address, results, "status", study, trial)
     console = Console()
     if address is None and study is not None:
         check_run(study, results)
@@ -300,8 +299,7 @@ def stop(
 ):
     """Cancel a trial of a running study, or cancel all its trials and end it."""
     if cluster:
-        words = [str(word) for word in ("stop", study, trial) if word is not None]
-        run_on_cluster(cluster, address, words, results)
+        run_on_cluster(cluster, address, results, "stop", study, trial)
     console = Console()
     if address is None:
         check_run(study, results)

@@ -77,17 +77,18 @@ def read_cluster(path: str, address: str | None):
     return read_description(path)
 
 
-def run_on_cluster(path: str, address: str | None, words: list[str], results: str) -> None:
+def run_on_cluster(path: str, address: str | None, results: str, *words: str | int | None) -> None:
     """Runs a command of deit-ray on the head of a cluster, and ends with its exit status.
 
     Args:
-        words: the command and its arguments, without --results.
+        words: the command and its arguments, without --results; None is left out.
     """
     description = read_cluster(path, address)
     Console().begin(f"asking the head of {description.name}")
     from deit_ray.commands.remote import run_on_head
 
-    raise typer.Exit(run_on_head(description, words, results))
+    given = [str(word) for word in words if word is not None]
+    raise typer.Exit(run_on_head(description, given, results))
 
 
 def check_run(name: str, results: str) -> None:
