@@ -4,6 +4,8 @@ The processes of a trial compare their code themselves (`code.check_same_code`).
 cannot even load what Ray sends it; a question that any version understands comes first.
 """
 
+from collections.abc import Callable
+
 import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -40,9 +42,7 @@ class Codes:
         for node in ray.nodes():
             if node["Alive"] and node["NodeID"] not in self.asked:
                 self.asked.add(node["NodeID"])
-                strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                ask = ray.remote(num_cpus=0, max_retries=0)(code_of_this_node)
-                question = ask.options(scheduling_strategy=strategy).remote()
+                question = on_node(node["NodeID"], code_of_this_node).remote()
                 self.questions[question] = node["NodeManagerHostname"]
         if not self.questions:
             return
@@ -57,6 +57,12 @@ class Codes:
                 continue
             if found != self.expected:
                 raise OtherCodeError(describe_other_code(host, found, self.expected))
+
+
+def on_node(node: str, function: Callable):
+    """A function as a task of Ray that runs once, on the node of an id, whatever else runs there."""
+    strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(num_cpus=0, max_retries=0)(function).options(scheduling_strategy=strategy)
 
 
 def code_of_this_node() -> str:

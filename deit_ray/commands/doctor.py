@@ -23,7 +23,7 @@ from deit_ray.experiment.config import Experiment
 from deit_ray.results.origin import package_versions
 from deit_ray.terminal.format import counted, size
 from deit_ray.terminal.session import Session
-from deit_ray.tracking.address import shown, tracking_uri
+from deit_ray.tracking.address import has_store, shown, tracking_uri
 
 ANSWER_S = 120.0  # longest wait for a node: its first process may have to start
 MOST_APART_S = 5.0  # between the clocks of two machines
@@ -121,8 +121,7 @@ def _tracking(experiment: Experiment) -> Iterator[Check]:
     from deit_ray.tracking.probe import probe
 
     uri, results = tracking_uri(experiment), storage.absolute(experiment.results.uri)
-    scheme, _, path = uri.partition(":///")
-    if scheme.startswith("sqlite") and not os.path.exists(path.partition("?")[0]):
+    if not has_store(uri):
         yield Check("tracking", f"{uri} will be made by the first run")
         return
     if urlsplit(uri).scheme in ("http", "https"):
@@ -329,14 +328,13 @@ def _ask_nodes(data: str | None, probe: str | None) -> tuple[list[Node], list[Ch
         ahead of this machine's.
     """
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    task = ray.remote(num_cpus=0, max_retries=0)(look_at_node)
+    from deit_ray.cluster.nodes import on_node
+
     hosts = {}
     for node in ray.nodes():
         if node["Alive"]:
-            here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            asked = task.options(scheduling_strategy=here).remote(data, probe)
+            asked = on_node(node["NodeID"], look_at_node).remote(data, probe)
             name = node["NodeManagerHostname"]
             is_known = name in hosts.values()  # several nodes on one machine
             hosts[asked] = f"{name}, node {node['NodeID'][:6]}" if is_known else name

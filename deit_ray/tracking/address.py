@@ -47,6 +47,12 @@ def note_on_uri(experiment: Experiment) -> str | None:
     return f"MLflow at {shown(uri)}, as {VARIABLE} says"
 
 
+def has_store(uri: str) -> bool:
+    """Whether there can be runs at a URI: MLflow would make a SQLite file that is missing."""
+    scheme, _, path = uri.partition(":///")
+    return not scheme.startswith("sqlite") or os.path.exists(path.partition("?")[0])
+
+
 def shown(uri: str) -> str:
     """A URI without its password."""
     return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)

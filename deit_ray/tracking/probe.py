@@ -6,10 +6,9 @@ import time
 import uuid
 from pathlib import Path
 
-from deit_ray.errors import UnavailableError, UserError
-from deit_ray.tracking.address import shown
+from deit_ray.errors import UnavailableError
 from deit_ray.tracking.delivery import quiet_mlflow
-from deit_ray.tracking.reasons import reason_of
+from deit_ray.tracking.reasons import naming_server
 from deit_ray.tracking.server import check_active
 
 METRIC, VALUE, FILE = "deit_ray/probe", 0.5, "probe.txt"
@@ -33,12 +32,8 @@ def probe(uri: str, experiment: str, artifacts: str | None) -> str:
         UserError: somebody deleted the experiment.
     """
     quiet_mlflow()
-    try:
+    with naming_server(uri):
         return _probe(uri, experiment, artifacts)
-    except UserError:
-        raise
-    except Exception as error:  # MLflow and its clients raise many
-        raise UnavailableError(f"MLflow at {shown(uri)}: {reason_of(error)}") from error
 
 
 def _probe(uri: str, experiment: str, artifacts: str | None) -> str:

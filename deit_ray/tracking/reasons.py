@@ -1,12 +1,15 @@
 """Why MLflow does not take a delivery: one sentence from the exceptions of its many layers."""
 
+import contextlib
 import re
 import socket
+from collections.abc import Iterator
 
 import requests
 import sqlalchemy.exc
 
-from deit_ray.errors import UserError, explain_os_error, lines_of
+from deit_ray.errors import UnavailableError, UserError, explain_os_error, lines_of
+from deit_ray.tracking.address import shown
 
 STATUS = re.compile(r"(?:failed with error code|too many|HTTP status code|^) ?(\d{3})\b")
 LOGIN = (
@@ -16,6 +19,21 @@ FORBIDDEN = "its login may not do that: ask its administrator for the right to w
 NO_MLFLOW = "what answers there is no MLflow server: correct tracking.uri"
 MISSING = "it has no such page: what answers there is no MLflow server, or tracking.uri lacks its path"
 CHARS = 200
+
+
+@contextlib.contextmanager
+def naming_server(uri: str) -> Iterator[None]:
+    """Names MLflow's address, and the reason, in the message if a request of it fails.
+
+    Raises:
+        UnavailableError: the request failed for another reason than a `UserError`, which is passed on.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # MLflow and its clients raise many
+        raise UnavailableError(f"MLflow at {shown(uri)}: {reason_of(error)}") from error
 
 
 def reason_of(error: BaseException) -> str:

@@ -1,13 +1,11 @@
 """Deletes the runs of a study or run in MLflow, found by their identities."""
 
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from deit_ray.errors import UnavailableError, UserError
-from deit_ray.tracking.address import shown
+from deit_ray.tracking.address import has_store, shown
 from deit_ray.tracking.delivery import quiet_mlflow
-from deit_ray.tracking.reasons import reason_of
+from deit_ray.tracking.reasons import naming_server
 from deit_ray.tracking.server import Server
 from deit_ray.tracking.tracked import Record
 
@@ -39,8 +37,9 @@ class TrackedRuns:
         Raises:
             UnavailableError: MLflow does not answer.
         """
-        for run_id in self.ids:
-            _asked(self.uri, self.delete, run_id)
+        with naming_server(self.uri):
+            for run_id in self.ids:
+                self.delete(run_id)
 
 
 def find_tracked(uri: str, experiment: str, records: Iterable[Record]) -> TrackedRuns:
@@ -56,26 +55,11 @@ def find_tracked(uri: str, experiment: str, records: Iterable[Record]) -> Tracke
     """
     quiet_mlflow()
     server, ids, elsewhere = Server(uri, experiment, None, lambda: None), [], set()
-    is_there = _has_store(uri) and _asked(uri, server.find_experiment)
-    for record in records:
-        found = [run.run_id for run in _asked(uri, server.find_all, record.id)] if is_there else []
-        ids += found
-        if not found and (record.uri, record.experiment) != (uri, experiment):
-            elsewhere.add(shown(record.uri))
+    with naming_server(uri):
+        is_there = has_store(uri) and server.find_experiment()
+        for record in records:
+            found = [run.run_id for run in server.find_all(record.id)] if is_there else []
+            ids += found
+            if not found and (record.uri, record.experiment) != (uri, experiment):
+                elsewhere.add(shown(record.uri))
     return TrackedRuns(shown(uri), tuple(ids), tuple(sorted(elsewhere)), server.delete_run)
-
-
-def _has_store(uri: str) -> bool:
-    """Whether there can be runs: MLflow would make a SQLite file that is missing."""
-    scheme, _, path = uri.partition(":///")
-    return not scheme.startswith("sqlite") or os.path.exists(path.partition("?")[0])
-
-
-def _asked(uri: str, request: Callable, *arguments):
-    """The answer to a request of a server."""
-    try:
-        return request(*arguments)
-    except UserError:
-        raise
-    except Exception as error:  # MLflow and its clients raise many
-        raise UnavailableError(f"MLflow at {shown(uri)}: {reason_of(error)}") from error

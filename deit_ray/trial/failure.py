@@ -12,9 +12,9 @@ from pathlib import Path
 
 import ray
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deit_ray import storage
+from deit_ray.cluster.nodes import on_node
 from deit_ray.errors import NonFiniteLoss, UnavailableError, explain_os_error, lines_of
 from deit_ray.results.folders import JOURNAL
 from deit_ray.results.journal import last_step
@@ -176,10 +176,8 @@ def read_worker(folder: str, rank: int) -> dict | None:
 
 def tail_log(worker: dict) -> list[str]:
     """The last lines of what a worker printed, read on its own node; says so where that is gone."""
-    strategy = NodeAffinitySchedulingStrategy(worker["node"], soft=False)
-    task = ray.remote(num_cpus=0, max_retries=0)(tail_files).options(scheduling_strategy=strategy)
     try:
-        return ray.get(task.remote(worker["logs"]), timeout=TAIL_TIMEOUT_S)
+        return ray.get(on_node(worker["node"], tail_files).remote(worker["logs"]), timeout=TAIL_TIMEOUT_S)
     except (RayError, GetTimeoutError) as error:
         return [f"(the log on {worker['host']} cannot be read: {type(error).__name__})"]
 
