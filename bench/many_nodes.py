@@ -15,7 +15,6 @@ at once.
 """
 
 import argparse
-import math
 import os
 import resource
 import sys
@@ -32,8 +31,9 @@ from ray.cluster_utils import Cluster
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.many_trials import EPOCHS, Idle, check, make_experiment  # noqa: E402
+from bench.many_trials import EPOCHS, Idle, check, make_driver, make_experiment  # noqa: E402
 from bench.record import record  # noqa: E402
+from tests.support.data import write_colours  # noqa: E402
 
 CPUS = 4  # of a node
 EPOCH_S = 15.0
@@ -135,22 +135,11 @@ def share_while_all_run(times: Times) -> float:
 def measure(address: str, trials: int) -> Times:
     """Runs a study whose trials all run at once."""
     from deit_ray.cluster import connect
-    from deit_ray.data.shards import Manifest
-    from deit_ray.study.driver import Driver
     from deit_ray.study.observers import Observer
     from deit_ray.study.study import Study
     from deit_ray.terminal.console import Console
-    from deit_ray.trial.resolve import Resolved
 
     times = Times()
-
-    class WaitingDriver(Driver):
-        def trainable(self) -> type:
-            return Waiting
-
-    class AnyValues(Resolved):
-        def refusal(self, params: dict) -> None:
-            return None
 
     class Clock(Observer):
         def trial_started(self, number: int) -> None:
@@ -164,13 +153,19 @@ def measure(address: str, trials: int) -> Times:
 
     console = Console()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        experiment = make_experiment(Path(folder), f"{folder}/results", trials, trials, "random")
-        experiment = experiment.with_overrides({"search.scheduler": "none"})  # all trials run to their ends
-        resolved = AnyValues(experiment, Manifest(["a", "b"], {}, {}, ""), folder, None, None)
+        # all trials run to their ends
+        search = {
+            "trials": trials,
+            "max_concurrent": trials,
+            "sampler": "random",
+            "scheduler": "none",
+        }
+        experiment = make_experiment(Path(folder), f"{folder}/results", search)
+        data = write_colours(folder, {"train": 20}, classes=2)  # no trial reads it
         with connect.connected(address, False, console.warn):
             study = Study.create(experiment)
             with study.driving():
-                driver = WaitingDriver(study, resolved, "cpu", {"CPU": math.inf}, console)
+                driver = make_driver(study, data, Waiting, trials, console)
                 driver.observers.append(Clock())
                 times.begin = time.monotonic()
                 driver.run()

@@ -125,19 +125,9 @@ def measure(folder: Path, results: str, search: dict) -> dict[str, float]:
         search: the keys of the experiment's `search` that are not fixed.
     """
     from deit_ray.cluster import connect
-    from deit_ray.study.driver import Driver
     from deit_ray.study.observers import Observer
     from deit_ray.study.study import Study
     from deit_ray.terminal.console import Console
-    from deit_ray.trial.resolve import Resolved
-
-    class IdleDriver(Driver):
-        def trainable(self) -> type:
-            return Idle
-
-    class AnyValues(Resolved):
-        def refusal(self, params: dict) -> None:
-            return None
 
     class Ends(Observer):
         def trial_ended(self, end) -> None:
@@ -150,14 +140,13 @@ def measure(folder: Path, results: str, search: dict) -> dict[str, float]:
     trials, concurrent = search["trials"], search["max_concurrent"]
     experiment = make_experiment(folder, results, search)
     data = write_colours(str(folder), {"train": 20}, classes=2)  # no trial reads it
-    resolved = AnyValues(experiment, data, str(folder), None, None)
     os.environ.pop("RAY_ADDRESS", None)
     console = Console()
     with connect.connected("local", False, console.warn):
         ends = [(time.process_time(), time.monotonic())]
         study = Study.create(experiment)
         with study.driving():
-            driver = IdleDriver(study, resolved, "cpu", {"CPU": 2.0 * concurrent}, console)
+            driver = make_driver(study, data, Idle, concurrent, console)
             driver.observers.append(Ends())
             driver.run()
         ended = (time.process_time(), time.monotonic())
@@ -179,6 +168,29 @@ def measure(folder: Path, results: str, search: dict) -> dict[str, float]:
         "late_over_early_wall": late[1] / early[1],
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000,
     }
+
+
+def make_driver(study, data, trial: type, concurrent: int, console):
+    """The driver of every study, for trials of another class, which can have any values.
+
+    Args:
+        data: manifest of the study's data set.
+        trial: what Tune runs for each trial.
+        concurrent: trials at a time.
+    """
+    from deit_ray.study.driver import Driver
+    from deit_ray.trial.resolve import Resolved
+
+    class IdleDriver(Driver):
+        def trainable(self) -> type:
+            return trial
+
+    class AnyValues(Resolved):
+        def refusal(self, params: dict) -> None:
+            return None
+
+    resolved = AnyValues(study.experiment, data, study.experiment.data.uri, None, None)
+    return IdleDriver(study, resolved, "cpu", {"CPU": 2.0 * concurrent}, console)
 
 
 def make_experiment(folder: Path, results: str, search: dict):
