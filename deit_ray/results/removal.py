@@ -39,10 +39,20 @@ def remove_checkpoints(folder: str, metric: str) -> None:
         _keep_model(folder, metric)
         removed = {"checkpoint_results": [], "latest_checkpoint_result": None, REMOVED: True}
         storage.write_bytes(storage.join(folder, SNAPSHOT), json.dumps(removed).encode())
-    if not are_checkpoints_removed(folder):
+    remove_unlisted(folder)
+
+
+def remove_unlisted(folder: str) -> None:
+    """Removes the checkpoints of a run that has ended which are not on Ray Train's list.
+
+    A process that was killed, as ASHA kills those of the trials that it stops, leaves one: it had written a
+    checkpoint and not yet the list, or the list and not yet deleted the checkpoint before.
+    """
+    if read_snapshot(folder) is None:
         return
+    listed = {checkpoint_name(step) for step in saved_steps(folder)}
     for name in storage.list_names(folder):
-        if CHECKPOINT.fullmatch(name):
+        if CHECKPOINT.fullmatch(name) and name not in listed:
             remove_files(storage.join(folder, name), CHECKPOINT_FILES)
 
 

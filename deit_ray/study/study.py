@@ -27,7 +27,7 @@ from deit_ray.results.folders import (
     runs_of,
     trial_name,
 )
-from deit_ray.results.removal import KEPT, remove_checkpoints
+from deit_ray.results.removal import KEPT, remove_checkpoints, remove_unlisted
 from deit_ray.study.database import StudyDatabase, is_study
 from deit_ray.study.leaderboard import leaderboard
 from deit_ray.study.records import StudyRecord, TrialRecord
@@ -161,12 +161,12 @@ class Study(StudyRecord):
 
     def remove_checkpoints(self) -> None:
         """Removes the checkpoints that an ended study does not keep; see `results.keep`. May be repeated."""
-        if self.experiment.results.keep == "all":
-            return
-        folders = [self.trial_folder(number) for number in self.leaderboard()["trial"][KEPT:]]
+        folders = [self.trial_folder(number) for number in self.leaderboard()["trial"]]
+        kept = len(folders) if self.experiment.results.keep == "all" else KEPT
         remove = partial(remove_checkpoints, metric=self.experiment.search.metric)
         with ThreadPoolExecutor(REMOVERS, thread_name_prefix="remove") as pool:
-            list(pool.map(remove, folders))
+            list(pool.map(remove_unlisted, folders[:kept]))
+            list(pool.map(remove, folders[kept:]))
 
     def find_best(self) -> TrialRecord | None:
         """The finished trial with the best value; None if no trial has finished."""

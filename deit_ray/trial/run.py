@@ -34,6 +34,7 @@ from deit_ray.results.folders import (
 from deit_ray.results.journal import iterate_points
 from deit_ray.results.lock import driving
 from deit_ray.results.origin import check_same_inputs, note_origin
+from deit_ray.results.removal import remove_unlisted
 from deit_ray.terminal.format import counted
 from deit_ray.terminal.live import RunView
 from deit_ray.terminal.session import Session
@@ -137,6 +138,7 @@ def train_in(
             with _explaining(folder, tracker, run, session.address):
                 metrics = _train_on(folder, resolved, device, splits, view.reported, session.console.warn)
                 keep_best_model(folder, experiment.search.metric)
+                remove_unlisted(folder)
                 outcome = Outcome.finished()
                 ended = {"outcome": outcome.text, "metrics": metrics}
                 storage.write_bytes(storage.join(folder, RUN), json.dumps(ended).encode())

@@ -98,6 +98,18 @@ def test_results_keep_all_keeps_all(make_study):
     assert sorted(checkpoints_of(study)) == sorted(ENDS)
 
 
+@pytest.mark.parametrize("keep", ["best", "all"])
+def test_a_checkpoint_that_a_killed_process_left_behind_is_removed(make_study, keep):
+    study = make_study(**{"results.keep": keep})
+    left = checkpoint_name(9 * STEPS)  # Ray Train's list does not have it
+    for number in ENDS:
+        storage.write_bytes(storage.join(study.trial_folder(number), left, MODEL), b"left")
+    study.remove_checkpoints()
+    assert sorted(checkpoints_of(study)) == ([0, 3] if keep == "best" else sorted(ENDS))
+    for number in ENDS:
+        assert left not in storage.list_names(study.trial_folder(number))
+
+
 def test_a_trial_whose_checkpoints_are_gone_is_shown_and_not_continued(finished_study, tmp_path, monkeypatch):
     monkeypatch.setattr("deit_ray.study.study.KEPT", 1)
     study = finished_study.copy(tmp_path / "results")
