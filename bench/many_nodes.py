@@ -3,8 +3,8 @@
 The cluster is real, and all its nodes are on this machine: each is a raylet of its own with 4 CPUs by name
 (`ray.cluster_utils.Cluster`). The same driver as for every study runs trials that do not train (those of
 many_trials.py), with the study's database and a real MLflow on SQLite. Each trial has its process on the
-head, as every trial has, and a worker on a node. Each waits EPOCH_S seconds in every epoch, so that all run
-at once.
+head, as every trial has, and a worker on a node. Each waits in its first epoch until all have started, and
+EPOCH_S seconds in every epoch.
 
 - start_growth: seconds from the study's start until every trial runs, over the number of trials; with 64
   trials, over the same with 8.
@@ -37,6 +37,7 @@ from tests.support.data import write_colours  # noqa: E402
 
 CPUS = 4  # of a node
 EPOCH_S = 15.0
+TRIALS, STARTED = "trials", "started"  # of the study's folder: the number of trials; those that have started
 STORE_BYTES = 80 << 20  # object store of a node, the least that Ray allows
 
 
@@ -48,15 +49,21 @@ class Worker:
 
 
 class Waiting(Idle):
-    """An `Idle` trial with a worker on a node, whose epochs take time."""
+    """An `Idle` trial with a worker on a node, whose epochs take time once all trials of the study run."""
 
     def setup(self, config: dict):
         super().setup(config)
-        self.worker = ray.remote(num_cpus=1)(Worker).remote()
+        self.study = Path(self.folder).parent
+        # DEFAULT: not in the trial's own placement group, which is on the head
+        self.worker = ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")(Worker).remote()
         if ray.get(self.worker.node.remote()) == ray.get_runtime_context().get_node_id():
             raise RuntimeError("the worker is on the head")
+        (self.study / STARTED).mkdir(exist_ok=True)
+        (self.study / STARTED / Path(self.folder).name).touch()
 
     def step(self) -> dict:
+        while len(os.listdir(self.study / STARTED)) < int((self.study / TRIALS).read_text()):
+            time.sleep(1)
         if self.epoch < EPOCHS:
             time.sleep(EPOCH_S)
         return super().step()
@@ -164,6 +171,7 @@ def measure(address: str, trials: int) -> Times:
         data = write_colours(folder, {"train": 20}, classes=2)  # no trial reads it
         with connect.connected(address, False, console.warn):
             study = Study.create(experiment)
+            Path(study.folder, TRIALS).write_text(str(trials))
             with study.driving():
                 driver = make_driver(study, data, Waiting, trials, console)
                 driver.observers.append(Clock())
