@@ -73,13 +73,13 @@ class Idle(ray.tune.Trainable):
         return self.last
 
     def keep_checkpoint(self, step: int, top1: float) -> None:
-        """Saves a checkpoint, and Ray Train's list of kept checkpoints: the best and the latest one."""
+        """Saves a checkpoint, and Ray Train's list of kept checkpoints: all, so that none is deleted."""
         name = checkpoint_name(step)
         for file in ("model.safetensors", "ema.safetensors"):
             storage.write_bytes(storage.join(self.folder, name, file), bytes(MODEL_BYTES))
         self.saved.append({"checkpoint_dir_name": name, "metrics": {"val/top1": top1}})
-        best = max(self.saved, key=lambda result: result["metrics"]["val/top1"])
-        state = {"checkpoint_results": [best], "latest_checkpoint_result": self.saved[-1]}
+        best_last = sorted(self.saved, key=lambda result: result["metrics"]["val/top1"])
+        state = {"checkpoint_results": best_last, "latest_checkpoint_result": self.saved[-1]}
         storage.write_bytes(storage.join(self.folder, SNAPSHOT), json.dumps(state).encode())
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict:

@@ -128,6 +128,21 @@ def write_bytes(uri: str, content: bytes) -> None:
             _upload(uri, content)
 
 
+def copy(source: str, target: str) -> None:
+    """Copies a file within a disk or an object store, as `write_bytes` writes it. An object store copies by
+    itself: the content does not come here.
+
+    Raises:
+        FileNotFoundError, UnavailableError: as for `read_bytes` and `write_bytes`.
+    """
+    if is_local(source):
+        write_bytes(target, read_bytes(source))
+        return
+    filesystem, path = open_uri(source)
+    with naming(target, "written"):
+        filesystem.copy_file(path, open_uri(target)[1])
+
+
 def create_bytes(uri: str, content: bytes) -> None:
     """Writes a file as `write_bytes` does, but never over an existing file.
 

@@ -195,7 +195,7 @@ def keep_best_model(folder: str, metric: str) -> float | None:
         return None
     step, value = found
     weights = storage.join(folder, checkpoint_name(step), file_measured_by(metric))
-    storage.write_bytes(storage.join(folder, MODEL), storage.read_bytes(weights))
+    storage.copy(weights, storage.join(folder, MODEL))
     return value
 
 

@@ -67,6 +67,10 @@ class StudyDatabase:
             finally:
                 self.log.end_writing()
 
+    def as_one(self) -> contextlib.AbstractContextManager[None]:
+        """While it is entered, the driver's writes to an object store are collected, to be one object."""
+        return contextlib.nullcontext() if self.log is None else self.log.as_one()
+
     def driver(self) -> dict | None:
         """The process that drives the study now: its host, pid and start time; None if there is none."""
         return (lock if self.log is None else lease).driver_of(self.folder)

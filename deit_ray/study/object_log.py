@@ -1,10 +1,10 @@
 """A study's database on an object store: Optuna's journal of operations, as numbered objects.
 
-The driver writes each operation as the next object, on the condition that the object does not exist. So an
-operation is stored, whole, before the driver acts on it. If another driver has written the object, the write
-fails and this driver ends: that is the fence. No object is ever deleted, since a free number would let an
-old driver through the fence; a log in which one is missing is refused. MERGED objects at a time are copied
-into one, which is read instead of them.
+The driver writes each operation, or some that belong together, as the next object, on the condition that the
+object does not exist. So an operation is stored, whole, before the driver acts on it. If another driver has
+written the object, the write fails and this driver ends: that is the fence. No object is ever deleted, since
+a free number would let an old driver through the fence; a log in which one is missing is refused. MERGED
+objects at a time are copied into one, which is read instead of them.
 """
 
 import contextlib
@@ -50,6 +50,7 @@ class ObjectLog(BaseJournalBackend):
         self.missing: dict[int, list[Log]] = {}  # merged objects that are not written yet, by first number
         self.first, self.ahead = 0, []  # logs that Optuna has not got yet, and the number of the first one
         self.me: dict | None = None  # the driver, while it writes
+        self.together: list[Log] | None = None  # logs that are to be one object; see `as_one`
         self.failure: UserError | None = None  # of a write: none may follow
 
     def read_logs(self, log_number_from: int) -> list[Log]:
@@ -73,6 +74,15 @@ class ObjectLog(BaseJournalBackend):
             raise self.failure
         if self.me is None:
             raise UserError(f"{self.name}: only the driver of a study may write its database")
+        logs = json.loads(json.dumps(logs))  # what Optuna then gets is what every reader gets
+        if self.together is None:
+            self._write_if_first(logs)
+        else:
+            self.together += logs
+        self.ahead += logs
+
+    def _write_if_first(self, logs: list[Log]) -> None:
+        """Writes logs as the next object, unless another driver has; then this driver never writes again."""
         try:
             self._write(logs)
         except storage.ChangedError:
@@ -81,6 +91,24 @@ class ObjectLog(BaseJournalBackend):
         except UnavailableError as error:
             self.failure = error
             raise
+
+    @contextlib.contextmanager
+    def as_one(self) -> Iterator[None]:
+        """What Optuna appends meanwhile is written at the end, as one object: all of it, or nothing.
+
+        Raises:
+            UserError, UnavailableError: as for `append_logs`.
+        """
+        if self.me is None or self.together is not None:
+            yield
+            return
+        self.together = []
+        try:
+            yield
+        finally:
+            logs, self.together = self.together, None
+            if logs:
+                self._write_if_first(logs)
 
     def begin_writing(self, known: int = 0) -> None:
         """Lets this process write, and no other from now on: its first object is the fence.
@@ -123,16 +151,20 @@ class ObjectLog(BaseJournalBackend):
         return f"{self.name}: another driver, {who}, has taken over the study; nothing is lost"
 
     def _write(self, logs: list[Log]) -> None:
-        """Writes the next object; what Optuna then gets is what every reader gets."""
+        """Writes the next object."""
         content = json.dumps({"driver": self.me, "logs": logs}, separators=(",", ":")).encode()
         storage.write_version(self._object(self.position), content, None)
-        self._take(json.loads(content)["logs"])
+        self._count(logs)
         while self.missing:
             self._merge(min(self.missing))
 
     def _take(self, logs: list[Log]) -> None:
-        """Takes the logs of the next object."""
+        """Takes the logs of the next object, which was read."""
         self.ahead += logs
+        self._count(logs)
+
+    def _count(self, logs: list[Log]) -> None:
+        """Counts the next object, which has these logs."""
         self.unmerged += logs
         self.position += 1
         if self.position % MERGED == 0:

@@ -94,10 +94,11 @@ class Database(Observer):
             self.study.report(number, epoch, value)
 
     def trial_reported(self, number: int, result: dict) -> None:
-        self.study.report(number, result["epoch"], result[self.metric])
         images = result.get(self.images)
-        if images and self.study.trial(number).images is None:
-            self.study.note_images(number, images)
+        with self.study.as_one():
+            self.study.report(number, result["epoch"], result[self.metric])
+            if images and self.study.trial(number).images is None:
+                self.study.note_images(number, images)
 
     def trial_ended(self, end: TrialEnd) -> None:
         signature = None

@@ -1,7 +1,9 @@
 """The records in a study's database. Only this file knows the names of Optuna's user attributes."""
 
+import contextlib
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime
 
@@ -22,6 +24,8 @@ TIMES = "times"  # of all epochs: earlier versions wrote them again at each valu
 OUTCOME = "outcome"
 
 TESTED_TRIAL = "trial"  # the key beside the test metrics that names the trial
+
+AsOne = Callable[[], contextlib.AbstractContextManager[None]]  # see `StudyDatabase.as_one`
 
 
 @dataclass
@@ -154,10 +158,11 @@ class StudyRecord:
 
     Attributes:
         optuna: the Optuna study.
+        as_one: see `StudyDatabase.as_one`.
     """
 
-    def __init__(self, study: optuna.Study):
-        self.optuna = study
+    def __init__(self, study: optuna.Study, as_one: AsOne = contextlib.nullcontext):
+        self.optuna, self.as_one = study, as_one
 
     @property
     def made_with(self) -> dict | None:
@@ -240,8 +245,9 @@ class StudyRecord:
         if epoch in trial.values:
             return
         live = open_trial(self.optuna, number)
-        live.set_user_attr(f"{TIME}{epoch}", time.time())
-        live.report(value, epoch)
+        with self.as_one():
+            live.set_user_attr(f"{TIME}{epoch}", time.time())
+            live.report(value, epoch)
 
     def note_images(self, number: int, images: float) -> None:
         """Notes the number of images on which a running trial's metric is measured."""
@@ -261,7 +267,8 @@ class StudyRecord:
             signature: signature of its failure, if `budget.same_failure` counts the failure.
         """
         live = open_trial(self.optuna, number)
-        live.set_user_attr(OUTCOME, outcome.text)
-        if signature is not None:
-            live.set_user_attr(SIGNATURE, signature)
-        self.optuna.tell(number, value, state=TrialState[outcome.optuna_state])
+        with self.as_one():
+            live.set_user_attr(OUTCOME, outcome.text)
+            if signature is not None:
+                live.set_user_attr(SIGNATURE, signature)
+            self.optuna.tell(number, value, state=TrialState[outcome.optuna_state])

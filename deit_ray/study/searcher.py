@@ -1,5 +1,6 @@
 """Proposes the next trial: an Optuna study as a searcher of Ray Tune, and the samplers."""
 
+import contextlib
 from collections.abc import Callable, Iterable
 
 import optuna
@@ -12,6 +13,7 @@ from deit_ray.experiment.config import Experiment
 from deit_ray.experiment.space import Distribution, Refusal, combinations_of, size_of
 from deit_ray.results.folders import saved_steps
 from deit_ray.study.optuna_private import open_trial, read_trial
+from deit_ray.study.records import AsOne
 
 MOST_LISTED = 1024  # combinations of a space in which no trial repeats an earlier one
 
@@ -25,6 +27,7 @@ class StudySearcher(Searcher):
         folder_of: gives the results folder of a trial's number.
         refusal: says why a trial with some searched values cannot run; None if it can. By default all can.
         refused: called with the number of a trial that cannot run, and the reason, instead of proposing it.
+        as_one: entered while a trial is drawn; see `StudyDatabase.as_one`.
     """
 
     def __init__(
@@ -34,10 +37,11 @@ class StudySearcher(Searcher):
         folder_of: Callable[[int], str],
         refusal: Refusal = lambda params: None,
         refused: Callable[[int, str], None] = lambda number, why: None,
+        as_one: AsOne = contextlib.nullcontext,
     ):
         super().__init__(metric=experiment.search.metric, mode="max")
         self.study, self.experiment, self.folder_of = study, experiment, folder_of
-        self.refusal, self.refused = refusal, refused
+        self.refusal, self.refused, self.as_one = refusal, refused, as_one
         self.space = {key: make_distribution(d) for key, d in experiment.search.space.items()}
         self._waiting: list[int] = []  # trials to continue
         self._is_closed = False
@@ -103,10 +107,12 @@ class StudySearcher(Searcher):
         base = {key: self.experiment.get(key) for key in self.space}
         space = self.experiment.search.space
         lies_inside = all(space[key].contains(value) for key, value in base.items())
-        if number == 0 and lies_inside and self.refusal(base) is None:
-            self.study.enqueue_trial(base)
+        has_own_values = number == 0 and lies_inside and self.refusal(base) is None
         self.study.sampler = make_sampler(self.experiment, number)
-        return self.study.ask(self.space)
+        with self.as_one():
+            if has_own_values:
+                self.study.enqueue_trial(base)
+            return self.study.ask(self.space)
 
     def complete(self, number: int) -> None:
         """Draws the values that a running trial lacks because its driver was killed while it drew them."""

@@ -63,7 +63,7 @@ class Study(StudyRecord):
         self.name = posixpath.basename(folder)
         self.database = StudyDatabase(folder, self.name)
         self.looked = 0.0  # when the driver looked for stop requests
-        super().__init__(self.database.optuna)
+        super().__init__(self.database.optuna, self.database.as_one)
 
     @classmethod
     def create(cls, experiment: Experiment) -> "Study":

@@ -1,5 +1,6 @@
 """The MLflow runs of a study or a single run: the driver delivers them while it runs, `sync` afterwards."""
 
+import contextlib
 import json
 import posixpath
 from collections.abc import Iterator
@@ -101,10 +102,10 @@ def start_trial(tracker: Tracker, study: Study, trial: TrialRecord, parent: Run)
     """
     folder, number, params = study.trial_folder(trial.number), trial.number, trial.params
     refused = trial.outcome is not None and trial.outcome.is_refused
-    if not refused and not storage.exists(storage.join(folder, EXPERIMENT)):
-        storage.write_bytes(
-            storage.join(folder, EXPERIMENT), dump_experiment(study.trial_experiment(params)).encode()
-        )
+    if not refused:
+        content = dump_experiment(study.trial_experiment(params)).encode()
+        with contextlib.suppress(FileExistsError):
+            storage.create_bytes(storage.join(folder, EXPERIMENT), content)
     name = f"trial {number:03d} " + " ".join(
         f"{key.rpartition('.')[2]}={short(value)}" for key, value in params.items()
     )

@@ -38,7 +38,7 @@ class Trials:
         self.policy = StopPolicy(study.experiment)
         self.scheduler = StudyScheduler(study.experiment)
         self.searcher = StudySearcher(
-            study.optuna, study.experiment, study.trial_folder, refusal, self.refused
+            study.optuna, study.experiment, study.trial_folder, refusal, self.refused, study.as_one
         )
 
     # events

@@ -115,9 +115,11 @@ class Server:
 
     def log_artifact(self, run_id: str, uri: str) -> None:
         """Uploads a file, if it exists."""
-        if not storage.exists(uri):
-            return
-        with local_copy(uri) as path:
+        with contextlib.ExitStack() as stack:
+            try:
+                path = stack.enter_context(local_copy(uri))
+            except FileNotFoundError:
+                return
             self._offer(run_id, self.client.log_artifact, run_id, path)
 
     def is_answering(self, run_id: str) -> bool:
@@ -210,12 +212,15 @@ def local_copy(uri: str) -> Iterator[str]:
     """The path of a file on this machine.
 
     Raises:
+        FileNotFoundError: there is no such file.
         Refused: the file cannot be read, so it can never be delivered.
     """
     if storage.is_local(uri):
         path = storage.local_path(uri)
         try:
             open(path, "rb").close()
+        except FileNotFoundError:
+            raise
         except OSError as error:
             raise Refused from error
         yield path

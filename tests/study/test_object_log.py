@@ -88,6 +88,27 @@ def test_a_study_has_in_the_log_what_it_has_in_sqlite(bucket, tmp_path):
         reader.set_user_attr("spent", 1)
 
 
+def test_operations_that_belong_together_are_one_object(bucket, line):
+    log = driver_of(f"{bucket}/log")
+    study = optuna.create_study(storage=JournalStorage(log), study_name="s", direction="maximize")
+    before = len(storage.names_after(f"{bucket}/log", ""))
+    with log.as_one():
+        act(study)
+        assert len(study.trials) == 4  # the driver sees them before they are written
+        assert len(storage.names_after(f"{bucket}/log", "")) == before
+    assert len(storage.names_after(f"{bucket}/log", "")) == before + 1
+    reader = optuna.load_study(study_name="s", storage=JournalStorage(ObjectLog(f"{bucket}/log", "s")))
+    assert seen(study) == seen(reader)
+    line.misbehave("refuse_before")
+    with pytest.raises(UnavailableError), log.as_one():
+        study.ask()
+    with pytest.raises(UnavailableError):  # it does not write on
+        study.ask()
+    line.misbehave("pass")
+    assert seen(reader)[:4] == seen(study)[:4]
+    assert len(reader.trials) == 4
+
+
 @pytest.mark.parametrize(
     ("mode", "times"),
     [
@@ -295,8 +316,8 @@ def test_each_value_of_a_trial_costs_equally_many_bytes(study):
     sizes = [
         len(storage.read_version(f"{folder}/{name}").content) for name in storage.names_after(folder, "")
     ]
-    assert len(sizes) == first + 60
-    assert max(sizes[first:]) < 500
+    assert len(sizes) == first + 30  # a value and its time together
+    assert max(sizes[first:]) < 800
 
 
 @pytest.mark.parametrize(
