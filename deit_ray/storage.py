@@ -96,6 +96,12 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([folder.rstrip("/"), *parts]) + mark + options
 
 
+def bucket_of(uri: str) -> str:
+    """The URI of the whole bucket, for a URI of an object store."""
+    place, mark, options = uri.partition("?")
+    return "/".join(place.split("/")[:3]) + mark + options
+
+
 def read_bytes(uri: str) -> bytes:
     """The content of a file.
 

@@ -117,10 +117,13 @@ def list_status(results: str) -> list[StudyStatus]:
     """The states of all studies in a results folder. A study that cannot be read says why in its state.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: there is no such folder on this machine, or no such bucket.
     """
-    if results != hints.DEFAULT_RESULTS and not storage.exists(results):
-        raise UserError(f"--results {results}: there is no such folder")
+    if storage.is_local(results):
+        if results != hints.DEFAULT_RESULTS and not storage.exists(results):
+            raise UserError(f"--results {results}: there is no such folder")
+    elif not storage.exists(storage.bucket_of(results)):
+        raise UserError(f"--results {results}: there is no such bucket")
     found = []
     half_deleted = [
         n for n in storage.list_names(results) if storage.exists(storage.join(results, n, REMOVING))

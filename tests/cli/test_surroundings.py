@@ -158,3 +158,13 @@ def test_damaged_studies_are_lines_and_a_missing_folder_is_an_error(tmp_path):
         1,
         f"error: --results {tmp_path / 'none'}: there is no such folder",
     )
+
+
+def test_a_new_bucket_has_no_studies_yet_and_a_missing_one_is_named(bucket):
+    shown = call("status", "--results", f"{bucket}/results")
+    assert (shown.status, shown.out.splitlines()[0].partition(";")[0]) == (0, "no studies here yet")
+    missing = call("status", "--results", "s3://misspelt/results")
+    assert (missing.status, missing.error) == (
+        1,
+        "error: --results s3://misspelt/results: there is no such bucket",
+    )

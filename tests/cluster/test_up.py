@@ -140,6 +140,7 @@ def assert_whole(laptop: Laptop, name: str) -> None:
 
 
 def test_a_study_trains_on_two_hosts_and_survives_the_loss_of_a_spot_machine(up, laptop, cloud, hosts):
+    assert "no studies here yet" in laptop.type("deit-ray status --cluster cluster.yaml")
     driver = begin(laptop, "first")
     step = await_checkpoint(driver, "first-1/trial-0000")
     spot = of_kind(cloud, "gpu_spot")
@@ -154,6 +155,8 @@ def test_a_study_trains_on_two_hosts_and_survives_the_loss_of_a_spot_machine(up,
     assert now - {i.id for i in spot}  # another machine came
     assert lost.id not in now
     assert_whole(laptop, "first")
+    kept = laptop.type("deit-ray tune --resume STUDY --dry-run --cluster cluster.yaml", STUDY="first")
+    assert "first-1" in kept
     assert "first-1" in laptop.type("deit-ray status --cluster cluster.yaml")
     laptop.type("deit-ray best STUDY --cluster cluster.yaml", STUDY="first")
     home = laptop.project / "results" / "first-1"
