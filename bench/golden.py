@@ -34,16 +34,18 @@ sys.path.insert(0, str(ROOT))
 
 from bench.record import record  # noqa: E402
 from bench.revisions import CommandLine, checked_out, clean_up_when_terminated  # noqa: E402
+from deit_ray.tracking.curves import LEFT_OUT as CURVES_LEFT_OUT  # noqa: E402
 
 # Values that are not compared: patterns of a value's whole name. A name begins with the value's kind.
 LEFT_OUT = {
     "times": r"(journal|mlflow) .* time_ms|mlflow .* (start|end)_time"
     r"|optuna .* (datetime_(start|complete)|attr (times |time/)\d+|attr spent (wall|gpu)_s)",
     "ids": r"mlflow .* (run_id|experiment_id|tag deit_ray\.id)",
-    "host names": r"mlflow .* tag \S*host\S*",
+    "host names": r"mlflow .* tag \S*(host|driver)\S*",
+    "jobs": r"mlflow .* tag deit_ray\.job",
     "absolute paths": r"mlflow .* artifact_uri",
     "code version": r"mlflow .* tag \S*(version|commit)\S*",
-    "metrics of the clock": r"(journal|mlflow) .* (perf|cost)/.*",
+    "metrics of the clock": r"(journal|mlflow) .* (perf|cost|system)/.*",
 }
 KINDS = ("journal", "optuna", "mlflow", "prediction")
 LEAST_COMPARED = 2000
@@ -377,6 +379,27 @@ def early_stopped_status(then: Values, now: Values) -> set[str]:
     return accepted
 
 
+def described_runs(then: Values, now: Values) -> set[str]:
+    """Accepts that MLflow has more params, tags and final values of each run, and fewer curves.
+
+    The best value has another name and the same value. All values of the curves that are left out must be in
+    the journals.
+    """
+    accepted = {name for name in now.keys() - then.keys() if re.match(r"mlflow .* (param|tag) ", name)}
+    for name in then.keys() - now.keys():
+        metric = name.partition(" metric ")[2].rpartition(" ")[0]
+        if metric in CURVES_LEFT_OUT or name.endswith(" param search.trials"):  # a resume may change it
+            accepted.add(name)
+    for name in now.keys() - then.keys():
+        run, is_final, metric = name.removesuffix(" 0").partition(" metric best/")
+        before = f"{run} metric best/{metric.replace('_', '/', 1)} 0"
+        if is_final and metric in ("epoch", "test_top1"):
+            accepted.add(name)
+        elif is_final and then.get(before) in (None, now[name]):
+            accepted |= {name, before}
+    return accepted
+
+
 def best_value(then: Values, now: Values) -> set[str]:
     """Accepts that MLflow has the best value of each finished run, as best/METRIC, and a study its chance.
 
@@ -398,6 +421,7 @@ def best_value(then: Values, now: Values) -> set[str]:
 EXPECTATIONS: dict[str, Callable[[Values, Values], set[str]]] = {
     "early-stopped-status": early_stopped_status,
     "best-value": best_value,
+    "described-runs": described_runs,
 }
 
 

@@ -194,6 +194,7 @@ def read_back(study) -> dict:
     from deit_ray.results.folders import JOURNAL
     from deit_ray.results.journal import iterate_points
     from deit_ray.tracking.address import tracking_uri
+    from deit_ray.tracking.curves import is_curve
     from tests.support.tracked import history_of, ranked_by_mlflow, runs_below
 
     uri, metric = tracking_uri(study.experiment), study.experiment.search.metric
@@ -209,8 +210,11 @@ def read_back(study) -> dict:
         (number, point.name, point.step, point.value)
         for number in numbers
         for point in iterate_points(f"{study.trial_folder(number)}/{JOURNAL}")
+        if is_curve(point.name)
     }
-    ranked = [value for _, value in ranked_by_mlflow(uri, study.folder, metric)]
+    finished = board[board["state"] == "finished"]
+    ranked = dict(ranked_by_mlflow(uri, study.folder, metric))
+    ranked = [value for number, value in ranked.items() if number in set(finished["trial"])]
     speeds = [value for _, name, _, value in measured if name == "perf/images_per_s"]
     return {
         "trials": len(numbers),
@@ -218,7 +222,7 @@ def read_back(study) -> dict:
         "most_at_once": most_at_once([(run.info.start_time, run.info.end_time) for run in runs]),
         "points": len(measured),
         "lost": len(measured - delivered),
-        "ranked_differently": int(ranked != board["best"].tolist()),
+        "ranked_differently": int(ranked != finished["best"].tolist()),
         "best_val_top1": study.best().value,
         "fastest_images_per_s": round(max(speeds), 1),
         "gpu_hours": round(study.spent.gpu_s / 3600, 4),

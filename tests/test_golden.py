@@ -47,6 +47,17 @@ def test_the_best_value_of_a_finished_run_is_accepted_when_it_is_expected_and_wa
     assert figures_of(curve | added, curve, ["best-value"])["differing"] == 2
 
 
+def test_more_params_tags_and_final_values_are_accepted_when_they_are_expected():
+    then = {f"{RUN} metric {name}": "0.5" for name in ("val/top1 9", "best/val/top1 0", "val/images 9")}
+    then |= {f"{RUN} param optim.lr": "'0.1'"}
+    now = {f"{RUN} metric {name}": "0.5" for name in ("val/top1 9", "best/val_top1 0", "best/test_top1 0")}
+    now |= {f"{RUN} metric best/epoch 0": "3.0", f"{RUN} param optim.lr": "'0.1'", f"{RUN} param seed": "'0'"}
+    assert figures_of(then, now, ["described-runs"])["differing"] == 0
+    wrong = {f"{RUN} metric best/val_top1 0": "0.6", f"{RUN} param optim.lr": "'0.2'"}
+    assert figures_of(then, now | wrong, ["described-runs"])["differing"] == 3
+    assert figures_of(now, then, ["described-runs"])["differing"] > 3
+
+
 def test_a_value_that_one_side_lacks_or_has_twice_is_a_difference():
     once, twice = named([("journal a loss 1", 0.5)]), named([("journal a loss 1", 0.5)] * 2)
     assert figures_of(once, twice, [])["differing"] == figures_of(twice, once, [])["differing"] == 1

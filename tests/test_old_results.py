@@ -6,7 +6,6 @@ bench/make_old_results.py says what is in the archive, and how it was made.
 import json
 import re
 import shutil
-import sqlite3
 import tarfile
 from pathlib import Path
 
@@ -15,8 +14,9 @@ import optuna
 import pytest
 
 from deit_ray.results.origin import NUMERICS
+from deit_ray.tracking.curves import is_curve
 from tests.support.commands import call
-from tests.support.tracked import ranked_by_mlflow
+from tests.support.tracked import inputs_of, ranked_by_mlflow
 
 ARCHIVE = Path(__file__).parent / "data" / "results-0.1.tar.xz"
 STUDIES = ("finished-1", "interrupted-1")
@@ -30,7 +30,6 @@ def old(tmp_path, digits, monkeypatch) -> Path:
         archive.extractall(tmp_path, filter="data")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "digits").symlink_to(digits)
-    move_artifacts(tmp_path / "results")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     return tmp_path
@@ -106,11 +105,17 @@ def test_sync_brings_mlflow_runs_of_an_earlier_version_up_to_date(old):
     after.check(*after.runs)
     assert after.ids() == before.ids()
     for name in STUDIES:
-        finished = {t.number: t.value for t in trials_of(old, name) if t.state.name == "COMPLETE"}
-        assert finished
-        assert dict(ranked_by_mlflow(after.uri, f"{old}/results/{name}", "val/top1")) == finished
+        ranked = [t for t in trials_of(old, name) if t.state.name in ("COMPLETE", "PRUNED")]
+        best = {t.number: max(t.intermediate_values.values()) for t in ranked}
+        assert best
+        assert dict(ranked_by_mlflow(after.uri, f"{old}/results/{name}", "val/top1")) == best
     curve = [value for name, _, value, _ in after.points("teacher-1") if name == "val/top1"]
-    assert after.runs["teacher-1"].data.metrics["best/val/top1"] == max(curve)
+    assert after.runs["teacher-1"].data.metrics["best/val_top1"] == max(curve)
+    for run in after.runs.values():  # the results were moved, and their artifacts with them
+        assert run.info.artifact_uri.startswith(f"{old}/results/mlruns/")
+        assert "experiment.yaml" in {file.path for file in after.client.list_artifacts(run.info.run_id)}
+        assert "training" in inputs_of(run)
+        assert run.data.tags["mlflow.source.git.commit"].startswith("cf08551")
     outcomes = after.outcomes()
     assert outcomes.pop("student-1") == outcomes.pop("interrupted-1/trial-0001") == ("RUNNING", None)
     assert outcomes.pop("interrupted-1") == ("RUNNING", None)
@@ -157,27 +162,19 @@ def deit_ray(*arguments: str) -> str:
     return ended.out
 
 
-def move_artifacts(results: Path) -> None:
-    """Changes the absolute paths of artifacts in MLflow's database, as a person must after a move."""
-    with sqlite3.connect(results / "mlflow.db") as database:
-        ((location,),) = database.execute("select artifact_location from experiments where name = 'deit_ray'")
-        moved = (location, str(results / "mlruns"))
-        database.execute("update experiments set artifact_location = replace(artifact_location, ?, ?)", moved)
-        database.execute("update runs set artifact_uri = replace(artifact_uri, ?, ?)", moved)
-
-
 def trials_of(folder: Path, study: str) -> list[optuna.trial.FrozenTrial]:
     storage = f"sqlite:///{folder}/results/{study}/study.db"
     return optuna.load_study(study_name=study, storage=storage).trials
 
 
 def journal_points(folder: Path, run: str) -> list[tuple]:
-    """All points of a run's journal: (name, step, value, time in ms)."""
+    """All points of a run's journal that are curves in MLflow: (name, step, value, time in ms)."""
     points = []
     for segment in (folder / "results" / run / "journal").glob("*.jsonl"):
         for line in segment.read_text().splitlines():
             name, value, step, time_ms = json.loads(line)
-            points.append((name, step, value, time_ms))
+            if is_curve(name):
+                points.append((name, step, value, time_ms))
     return sorted(points)
 
 
@@ -209,7 +206,7 @@ class Tracked:
     def points(self, name: str) -> list[tuple]:
         """All points of a run's curves, as `journal_points` gives them."""
         run = self.runs[name]
-        names = [name for name in run.data.metrics if not name.startswith("best/")]  # is in no journal
+        names = [name for name in run.data.metrics if not name.startswith("best/") and is_curve(name)]
         curves = [self.client.get_metric_history(run.info.run_id, name) for name in names]
         return sorted(
             (point.key, point.step, point.value, point.timestamp) for curve in curves for point in curve

@@ -451,7 +451,7 @@ def show_trial(status: TrialStatus) -> Group:
     shown = [
         f"{name} {value:.4g}"
         for name, value in status.metrics.items()
-        if name.startswith(("train/loss", "train/lr", "perf/", "cost/", "data/"))
+        if name.startswith(("train/loss", "train/lr", "perf/", "cost/", "system/", "data/"))
     ]
     if shown:
         lines.append(Text(f"  last: {'  '.join(shown)}"))

@@ -8,6 +8,7 @@ for Ray Train.
 
 import contextlib
 import importlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,6 +18,7 @@ import ray
 from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray._common.utils import get_default_ray_temp_dir
 from ray._private import ray_constants
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.experimental import internal_kv
 
 from deit_ray.cluster import forkserver
@@ -184,6 +186,33 @@ def without_uv_environment() -> Iterator[None]:
     """
     with mock.patch.object(ray_constants, "RAY_ENABLE_UV_RUN_RUNTIME_ENV", False):
         yield
+
+
+def psutil_of_ray():
+    """The psutil that Ray brings, which `import ray` makes importable. When it is gone: require psutil."""
+    import psutil
+
+    return psutil
+
+
+def nvml():
+    """The client of NVIDIA's management library that Ray brings. When it is gone: require nvidia-ml-py."""
+    from ray._private.thirdparty import pynvml
+
+    return pynvml
+
+
+def job_id() -> str:
+    """The name of this process's Ray job: the one with which it was submitted, else Ray's own; an empty text
+    without a Ray.
+
+    Ray tells a submitted process its name only in this variable. When that is gone: ask the dashboard.
+    """
+    if not ray.is_initialized():
+        return ""
+    settings = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
+    submitted = (settings.get("metadata") or {}).get("job_submission_id")
+    return submitted or ray.get_runtime_context().get_job_id()
 
 
 def log_folder() -> str:

@@ -29,6 +29,7 @@ from deit_ray.results.removal import are_checkpoints_removed
 from deit_ray.study.database import is_study
 from deit_ray.study.study import Study
 from deit_ray.terminal.session import Session
+from deit_ray.trial.resolve import pin_tracking
 from deit_ray.trial.run import TrainedRun, steps_per_epoch, train_in
 
 Schedule = Literal["stretch", "hold"]
@@ -92,6 +93,7 @@ def continue_run(
     longer = lengthen(experiment, epochs, schedule).with_overrides(
         {"name": name_of(folder).replace("/", "-")[:LONGEST_NAME]}
     )
+    longer = pin_tracking(longer, session)
     origin = {"folder": folder, "step": step, "schedule": schedule}
     return train_in(
         partial(_copy_run, folder, step, schedule), longer, session, continues=origin, has_begun=True

@@ -23,7 +23,7 @@ from deit_ray.experiment.config import Experiment
 from deit_ray.results.origin import package_versions
 from deit_ray.terminal.format import counted, size
 from deit_ray.terminal.session import Session
-from deit_ray.tracking.address import has_store, shown, tracking_uri
+from deit_ray.tracking.address import has_store, shown, tracking_uri, with_tracking
 
 ANSWER_S = 120.0  # longest wait for a node: its first process may have to start
 MOST_APART_S = 5.0  # between the clocks of two machines
@@ -120,6 +120,7 @@ def _needed_bytes(experiment: Experiment) -> float:
 def _tracking(experiment: Experiment) -> Iterator[Check]:
     from deit_ray.tracking.probe import probe
 
+    experiment, _ = with_tracking(experiment)
     uri, results = tracking_uri(experiment), storage.absolute(experiment.results.uri)
     if not has_store(uri):
         yield Check("tracking", f"{uri} will be made by the first run")

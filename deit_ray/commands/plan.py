@@ -21,6 +21,7 @@ from deit_ray.experiment.space import Refusal
 from deit_ray.results.folders import EXPERIMENT, JOURNAL, experiment_of, measured, trials_of
 from deit_ray.results.origin import origin_of
 from deit_ray.terminal.session import Session
+from deit_ray.tracking.address import with_tracking
 from deit_ray.trial.needs import Needs
 from deit_ray.trial.reading import make_worklist
 from deit_ray.trial.remarks import remarks_before
@@ -122,7 +123,7 @@ def plan(experiment: Experiment, session: Session | None = None) -> Plan:
         UserError: the experiment could not run.
     """
     session = session or Session()
-    resolved = resolve(experiment)
+    resolved = resolve(with_tracking(experiment)[0])
     session.warn_of(resolved.notes)
     return plan_of(resolved, *resources_of(experiment, session))
 

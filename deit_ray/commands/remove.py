@@ -220,7 +220,7 @@ def _find_tracked(folder: str) -> TrackedRuns:
     experiment = recorded(folder, {"results.uri": results_of(folder)})
     folders = [*(storage.join(folder, trial) for trial in trials_of(folder)), folder]
     records = [record for record in map(Record.read, folders) if record is not None]
-    uri = tracking_uri(experiment)
+    uri = tracking_uri(experiment, folder)
     try:
         return find_tracked(uri, experiment.tracking.experiment, records)
     except UnavailableError as error:

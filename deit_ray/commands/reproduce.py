@@ -14,9 +14,10 @@ from deit_ray.results.origin import check_numerics, read_origins
 from deit_ray.study.database import is_study
 from deit_ray.terminal.session import Session
 from deit_ray.trial.failure import FAILURE
+from deit_ray.trial.resolve import pin_tracking
 from deit_ray.trial.run import steps_per_epoch, train_in
 
-CLOCK = ("perf/", "cost/")  # metrics that depend on the clock
+CLOCK = ("perf/", "cost/", "system/")  # metrics that depend on the clock
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def reproduce(name: str, session: Session | None = None) -> Reproduction:
         }
     )
     splits = ("val", *{"test" for metric, _ in then if metric.startswith("test/")})
+    again = pin_tracking(again, session)
     comment = f"{name_of(folder)} once more."
     trained = train_in(lambda e: new_folder(e, comment), again, session, splits, has_begun=True)
     now = points_of(trained.folder)

@@ -284,6 +284,16 @@ def row_groups(uri: str, manifest: Manifest, split: str, holdout: float) -> RowG
     return everything.between(0, kept) if split == "train" else everything.between(kept, images)
 
 
+def rows_of(manifest: Manifest, holdout: float) -> dict[str, int]:
+    """Number of images by split; `val` is the part of the training images that is held out."""
+    images = manifest.rows("train") if "train" in manifest.splits else 0
+    held = round(images * holdout)
+    rows = {"train": images - held, "val": held}
+    if "test" in manifest.splits:
+        rows["test"] = manifest.rows("test")
+    return {split: number for split, number in rows.items() if number}
+
+
 def read_row_groups(path: str, groups: list[int]) -> list[pa.Table]:
     """Reads row groups of a shard: a table for each, with the columns `image` and `label`.
 

@@ -152,6 +152,10 @@ class Optim(Section):
     # none: the decay is constant [ref]. ramp: at step t at most (1 + t) / (10 + t), for runs of few steps
     ema_warmup: Literal["none", "ramp"] = "none"
 
+    def peak_lr(self, batch_size: int) -> float:
+        """The peak learning rate: lr x batch / 512 with `scale_lr` (DeiT, section 6), otherwise lr."""
+        return self.lr * batch_size / 512 if self.scale_lr else self.lr
+
 
 class Train(Section):
     epochs: Count = 300  # [DeiT]

@@ -7,11 +7,6 @@ from timm.optim import Lamb, param_groups_weight_decay
 from torch import nn
 
 
-def effective_lr(optim, batch_size: int) -> float:
-    """The peak learning rate: lr x batch / 512 with `scale_lr` (DeiT, section 6), otherwise lr."""
-    return optim.lr * batch_size / 512 if optim.scale_lr else optim.lr
-
-
 def make_optimizer(model: nn.Module, optim) -> torch.optim.Optimizer:
     """AdamW, or timm's LAMB.
 
@@ -36,7 +31,7 @@ def lr_at(step: int, steps_per_epoch: int, optim, epochs: int, peak: float) -> f
     Args:
         step: number of optimizer steps before this one.
         epochs: the run's epochs. The cosine has the same length, unless `optim.schedule_epochs` is set.
-        peak: see `effective_lr`.
+        peak: see `Optim.peak_lr`.
     """
     epoch = step // steps_per_epoch if optim.schedule_per == "epoch" else step / steps_per_epoch
     low, start = min(optim.min_lr, peak), min(optim.warmup_lr, peak)

@@ -1,6 +1,7 @@
 """The origin of a run: command, code, versions, data and machine, written to its folder at every start."""
 
 import contextlib
+import getpass
 import hashlib
 import importlib.metadata
 import json
@@ -44,6 +45,7 @@ def note_origin(
     device: str,
     teacher: str | None = None,
     continues: dict | None = None,
+    rows: dict[str, int] | None = None,
 ) -> None:
     """Adds an entry to the origin.json of a run's or study's folder, unless only the date differs from the
     last entry.
@@ -55,6 +57,7 @@ def note_origin(
         teacher: path of the teacher's weights. `run:NAME` does not identify them: the next run of that name
             changes the file.
         continues: for a run that continues another one: its folder, the step, and the schedule.
+        rows: number of images by split.
     """
     entries = read_origins(folder)
     entry = {
@@ -64,9 +67,14 @@ def note_origin(
         ),
         "code": describe_code(),
         "packages": package_versions(),
-        "data": {"uri": storage.absolute(experiment.data.uri), "fingerprint": fingerprint},
+        "data": {
+            "uri": storage.absolute(experiment.data.uri),
+            "fingerprint": fingerprint,
+            "rows": rows or {},
+        },
         "teacher": _sha256(teacher) if teacher else None,
         "machine": describe_machine(experiment, device),
+        "driver": describe_driver(),
     }
     if continues or (entries and "continues" in entries[-1]):
         entry["continues"] = continues or entries[-1]["continues"]
@@ -190,6 +198,21 @@ def describe_machine(experiment: Experiment, device: str) -> dict:
         "cores": os.cpu_count(),
         "torch threads": experiment.train.threads,
     }
+
+
+def describe_driver() -> dict[str, str]:
+    """Who started the driver, on which host, and as which Ray job."""
+    from deit_ray.cluster.ray_private import job_id
+
+    return {"user": user(), "host": platform.node(), "job": job_id()}
+
+
+def user() -> str:
+    """The name of the person who calls; unknown where the machine has no name for them."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container whose user is only a number
+        return "unknown"
 
 
 def cpu_model() -> str:

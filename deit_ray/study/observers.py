@@ -6,16 +6,18 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from deit_ray.outcome import Kind, Outcome
-from deit_ray.study.records import TrialRecord
+from deit_ray.study.records import Evaluated, TrialRecord
 from deit_ray.study.resume import Reconciled, Results
 from deit_ray.study.study import Study
-from deit_ray.study.sync import end_study, end_trial, is_delivered, start_study, start_trial
+from deit_ray.study.sync import delivered, end_study, end_trial, start_study, start_trial
 from deit_ray.terminal.console import Console
 from deit_ray.terminal.live import StudyView
 from deit_ray.tracking.tracked import Run
 from deit_ray.tracking.tracker import Tracker
+from deit_ray.trial.described import Made
 from deit_ray.trial.failure import Failure, describe_restart
 from deit_ray.trial.run import warn_of_bad
 
@@ -117,22 +119,27 @@ class Tracking(Observer):
         self.study, self.console = study, console
         self.tracker: Tracker | None = None
         self.parent: Run | None = None
+        self.made: Made | None = None
         self.runs: dict[int, Run] = {}  # of trials that have not ended
 
     @contextlib.contextmanager
     def delivering(self) -> Iterator[None]:
         """Delivers in the background; at the end it waits a while for pending deliveries."""
-        with Tracker.of(self.study.experiment, self.console) as self.tracker:
+        with Tracker.of(self.study.experiment, self.console, self.study.folder) as self.tracker:
             yield
 
     def study_opened(self) -> None:
-        self.parent = start_study(self.tracker, self.study)
+        self.made = Made.read(self.study.folder, self.study.experiment)
+        self.parent = start_study(self.tracker, self.study, self.made)
 
     def trial_kept(self, number: int) -> None:
-        # its driver was killed before it had delivered the end, or was of an earlier version
-        if not is_delivered(self.study, number):
-            self._open(number)
-            self._close(number)
+        trial = self.study.trial(number)
+        record = delivered(self.study, trial)
+        if record is None:  # its driver was killed before that, or was of an earlier version
+            self._deliver(trial, self.study.tested)
+        else:
+            deliver = partial(self._deliver, trial, self.study.tested)
+            self.tracker.kept.add(record.parent_id, deliver)
 
     def trial_started(self, number: int) -> None:
         self._open(number)
@@ -142,11 +149,23 @@ class Tracking(Observer):
         self._close(end.number)
 
     def study_ended(self, outcome: Outcome, best: TrialRecord | None) -> None:
+        tested = self.study.tested
+        if tested is not None:  # only now that trial has its value on the test images
+            self._deliver(self.study.trial(tested.trial), tested)
         end_study(self.tracker, self.study, self.parent, outcome)
+
+    def _deliver(self, trial: TrialRecord, tested: Evaluated | None) -> None:
+        """Delivers a trial that has ended."""
+        with self.tracker.runs.collecting():
+            run = self._start(trial)
+            end_trial(self.tracker, self.study, trial, run, tested)
+
+    def _start(self, trial: TrialRecord) -> Run:
+        return start_trial(self.tracker, self.study, trial, self.parent, self.made)
 
     def _open(self, number: int) -> None:
         if number not in self.runs:
-            self.runs[number] = start_trial(self.tracker, self.study, self.study.trial(number), self.parent)
+            self.runs[number] = self._start(self.study.trial(number))
 
     def _close(self, number: int) -> None:
         end_trial(self.tracker, self.study, self.study.trial(number), self.runs.pop(number))

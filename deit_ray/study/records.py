@@ -95,6 +95,11 @@ class TrialRecord:
         return max(self._finite, default=None)
 
     @property
+    def best_epoch(self) -> int | None:
+        """The epoch of the value by which a trial is ranked; of equal ones, the latest."""
+        return max((epoch for epoch, value in self.values.items() if value == self.best), default=None)
+
+    @property
     def choices(self) -> int:
         """The number of evaluations from which the best one was chosen."""
         return max(1, len(self._finite))

@@ -9,6 +9,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from deit_ray import hints
+from deit_ray.data.shards import rows_of
 from deit_ray.errors import Interrupted, UnavailableError, UnexpectedError, UserError, explain_os_error
 from deit_ray.experiment.config import Experiment
 from deit_ray.results.origin import check_numerics, check_same_inputs, note_origin
@@ -35,9 +36,10 @@ def tune(experiment: Experiment, session: Session | None = None) -> Study:
     """
     session = session or Session()
     check_searchable(experiment)
-    from deit_ray.trial.resolve import pin_teacher, resolve
+    from deit_ray.trial.resolve import pin_teacher, pin_tracking, resolve
 
-    resolved = resolve(pin_teacher(experiment))
+    experiment = pin_tracking(pin_teacher(experiment), session)
+    resolved = resolve(experiment)
     session.warn_of(resolved.notes)
     from deit_ray.study.study import Study
     from deit_ray.trial.launch import check_cluster, check_machine
@@ -140,7 +142,8 @@ def _drive(study: Study, resolved: Resolved, device: str, session: Session) -> N
     from deit_ray.study.driver import Driver
 
     experiment = resolved.experiment
-    note_origin(study.folder, experiment, resolved.manifest.fingerprint, device, resolved.teacher_path)
+    manifest, rows = resolved.manifest, rows_of(resolved.manifest, experiment.data.holdout)
+    note_origin(study.folder, experiment, manifest.fingerprint, device, resolved.teacher_path, rows=rows)
     results, address = experiment.results.uri, session.address
     how = hints.command("tune", "--resume", study.name, results=results, address=address)
     kept = "what its trials have done is kept"

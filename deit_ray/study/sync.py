@@ -16,14 +16,23 @@ from deit_ray.outcome import Kind, Outcome
 from deit_ray.results.folders import BEST, EXPERIMENT, RUN, find_run, recorded
 from deit_ray.results.lock import driving
 from deit_ray.study.database import is_study
-from deit_ray.study.records import TrialRecord
-from deit_ray.study.study import Study
+from deit_ray.study.records import Evaluated, TrialRecord
+from deit_ray.study.study import AMENDABLE, Study
 from deit_ray.terminal.console import Console
 from deit_ray.terminal.format import counted, short
 from deit_ray.tracking.tracked import Record, Run
-from deit_ray.tracking.tracker import Tracker
+from deit_ray.tracking.tracker import Tracker, describe_left
+from deit_ray.trial.described import (
+    Made,
+    as_param,
+    final_metrics,
+    final_metrics_of_run,
+    params_of,
+    params_of_study,
+    worker_tags,
+)
 from deit_ray.trial.failure import read_failure
-from deit_ray.trial.run import best_name, best_of, start_single
+from deit_ray.trial.run import start_single
 
 PATIENCE_S = 30.0  # longest wait while no delivery succeeds
 LIMIT_S = 24 * 3600.0  # longest wait
@@ -49,7 +58,8 @@ def sync(name: str, results: str = "results", console: Console | None = None) ->
     name = posixpath.basename(folder)
     study = Study.open(name, results) if is_study(folder) else None
     experiment = study.experiment if study else recorded(folder)
-    with study.driving() if study else driving(folder, name), Tracker.of(experiment, console) as tracker:
+    lock = study.driving() if study else driving(folder, name)
+    with lock, Tracker.of(experiment, console, folder) as tracker:
         with tracker.runs.collecting():
             runs = list(deliver_study(tracker, study) if study else deliver_run(tracker, experiment, folder))
         left = tracker.finish(
@@ -58,7 +68,7 @@ def sync(name: str, results: str = "results", console: Console | None = None) ->
             lambda done, total: console.say(f"  {done} of {counted(total, 'run')} checked"),
         )
     if left:
-        missing, error = tracker.describe_left(left), tracker.last_error or "it does not answer"
+        missing, error = describe_left(left), tracker.last_error or "it does not answer"
         raise UserError(f"{name}: MLflow at {tracker.uri} does not take deliveries: {missing}; {error}")
     refused = [run.name for run in runs if run.refused]
     if refused:
@@ -70,75 +80,85 @@ def sync(name: str, results: str = "results", console: Console | None = None) ->
 
 def deliver_study(tracker: Tracker, study: Study) -> Iterator[Run]:
     """Gives a tracker everything about a study: its own run, and the run of each trial."""
-    parent = start_study(tracker, study)
+    made = Made.read(study.folder, study.experiment)
+    parent = start_study(tracker, study, made)
     yield parent
+    tested = study.tested
     for trial in study.trials():
         if trial.state != TrialState.WAITING:
-            run = start_trial(tracker, study, trial, parent)
+            run = start_trial(tracker, study, trial, parent, made)
             if trial.state.is_finished():
-                end_trial(tracker, study, trial, run)
+                end_trial(tracker, study, trial, run, tested)
             yield run
     if study.outcome:
         end_study(tracker, study, parent, study.outcome)
 
 
-def start_study(tracker: Tracker, study: Study) -> Run:
+def start_study(tracker: Tracker, study: Study, made: Made) -> Run:
     """The study's own run, the parent of its trials' runs."""
-    fixed = {
-        key: str(study.experiment.get(key))
-        for key in ("seed", "train.epochs", "student.model", "search.trials")
-    }
     started = [trial.started for trial in study.trials() if trial.started]
-    tags = {"study": study.name, "kind": "study"}
     return tracker.start_run(
-        study.name, tags, fixed, study.folder, journal=False, started_ms=to_ms(min(started, default=None))
+        study.name,
+        {"study": study.name, "kind": "study"} | made.tags(),
+        params_of_study(study.experiment, AMENDABLE),
+        study.folder,
+        journal=False,
+        started_ms=to_ms(min(started, default=None)),
+        datasets=made.datasets(("train", "val", "test")),
     )
 
 
-def start_trial(tracker: Tracker, study: Study, trial: TrialRecord, parent: Run) -> Run:
+def start_trial(tracker: Tracker, study: Study, trial: TrialRecord, parent: Run, made: Made) -> Run:
     """A trial's run. Writes the trial's experiment into the trial's folder, unless it is there already.
 
     A trial that was not started, since it cannot run, may have no valid experiment.
     """
     folder, number, params = study.trial_folder(trial.number), trial.number, trial.params
-    refused = trial.outcome is not None and trial.outcome.is_refused
-    if not refused:
-        content = dump_experiment(study.trial_experiment(params)).encode()
+    shown = {key: as_param(value) for key, value in ({"seed": study.experiment.seed} | params).items()}
+    if not (trial.outcome is not None and trial.outcome.is_refused):
+        experiment = study.trial_experiment(params)
+        shown = params_of(experiment, params)
         with contextlib.suppress(FileExistsError):
-            storage.create_bytes(storage.join(folder, EXPERIMENT), content)
+            storage.create_bytes(storage.join(folder, EXPERIMENT), dump_experiment(experiment).encode())
     name = f"trial {number:03d} " + " ".join(
         f"{key.rpartition('.')[2]}={short(value)}" for key, value in params.items()
     )
-    tags = {"study": study.name, "kind": "trial", "trial": str(number)}
-    return tracker.start_run(name, tags, params, folder, parent, started_ms=to_ms(trial.started))
+    tags = {"study": study.name, "kind": "trial", "trial": str(number)} | made.tags(trial.ended)
+    splits = ("train", "test" if study.experiment.search.metric.startswith("test/") else "val")
+    started_ms, datasets = to_ms(trial.started), made.datasets(splits)
+    return tracker.start_run(name, tags, shown, folder, parent, started_ms=started_ms, datasets=datasets)
 
 
-def end_trial(tracker: Tracker, study: Study, trial: TrialRecord, run: Run) -> None:
+def end_trial(
+    tracker: Tracker, study: Study, trial: TrialRecord, run: Run, tested: Evaluated | None = None
+) -> None:
     """Ends a trial's run with the trial's outcome; see the table in docs/architecture.md.
 
-    A finished trial gets the value by which the leaderboard ranks it, under a name that no other trial has.
+    A trial that finished or was stopped early gets the value by which the leaderboard ranks it.
+
+    Args:
+        tested: the study's evaluation on the test images.
     """
-    is_finished = trial.ending.kind == Kind.FINISHED and trial.value is not None
-    metrics = {best_name(study.experiment): trial.value} if is_finished else {}
+    ranked = trial.ending.kind in (Kind.FINISHED, Kind.STOPPED_EARLY)
+    own = tested.metrics if tested and tested.trial == trial.number else {}
+    metrics = final_metrics(study.experiment, trial.best, trial.best_epoch, own) if ranked else {}
     folder = study.trial_folder(trial.number)
-    tracker.end_run(run, trial.ending, folder, metrics=metrics, ended_ms=to_ms(trial.ended))
+    tags = worker_tags(folder, study.experiment.train.workers)
+    tracker.end_run(run, trial.ending, folder, metrics=metrics, ended_ms=to_ms(trial.ended), tags=tags)
 
 
-def is_delivered(study: Study, number: int) -> bool:
-    """Whether an ended trial was delivered, with its outcome's MLflow status; the trial's folder says so."""
-    record = Record.read(study.trial_folder(number))
-    return record is not None and record.is_delivered(study.trial(number).ending)
+def delivered(study: Study, trial: TrialRecord) -> Record | None:
+    """The record of a trial's run that was delivered in full with the trial's outcome; else None."""
+    record = Record.read(study.trial_folder(trial.number))
+    return record if record and record.is_delivered(trial.ending) else None
 
 
 def end_study(tracker: Tracker, study: Study, run: Run, outcome: Outcome) -> None:
-    """Ends the study's own run, with its best trial."""
-    if outcome.kind != Kind.FINISHED:
-        tracker.end_run(run, outcome, study.folder)
-        return
-    metrics = {best_name(study.experiment): study.best().value}
-    if study.tested:
-        metrics |= study.tested.metrics
-    tracker.end_run(run, outcome, study.folder, BEST, metrics=metrics)
+    """Ends the study's own run, with the values of its best trial."""
+    best, metrics, tested = study.find_best(), {}, study.tested_best()
+    if best is not None:
+        metrics = final_metrics(study.experiment, best.best, best.best_epoch, tested) | tested
+    tracker.end_run(run, outcome, study.folder, EXPERIMENT, BEST, metrics=metrics)
 
 
 def deliver_run(tracker: Tracker, experiment: Experiment, folder: str) -> Iterator[Run]:
@@ -151,8 +171,9 @@ def deliver_run(tracker: Tracker, experiment: Experiment, folder: str) -> Iterat
         outcome = Outcome.failed(failure.reason)
     else:
         return  # it is running, or was interrupted and can be resumed
-    metrics = best_of(experiment, folder) if outcome.kind == Kind.FINISHED else {}
-    tracker.end_run(run, outcome, folder, metrics=metrics)
+    metrics = final_metrics_of_run(experiment, folder) if outcome.kind == Kind.FINISHED else {}
+    tags = worker_tags(folder, experiment.train.workers)
+    tracker.end_run(run, outcome, folder, metrics=metrics, tags=tags)
 
 
 def to_ms(moment: datetime | None) -> int | None:

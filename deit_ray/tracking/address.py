@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 from deit_ray import storage
 from deit_ray.errors import UserError
 from deit_ray.experiment.config import Experiment
+from deit_ray.results.folders import EXPERIMENT
+from deit_ray.tracking.tracked import Record
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -17,34 +19,57 @@ ALLOWED = (
 )
 
 
-def tracking_uri(experiment: Experiment) -> str:
-    """MLflow's URI for an experiment: `tracking.uri`, else MLFLOW_TRACKING_URI, else a SQLite file next to
-    the results.
+def with_tracking(experiment: Experiment) -> tuple[Experiment, str | None]:
+    """The experiment of a new study or run, with the tracking URI that it keeps: MLFLOW_TRACKING_URI counts
+    where `tracking.uri` names none.
+
+    Returns:
+        The experiment; and what a person must know if the variable counts, else None.
+
+    Raises:
+        UserError: MLflow cannot work with the URI.
+    """
+    uri = os.environ.get(VARIABLE)
+    if not uri or experiment.tracking.uri:
+        return experiment, None
+    _check(VARIABLE, uri, storage.absolute(experiment.results.uri))
+    note = f"MLflow at {shown(uri)}, as {VARIABLE} says; {EXPERIMENT} keeps it for a resume and sync"
+    return experiment.with_overrides({"tracking.uri": uri}), note
+
+
+def note_on_uri(experiment: Experiment) -> str | None:
+    """Says that the runs of an experiment go elsewhere than MLFLOW_TRACKING_URI says; None if they do not."""
+    uri = os.environ.get(VARIABLE)
+    if not uri or uri == experiment.tracking.uri:
+        return None
+    if experiment.tracking.uri:
+        return f"MLflow at {shown(experiment.tracking.uri)}: tracking.uri goes before {VARIABLE}"
+    return f"{EXPERIMENT} names no tracking.uri, and goes before {VARIABLE}, which counts for new runs only"
+
+
+def tracking_uri(experiment: Experiment, folder: str | None = None) -> str:
+    """MLflow's URI for an experiment: `tracking.uri`, else a SQLite file next to the results.
+
+    Args:
+        folder: URI of the folder of a study or run that has begun. Earlier versions obeyed
+            MLFLOW_TRACKING_URI at every start; only the record in the folder then names the server.
 
     Raises:
         UserError: MLflow cannot work with the URI; or there is none, and the results are not on a local disk.
     """
     results = storage.absolute(experiment.results.uri)
-    for key, uri in (("tracking.uri", experiment.tracking.uri), (VARIABLE, os.environ.get(VARIABLE))):
-        if uri:
-            _check(key, uri, results)
-            return uri
+    if experiment.tracking.uri:
+        _check("tracking.uri", experiment.tracking.uri, results)
+        return experiment.tracking.uri
+    record = Record.read(folder) if folder else None
+    if record and not record.uri.startswith("sqlite:"):  # a file moves with the results
+        return record.uri
     if not storage.is_local(results):
         raise UserError(
             f"tracking.uri: missing; results.uri is {results}, where no SQLite file can be; "
             "name an MLflow server"
         )
     return f"sqlite:///{results}/mlflow.db"
-
-
-def note_on_uri(experiment: Experiment) -> str | None:
-    """What a person must know who has set MLFLOW_TRACKING_URI; None if it is not set."""
-    uri = os.environ.get(VARIABLE)
-    if not uri or uri == experiment.tracking.uri:
-        return None
-    if experiment.tracking.uri:
-        return f"MLflow at {shown(experiment.tracking.uri)}: tracking.uri goes before {VARIABLE}"
-    return f"MLflow at {shown(uri)}, as {VARIABLE} says"
 
 
 def has_store(uri: str) -> bool:
@@ -65,8 +90,8 @@ def _check(key: str, uri: str, results: str) -> None:
         _check_databricks(key, uri)
     elif "://" not in uri or kind == "file":
         raise UserError(
-            f"{key}: {shown(uri)}: MLflow no longer keeps runs in a folder; {ALLOWED}; without a "
-            "tracking.uri a SQLite file next to the results is used"
+            f"{key}: {shown(uri)}: MLflow no longer keeps runs in a folder; {ALLOWED}; leave {key} out for a "
+            "SQLite file next to the results; `mlflow migrate-filestore` brings the runs of a folder into one"
         )
     elif kind in ("http", "https"):
         try:

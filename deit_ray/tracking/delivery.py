@@ -17,6 +17,7 @@ from deit_ray import storage
 from deit_ray.cluster import surroundings
 from deit_ray.results.journal import iterate_segments
 from deit_ray.tracking import requests
+from deit_ray.tracking.curves import is_curve
 from deit_ray.tracking.reasons import reason_of
 from deit_ray.tracking.requests import Request
 from deit_ray.tracking.server import Gone, Refused, Server, is_unknown
@@ -153,6 +154,8 @@ class Delivery:
         match request:
             case requests.Describe():
                 server.describe(run_id, request)
+            case requests.LogDatasets(datasets):
+                server.log_datasets(run_id, datasets)
             case requests.LogArtifact(uri):
                 self._log_artifact(run_id, uri)
             case requests.DeleteTag(key):
@@ -160,8 +163,8 @@ class Delivery:
             case requests.ReopenRun():
                 server.reopen(run_id)
             case requests.LogPoints(_, count):
-                segments = delivered.unsent[:count]
-                server.log_points(run_id, [point for segment in segments for point in segment])
+                points = itertools.chain.from_iterable(delivered.unsent[:count])
+                server.log_points(run_id, [point for point in points if is_curve(point.name)])
             case requests.DeleteDuplicate(duplicate):
                 server.delete_duplicate(duplicate, run_id)
             case requests.LogEnding():
@@ -210,10 +213,10 @@ def save(folder: str, record: Record) -> None:
 
 
 def last_values(journal: str, segments: int) -> dict[str, float]:
-    """The last value of each metric in the first `segments` segments of a journal."""
+    """The last value of each curve in the first `segments` segments of a journal."""
     last: dict[str, float] = {}
     for segment in itertools.islice(iterate_segments(journal, 0), segments):
-        last |= {point.name: point.value for point in segment}
+        last |= {point.name: point.value for point in segment if is_curve(point.name)}
     return last
 
 

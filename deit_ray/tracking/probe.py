@@ -8,6 +8,7 @@ from pathlib import Path
 
 from deit_ray.errors import UnavailableError
 from deit_ray.tracking.delivery import quiet_mlflow
+from deit_ray.tracking.moved import follow_artifacts
 from deit_ray.tracking.reasons import naming_server
 from deit_ray.tracking.server import check_active
 
@@ -39,6 +40,8 @@ def probe(uri: str, experiment: str, artifacts: str | None) -> str:
 def _probe(uri: str, experiment: str, artifacts: str | None) -> str:
     from mlflow.tracking import MlflowClient
 
+    if artifacts is not None:
+        follow_artifacts(uri, artifacts)
     client = MlflowClient(tracking_uri=uri)
     found = client.get_experiment_by_name(experiment)
     if found is not None:

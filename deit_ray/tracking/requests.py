@@ -11,10 +11,11 @@ from typing import ClassVar
 
 from deit_ray import storage
 from deit_ray.results.folders import EXPERIMENT
-from deit_ray.tracking.tracked import Delivered, Desired, stored
+from deit_ray.tracking.datasets import Dataset
+from deit_ray.tracking.tracked import VERSION, Delivered, Desired, Ending, Found, stored
 
 # MLflow's limits: servers cut or refuse longer text, or fail
-NAME_CHARS, PARAM_CHARS, TAG_CHARS = 250, 6000, 8000
+NAME_CHARS, PARAM_CHARS, TAG_CHARS, PARAMS = 250, 6000, 8000, 100
 SEGMENTS = 20  # delivered together: the cost of a request hardly depends on its size
 IDENTITY, PARENT = "deit_ray.id", "mlflow.parentRunId"  # tags
 ENDING_TAGS = ("outcome", "state")  # a reopened run does not have them
@@ -36,11 +37,13 @@ class ResetRecord:
 
 @dataclass(frozen=True)
 class Note:
-    """Save these values of `described`, `outcome` and `status` in the record."""
+    """Save these values in the record."""
 
     described: bool
     outcome: str | None = None
     status: str | None = None
+    version: int = 0
+    parent_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,14 @@ class Describe:
     part: ClassVar[str] = "its parameters"
     tags: Pairs
     params: Pairs
+
+
+@dataclass(frozen=True)
+class LogDatasets:
+    """Log the data sets that the run does not have."""
+
+    part: ClassVar[str] = "its data sets"
+    datasets: tuple[Dataset, ...]
 
 
 @dataclass(frozen=True)
@@ -136,7 +147,7 @@ class Terminate:
 
 
 # These requests hold values that a server may refuse as invalid.
-Refusable = CreateRun | Describe | LogArtifact | LogPoints | LogEnding
+Refusable = CreateRun | Describe | LogDatasets | LogArtifact | LogPoints | LogEnding
 Request = (
     Refusable | ReadRecord | ResetRecord | Note | FindRun | DeleteTag | ReopenRun | ReadJournal
     | FindDuplicates | DeleteDuplicate | Terminate
@@ -174,21 +185,32 @@ def opening_requests(desired: Desired, delivered: Delivered) -> list[Request]:
     if desired.ending is None and record.outcome is not None:
         return [Note(record.described)]
 
-    requests: list[Request] = []
-    missing_tags = tuple((key, value) for key, value in tags.items() if found.tags.get(key) != value)
-    missing_params = tuple(
-        (key, fitting(value, PARAM_CHARS)) for key, value in desired.params.items() if key not in found.params
-    )
-    describe = Describe(missing_tags, missing_params)
-    if (missing_tags or missing_params) and describe not in delivered.refused:
-        requests.append(describe)
+    requests: list[Request] = [
+        request for request in describing_requests(desired, tags, found) if request not in delivered.refused
+    ]
     file = LogArtifact(storage.join(desired.folder, EXPERIMENT))
     if not record.described and file not in delivered.refused:  # after a refusal a sync retries
         was_sent = file.uri in found.files
-        requests.append(Note(True, record.outcome, record.status) if was_sent else file)
+        note = Note(True, record.outcome, record.status, record.version, record.parent_id)
+        requests.append(note if was_sent else file)
     if desired.ending is None and found.status != "RUNNING":
         requests += [DeleteTag(key) for key in ENDING_TAGS if key in found.tags]
         requests.append(ReopenRun())
+    return requests
+
+
+def describing_requests(desired: Desired, tags: dict[str, str], found: Found) -> list[Request]:
+    """The requests for the tags, params and data sets that a run lacks."""
+    missing_tags = tuple((key, value) for key, value in tags.items() if found.tags.get(key) != value)
+    params = [
+        (key, fitting(value, PARAM_CHARS)) for key, value in desired.params.items() if key not in found.params
+    ]
+    requests: list[Request] = []
+    if missing_tags or params:
+        requests.append(Describe(missing_tags, tuple(params[:PARAMS])))
+    requests += [Describe((), tuple(params[n : n + PARAMS])) for n in range(PARAMS, len(params), PARAMS)]
+    if datasets := tuple(dataset for dataset in desired.datasets if dataset.key not in found.datasets):
+        requests.append(LogDatasets(datasets))
     return requests
 
 
@@ -221,7 +243,7 @@ def ending_requests(desired: Desired, delivered: Delivered) -> list[Request]:
     tags = {key: fitting(value, TAG_CHARS) for key, value in outcome.mlflow_tags.items()}
 
     requests: list[Request] = [DeleteDuplicate(run_id) for run_id in delivered.duplicates]
-    if metrics or record.outcome != outcome.text:
+    if has_changed(ending, delivered):
         requests += [LogArtifact(uri) for uri in ending.files if uri not in found.files]
     requests += [DeleteTag(key) for key in ENDING_TAGS if key in found.tags and key not in tags]
     missing_tags = tuple((key, value) for key, value in tags.items() if found.tags.get(key) != value)
@@ -232,8 +254,18 @@ def ending_requests(desired: Desired, delivered: Delivered) -> list[Request]:
     requests = [request for request in requests if request not in delivered.refused]
     if requests or delivered.refused:  # after a refusal the record stays open, so that a sync retries
         return requests
-    note = Note(record.described, outcome.text, outcome.mlflow_status)
-    return [] if (record.outcome, record.status) == (note.outcome, note.status) else [note]
+    note = Note(record.described, outcome.text, outcome.mlflow_status, VERSION, desired.parent_id)
+    return [] if after_request(delivered, note) == delivered else [note]
+
+
+def has_changed(ending: Ending, delivered: Delivered) -> bool:
+    """Whether a run ended otherwise than MLflow knows, so that its files may have changed.
+
+    A value that MLflow lacks is no change: an earlier version did not deliver it.
+    """
+    known = {name: value for name, value in ending.metrics.items() if name in delivered.found.metrics}
+    is_other = any(not delivered.found.has_value(name, value) for name, value in known.items())
+    return is_other or delivered.record.outcome != ending.outcome.text
 
 
 def tags_of(desired: Desired, identity: str) -> dict[str, str]:
@@ -255,11 +287,14 @@ def after_request(delivered: Delivered, request: Request) -> Delivered:
     match request:
         case ResetRecord(run_id):
             return delivered.undelivered(run_id)
-        case Note(described, outcome, status):
-            return delivered.noting(described=described, outcome=outcome, status=status)
+        case Note():
+            return delivered.noting(**vars(request))
         case Describe(tags, params):
             params = found.params | {key for key, _ in params}
             return replace(delivered, found=replace(found, tags=found.tags | dict(tags), params=params))
+        case LogDatasets(datasets):
+            datasets = found.datasets | {dataset.key for dataset in datasets}
+            return replace(delivered, found=replace(found, datasets=datasets))
         case LogArtifact(uri):
             return replace(delivered, found=replace(found, files=found.files | {uri}))
         case DeleteTag(key):

@@ -1,7 +1,6 @@
 """The requests that deliveries send to an MLflow server, for one of its experiments."""
 
 import contextlib
-import os
 import posixpath
 import tempfile
 from collections.abc import Callable, Iterator
@@ -10,10 +9,15 @@ from pathlib import Path
 from deit_ray import storage
 from deit_ray.errors import UserError
 from deit_ray.results.journal import Point
+from deit_ray.results.origin import user
+from deit_ray.tracking.datasets import Dataset
+from deit_ray.tracking.moved import follow_artifacts
 from deit_ray.tracking.requests import IDENTITY, PARENT, CreateRun, Describe, LogEnding
 from deit_ray.tracking.tracked import Found
 
 BATCH = 1000  # points in one request, MLflow's limit
+# The tag by which MLflow's pages open an experiment as model training. Its Python code has no name for it.
+KIND = ("mlflow.experimentKind", "custom_model_development")
 
 
 class Server:
@@ -37,24 +41,35 @@ class Server:
         self.answers = 0
 
     def connect(self) -> None:
-        """Finds the experiment, or creates it, unless that was done before.
+        """Finds the experiment, or creates it, unless that was done before; gives it a kind if it has none.
 
         Raises:
             Deleted: somebody deleted the experiment.
         """
+        if self.client is None and self.artifacts is not None:
+            follow_artifacts(self.uri, self.artifacts)
         self._make_client()
         if self.experiment_id is not None:
             return
         found = self._request(self.client.get_experiment_by_name, self.experiment)
         if found is None:
             location = self.artifacts if self.uri.startswith("sqlite:") else None
-            kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on training runs
             self._request(
-                self.client.create_experiment, self.experiment, artifact_location=location, tags=kind
+                self.client.create_experiment, self.experiment, artifact_location=location, tags=dict([KIND])
             )
             found = self._request(self.client.get_experiment_by_name, self.experiment)
         check_active(found)
+        if KIND[0] not in found.tags:  # made by an earlier version, or by a person, who may set another one
+            self._set_kind(found.experiment_id)
         self.experiment_id = found.experiment_id
+
+    def _set_kind(self, experiment_id: str) -> None:
+        """Sets the experiment's kind, unless this login may only write runs, which need no kind."""
+        try:
+            self._request(self.client.set_experiment_tag, experiment_id, *KIND)
+        except Exception as error:
+            if getattr(error, "error_code", None) != "PERMISSION_DENIED":
+                raise
 
     def _make_client(self) -> None:
         if self.client is None:
@@ -74,11 +89,10 @@ class Server:
     def create_run(self, request: CreateRun) -> Found:
         from mlflow.utils.mlflow_tags import MLFLOW_SOURCE_NAME, MLFLOW_USER
 
-        source = {MLFLOW_SOURCE_NAME: "deit-ray", MLFLOW_USER: os.environ.get("USER", "unknown")}
         options = {
             "start_time": request.started_ms,
             "run_name": request.name,
-            "tags": dict(request.tags) | source,
+            "tags": {MLFLOW_SOURCE_NAME: "deit-ray", MLFLOW_USER: user()} | dict(request.tags),
         }
         return found_of(self._offer(None, self.client.create_run, self.experiment_id, **options))
 
@@ -104,6 +118,10 @@ class Server:
         tags = [RunTag(*tag) for tag in request.tags]
         params = [Param(*param) for param in request.params]
         self._offer(run_id, self.client.log_batch, run_id, params=params, tags=tags)
+
+    def log_datasets(self, run_id: str, datasets: tuple[Dataset, ...]) -> None:
+        inputs = [dataset.as_input() for dataset in datasets]
+        self._offer(run_id, self.client.log_inputs, run_id, datasets=inputs)
 
     def log_points(self, run_id: str, points: list[Point]) -> None:
         from mlflow.entities import Metric
@@ -234,8 +252,15 @@ def local_copy(uri: str) -> Iterator[str]:
 def found_of(run) -> Found:
     """A `Found` from one of MLflow's runs."""
     data = run.data
+    inputs = run.inputs.dataset_inputs if run.inputs else ()
+    datasets = {(found.dataset.name, found.dataset.digest) for found in inputs}
     return Found(
-        run.info.run_id, run.info.status, dict(data.tags), frozenset(data.params), dict(data.metrics)
+        run.info.run_id,
+        run.info.status,
+        dict(data.tags),
+        frozenset(data.params),
+        dict(data.metrics),
+        datasets=frozenset(datasets),
     )
 
 

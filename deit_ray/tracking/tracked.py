@@ -5,11 +5,14 @@ import math
 from dataclasses import dataclass, field, replace
 
 from deit_ray import storage
-from deit_ray.outcome import Kind, Outcome
+from deit_ray.outcome import Outcome
 from deit_ray.results.journal import Point
+from deit_ray.tracking.datasets import Dataset
 
 RECORD = "tracking.json"
-STOPPED_EARLY_STATUS_0_1 = "KILLED"  # delivered by versions that recorded no status
+# Raised when a version gives a run in MLflow something that a run that has ended lacks. 0 is every version
+# without this number. 1: params of all keys that are not the default, tags, data sets, best/epoch.
+VERSION = 1
 LARGEST = 1.7976931348623157e308  # MLflow stores this for an infinity
 
 
@@ -36,6 +39,7 @@ class Desired:
 
     Attributes:
         name, tags, params: as MLflow shows them.
+        datasets: the data sets that the run reads.
         folder: URI of the run's results.
         journal: URI of the run's journal, or None.
         started_ms: when the run began, in ms since 1970.
@@ -51,6 +55,7 @@ class Desired:
     started_ms: int
     ending: Ending | None = None
     parent_id: str | None = None
+    datasets: tuple[Dataset, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ class Record:
         segments: number of the journal's segments that were delivered without a gap.
         outcome, status: outcome and MLflow status of the closed run; status is None if an earlier version
             closed it.
+        version: `VERSION` of the version that closed the run.
+        parent_id: MLflow's id of the study's run when the run was closed; None for a run that is no trial.
     """
 
     id: str
@@ -75,6 +82,8 @@ class Record:
     segments: int = 0
     outcome: str | None = None
     status: str | None = None
+    version: int = 0
+    parent_id: str | None = None
 
     @classmethod
     def read(cls, folder: str) -> "Record | None":
@@ -89,13 +98,8 @@ class Record:
         return Record(self.id, self.uri, self.experiment, run_id)
 
     def is_delivered(self, outcome: Outcome) -> bool:
-        """Whether the run was closed with this outcome and its MLflow status."""
-        if self.outcome != outcome.text:
-            return False
-        status = self.status or (
-            STOPPED_EARLY_STATUS_0_1 if outcome.kind == Kind.STOPPED_EARLY else outcome.mlflow_status
-        )
-        return status == outcome.mlflow_status
+        """Whether the run was closed with this outcome, by a version that delivers all that this one does."""
+        return (self.outcome, self.version) == (outcome.text, VERSION)
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,7 @@ class Found:
         params: names of the parameters.
         metrics: last value of each metric when the server answered.
         files: URIs of the artifacts that were delivered since; the server is not asked about earlier ones.
+        datasets: (name, digest) of each data set.
     """
 
     run_id: str
@@ -115,6 +120,7 @@ class Found:
     params: frozenset[str] = frozenset()
     metrics: dict[str, float] = field(default_factory=dict)
     files: frozenset[str] = frozenset()
+    datasets: frozenset[tuple[str, str]] = frozenset()
 
     def has_value(self, name: str, value: float) -> bool:
         """Whether `value`, as MLflow stores it, is the last value of a metric."""

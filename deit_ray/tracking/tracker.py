@@ -20,6 +20,7 @@ from deit_ray.results.folders import JOURNAL
 from deit_ray.results.journal import iterate_segments
 from deit_ray.terminal.format import counted
 from deit_ray.tracking.address import note_on_uri, shown, tracking_uri
+from deit_ray.tracking.datasets import Dataset
 from deit_ray.tracking.delivery import Delivery
 from deit_ray.tracking.reasons import reason_of
 from deit_ray.tracking.server import Deleted, Server
@@ -53,18 +54,20 @@ class Tracker:
         self.runs = Runs()
         self.started = 0
         self.root: Run | None = None  # the study's run, or the only one
+        self.kept = KeptTrials()
         self.wake, self.closing, self.stopped = threading.Event(), threading.Event(), threading.Event()
         self.thread = threading.Thread(target=self._deliver, name="tracking", daemon=True)
         self.thread.start()
 
     @classmethod
-    def of(cls, experiment: Experiment, console) -> "Tracker":
-        """The tracker of an experiment's runs."""
+    def of(cls, experiment: Experiment, console, folder: str) -> "Tracker":
+        """The tracker of a study or run, whose folder has a URI."""
         results = storage.absolute(experiment.results.uri)
         artifacts = storage.join(results, "mlruns")
         if note := note_on_uri(experiment):
             console.begin(note)
-        return cls(tracking_uri(experiment), experiment.tracking.experiment, artifacts, console.warn)
+        uri = tracking_uri(experiment, folder)
+        return cls(uri, experiment.tracking.experiment, artifacts, console.warn)
 
     def __enter__(self) -> "Tracker":
         return self
@@ -75,7 +78,7 @@ class Tracker:
         left = self.finish(PATIENCE_S, LIMIT_S) if kind is None else self.finish(HASTE_S, HASTE_S)
         if left:
             self.warn(
-                f"MLflow at {self.uri} does not have everything: {self.describe_left(left)}; "
+                f"MLflow at {self.uri} does not have everything: {describe_left(left)}; "
                 f"they are kept in the journals; deliver them with: {sync_command(self.root)}"
             )
 
@@ -88,21 +91,25 @@ class Tracker:
         parent: Run | None = None,
         journal: bool = True,
         started_ms: int | None = None,
+        datasets: tuple[Dataset, ...] = (),
     ) -> Run:
         """Notes that MLflow must have a run. The run is created there, unless it exists already.
 
         Args:
             name: name of the run in MLflow's list.
-            tags, params: tags and parameters of the run.
+            tags, params: tags and parameters of the run. A tag without a dot in its name is one of deit_ray.
             folder: URI of the run's results; its experiment.yaml becomes an artifact, its journal the curves.
             parent: the study's run, for a trial.
             journal: whether the folder has a journal.
             started_ms: when the run began, in ms since 1970, if that was not now.
+            datasets: the data sets that the run reads.
         """
-        tags = {f"deit_ray.{key}": value for key, value in tags.items()} | {"deit_ray.folder": folder}
+        tags = {(key if "." in key else f"deit_ray.{key}"): value for key, value in tags.items()}
         params = {key: str(value) for key, value in params.items()}
         uri = storage.join(folder, JOURNAL) if journal else None
-        run = Run(Desired(name, folder, tags, params, uri, started_ms or now_ms()), parent)
+        tags["deit_ray.folder"] = folder
+        desired = Desired(name, folder, tags, params, uri, started_ms or now_ms(), datasets=datasets)
+        run = Run(desired, parent)
         self.runs.add(run)
         self.started += 1
         self.root = self.root or parent or run
@@ -117,19 +124,21 @@ class Tracker:
         *files: str,
         metrics: dict[str, float] | None = None,
         ended_ms: int | None = None,
+        tags: dict[str, str] | None = None,
     ) -> None:
         """Notes that a run must be closed, with the rest of its journal and the artifacts of its outcome.
 
         Args:
-            outcome: how the run ended.
+            outcome: how it ended.
             folder: URI of the folder with the files.
             files: names of further artifacts. A file that does not exist is left out.
             metrics: last values that are in no journal.
             ended_ms: when the run ended, in ms since 1970, if that was not now.
+            tags: tags that were not known when the run began, by their whole names.
         """
         uris = tuple(storage.join(folder, file) for file in dict.fromkeys((*outcome.artifacts, *files)))
         ending = Ending(outcome, uris, metrics or {}, ended_ms or now_ms())
-        self.runs.end(run, ending)
+        self.runs.end(run, ending, tags or {})
         self.wake.set()
 
     def finish(
@@ -161,13 +170,6 @@ class Tracker:
         self.stopped.set()  # a thread that hangs in a request ends once the request returns
         return self.runs.pending()
 
-    def describe_left(self, left: list[Run]) -> str:
-        """The number of runs and points that are not delivered, in words."""
-        journals = [(run.desired.journal, run.segments) for run in left]
-        unread = [iterate_segments(uri, first) for uri, first in journals if uri and storage.is_local(uri)]
-        points = sum(len(segment) for segments in unread for segment in segments)
-        return f"{counted(len(left), 'run')} with {counted(points, 'point')} not delivered"
-
     @property
     def has_changed(self) -> bool:
         """Whether a delivery has changed something in MLflow."""
@@ -192,6 +194,8 @@ class Tracker:
             show_phase("tracking")
             self.runs.tidy(failed)
             self.contact.failing.intersection_update(self.runs.pending())
+            if not failed and self.kept.deliver_lost(self.root):
+                continue
             if failed:
                 self._pause(pause_s, closing)
                 pause_s = min(2 * pause_s, PAUSE_S[1])
@@ -259,9 +263,10 @@ class Runs:
             self.delivered = [other for other in self.delivered if other.desired.folder != folder]
             self.live.append(run)
 
-    def end(self, run: Run, ending: Ending) -> None:
+    def end(self, run: Run, ending: Ending, tags: dict[str, str]) -> None:
         with self.lock:
-            run.desired, run.is_pending = replace(run.desired, ending=ending), True
+            run.desired = replace(run.desired, ending=ending, tags=run.desired.tags | tags)
+            run.is_pending = True
             if run not in self.live:  # the run had ended before, with another outcome
                 self.live.append(run)
 
@@ -303,6 +308,39 @@ class Runs:
         now = time.monotonic()
         with self.lock:
             return max(0.0, min((run.read_at for run in self.live), default=now) + POLL_S - now)
+
+
+class KeptTrials:
+    """Trials whose runs were delivered in full. They are delivered again if MLflow turns out to have another
+    run of the study than then, as a server does whose database was lost."""
+
+    def __init__(self):
+        self.kept: list[tuple[str | None, Callable[[], None]]] = []
+
+    def add(self, study_run_id: str | None, deliver: Callable[[], None]) -> None:
+        """Adds a trial.
+
+        Args:
+            study_run_id: MLflow's id of the study's run below which the trial's run was delivered.
+            deliver: starts and ends the trial's run. The delivery thread calls it.
+        """
+        self.kept.append((study_run_id, deliver))
+
+    def deliver_lost(self, root: Run | None) -> bool:
+        """Delivers the trials again whose study has another run in MLflow; returns whether there are any.
+
+        Args:
+            root: the study's run.
+        """
+        if not self.kept or root.delivered.found is None:
+            return False
+        lost = 0
+        while self.kept:
+            run_id, deliver = self.kept.pop()  # the driver may add trials meanwhile
+            if run_id != root.record.run_id:
+                deliver()
+                lost += 1
+        return lost > 0
 
 
 def has_grown(run: Run) -> bool:
@@ -356,6 +394,14 @@ class Contact:
         if self.is_behind:
             self.is_behind = False
             self.warn(f"tracking caught up: MLflow at {self.uri} takes deliveries again")
+
+
+def describe_left(left: list[Run]) -> str:
+    """The number of runs and points that are not delivered, in words."""
+    journals = [(run.desired.journal, run.segments) for run in left]
+    unread = [iterate_segments(uri, first) for uri, first in journals if uri and storage.is_local(uri)]
+    points = sum(len(segment) for segments in unread for segment in segments)
+    return f"{counted(len(left), 'run')} with {counted(points, 'point')} not delivered"
 
 
 def sync_command(run: Run) -> str:

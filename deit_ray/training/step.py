@@ -193,7 +193,7 @@ class TrainStep:
         self.teacher = build_teacher(teacher, device, half) if teacher else None
         self.teacher_normalise = self._normalise_for(teacher) if teacher else None
         self.optimizer = optim.make_optimizer(model, experiment.optim)
-        self.peak_lr = optim.effective_lr(experiment.optim, experiment.train.batch_size)
+        self.peak_lr = experiment.optim.peak_lr(experiment.train.batch_size)
         self.ema = MovingAverage(model) if experiment.optim.ema_decay else None
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(experiment, device))
         self.compiled = None

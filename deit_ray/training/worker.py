@@ -29,6 +29,7 @@ from deit_ray.training.checkpoint import Progress, load_checkpoint, save_checkpo
 from deit_ray.training.clock import Clock
 from deit_ray.training.evaluate import evaluate
 from deit_ray.training.step import Batch, Normalise, TrainStep, uses_bfloat16
+from deit_ray.training.system import SystemMeter, system_metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,7 @@ def train_worker(**fields) -> None:
         )
     journal = JournalWriter(storage.join(job.folder, JOURNAL)) if rank == 0 else None
     cost = Cost(journal, device, world_size, experiment.train)
-    clock = Clock(stream, device)
+    clock, meter = Clock(stream, device), SystemMeter(device, context.get_local_rank() == 0)
 
     for epoch in range(progress.step // max(1, worklist.steps_per_epoch), experiment.train.epochs):
         begin, end = epoch * worklist.steps_per_epoch, (epoch + 1) * worklist.steps_per_epoch
@@ -113,6 +114,7 @@ def train_worker(**fields) -> None:
         show_phase("evaluation")
         clock.enter("evaluation")
         metrics = {"data/bad_images": sum_over_workers(clock.bad)} | cost.read()
+        metrics |= system_metrics(gather([meter.read()]))
         for split in splits:
             metrics |= evaluate(
                 split, model, train_step.ema and train_step.ema.module, stream,

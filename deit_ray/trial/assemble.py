@@ -173,4 +173,16 @@ def run_worker(worker: str, config: dict) -> None:
     )
     module, _, function = worker.partition(":")
     with keeping_traceback():
-        getattr(import_module(module), function)(stream=batches, **config)
+        call = getattr(import_module(module), function)
+        if "folder" in config and (gpu := gpu_name()):
+            write_worker(config["folder"], rank, gpu)
+        call(stream=batches, **config)
+
+
+def gpu_name() -> str | None:
+    """The name of this worker's GPU; None if it trains on the CPU."""
+    import torch  # here, since the trial's own process needs none of it
+    from ray.train.torch import get_device
+
+    device = get_device()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None

@@ -150,8 +150,12 @@ def read_failure(folder: str) -> Failure | None:
         return None
 
 
-def write_worker(folder: str, rank: int) -> None:
-    """Leaves word, in a trial's folder, of where this worker runs and where its output goes."""
+def write_worker(folder: str, rank: int, gpu: str | None = None) -> None:
+    """Notes in a trial's folder where this worker runs, and where its output goes.
+
+    Args:
+        gpu: name of its GPU.
+    """
     logs = [
         os.readlink(f"/proc/self/fd/{number}")
         for number in (1, 2)
@@ -162,6 +166,7 @@ def write_worker(folder: str, rank: int) -> None:
         "host": os.uname().nodename,
         "node": ray.get_runtime_context().get_node_id(),
         "pid": os.getpid(),
+        "gpu": gpu,
         "logs": [log for log in logs if log.startswith("/")],
     }
     storage.write_bytes(_worker_file(folder, rank), json.dumps(worker).encode())

@@ -19,7 +19,8 @@ from deit_ray.experiment.config import Experiment
 from deit_ray.experiment.load import load_experiment
 from deit_ray.experiment.searched import check_searched, idle_keys
 from deit_ray.results.folders import MODEL, runs_of
-from deit_ray.tracking.address import tracking_uri
+from deit_ray.terminal.session import Session
+from deit_ray.tracking.address import tracking_uri, with_tracking
 
 if TYPE_CHECKING:
     from deit_ray.models.teacher import TeacherWeights
@@ -150,6 +151,18 @@ def teacher_path(experiment: Experiment) -> str | None:
         return weights
     uri = storage.join(storage.absolute(results), _newest_with_model(experiment), MODEL)
     return storage.fetch(uri)
+
+
+def pin_tracking(experiment: Experiment, session: Session) -> Experiment:
+    """The experiment of a new study or run with the MLflow that it keeps; see `with_tracking`.
+
+    Raises:
+        UserError: MLflow cannot work with MLFLOW_TRACKING_URI.
+    """
+    experiment, note = with_tracking(experiment)
+    if note:
+        session.console.begin(note)
+    return experiment
 
 
 def pin_teacher(experiment: Experiment) -> Experiment:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import posixpath
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,7 +23,6 @@ from deit_ray.outcome import Outcome
 from deit_ray.results.folders import (
     JOURNAL,
     RUN,
-    best_step,
     keep_best_model,
     measured,
     new_folder,
@@ -40,6 +38,7 @@ from deit_ray.terminal.live import RunView
 from deit_ray.terminal.session import Session
 from deit_ray.tracking.tracked import Run
 from deit_ray.tracking.tracker import Tracker
+from deit_ray.trial.described import Made, final_metrics_of_run, params_of, worker_tags
 from deit_ray.trial.failure import (
     describe_death,
     describe_restart,
@@ -52,6 +51,19 @@ from deit_ray.trial.failure import (
 from deit_ray.trial.needs import MODULES
 from deit_ray.trial.reading import largest_shares, make_worklist
 from deit_ray.trial.remarks import remarks_before
+
+# the params that every run of its own has in MLflow, also where they are the default
+COMPARED = (
+    "student.model",
+    "distillation.kind",
+    "distillation.weight",
+    "augment.strength",
+    "optim.lr",
+    "train.epochs",
+    "train.batch_size",
+    "train.workers",
+    "train.threads",
+)
 
 if TYPE_CHECKING:
     from deit_ray.trial.resolve import Resolved
@@ -94,9 +106,10 @@ def train(experiment: Experiment, session: Session | None = None) -> TrainedRun:
         UserError: the experiment cannot run, or its training failed.
         Interrupted: Ctrl-C was pressed; the run can be continued.
     """
-    from deit_ray.trial.resolve import pin_teacher
+    from deit_ray.trial.resolve import pin_teacher, pin_tracking
 
-    return train_in(new_folder, pin_teacher(experiment), session)
+    session = session or Session()
+    return train_in(new_folder, pin_tracking(pin_teacher(experiment), session), session)
 
 
 def train_in(
@@ -130,8 +143,9 @@ def train_in(
         name = posixpath.basename(folder)
         fingerprint, teacher = resolved.manifest.fingerprint, resolved.teacher_path
         check_same_inputs(folder, experiment, fingerprint, teacher)
-        note_origin(folder, experiment, fingerprint, device, teacher, continues)
-        with driving(folder, name), Tracker.of(experiment, session.console) as tracker:
+        rows = shards.rows_of(resolved.manifest, experiment.data.holdout)
+        note_origin(folder, experiment, fingerprint, device, teacher, continues, rows)
+        with driving(folder, name), Tracker.of(experiment, session.console, folder) as tracker:
             run = start_single(tracker, experiment, folder)
             view = RunView(session.console, name, experiment)
             view.started(device, remarks_before(experiment, resolved.manifest))
@@ -143,7 +157,9 @@ def train_in(
                 ended = {"outcome": outcome.text, "metrics": metrics}
                 storage.write_bytes(storage.join(folder, RUN), json.dumps(ended).encode())
             view.kept(experiment.search.metric, measured(folder, experiment.search.metric), metrics)
-            tracker.end_run(run, outcome, folder, metrics=best_of(experiment, folder))
+            metrics_at_best = final_metrics_of_run(experiment, folder)
+            tags = worker_tags(folder, experiment.train.workers)
+            tracker.end_run(run, outcome, folder, metrics=metrics_at_best, tags=tags)
             warn_of_bad(folder, session.console.warn)
     return TrainedRun(name, folder, metrics, largest_shares(resolved.manifest))
 
@@ -210,27 +226,14 @@ def _train_on(
 
 def start_single(tracker: Tracker, experiment: Experiment, folder: str) -> Run:
     """Starts the MLflow run of a training run on its own."""
-    tags = {"experiment": experiment.name, "kind": "train"}
-    return tracker.start_run(posixpath.basename(folder), tags, params_of(experiment), folder)
-
-
-def best_of(experiment: Experiment, folder: str) -> dict[str, float]:
-    """The value of a finished run's best model, under the name by which MLflow ranks; see `best_name`."""
-    found = best_step(folder, experiment.search.metric)
-    value = math.nan if found is None else found[1]
-    return {best_name(experiment): value} if math.isfinite(value) else {}
-
-
-def best_name(experiment: Experiment) -> str:
-    """The name of the metric that MLflow has of finished runs, trials and studies only: their best value."""
-    return f"best/{experiment.search.metric}"
-
-
-def params_of(experiment: Experiment) -> dict[str, str]:
-    """The MLflow params of an experiment that searches nothing: the few settings that people compare."""
-    keys = ("student.model", "distillation.kind", "distillation.weight", "augment.strength", "optim.lr",
-            "train.epochs", "train.batch_size", "train.workers", "train.threads", "seed")  # fmt: skip
-    return {key: str(experiment.get(key)) for key in keys}
+    made = Made.read(folder, experiment)
+    return tracker.start_run(
+        posixpath.basename(folder),
+        {"experiment": experiment.name, "kind": "train"} | made.tags(),
+        params_of(experiment, COMPARED),
+        folder,
+        datasets=made.datasets(("train", "val", "test")),
+    )
 
 
 def warn_of_bad(folder: str, warn: Callable[[str], None]) -> None:

@@ -1,6 +1,7 @@
 """Messages: what was wrong and what can be done, without Python's names; commands that can be typed."""
 
 import errno
+import json
 import os
 import shlex
 import socket
@@ -16,7 +17,7 @@ from deit_ray.cluster.surroundings import free_port
 from deit_ray.errors import UserError, explain_os_error
 from deit_ray.experiment.load import default_experiment
 from deit_ray.terminal.console import Console
-from deit_ray.tracking.address import note_on_uri, shown, tracking_uri
+from deit_ray.tracking.address import note_on_uri, shown, tracking_uri, with_tracking
 from tests.support.commands import call
 
 FAULTS = {
@@ -73,15 +74,28 @@ def test_a_tracking_uri_that_mlflow_cannot_use_is_refused_at_the_start(key, uri,
     if not keys:
         monkeypatch.setenv(key, uri)
     with pytest.raises(UserError, match=f"^{key}: .*{said}"):
-        tracking_uri(default_experiment(keys))
+        tracking_uri(with_tracking(default_experiment(keys))[0])
 
 
-def test_the_variable_of_mlflow_is_obeyed_unless_the_file_says_otherwise(monkeypatch):
+def test_the_variable_of_mlflow_counts_for_new_runs_whose_file_names_none(monkeypatch, tmp_path):
+    silent = default_experiment({"results.uri": str(tmp_path)})
+    assert with_tracking(silent) == (silent, None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host:5000")
-    silent = default_experiment({})
-    assert tracking_uri(silent) == "http://me:secret@host:5000"
-    assert note_on_uri(silent) == "MLflow at http://me:***@host:5000, as MLFLOW_TRACKING_URI says"
+    kept, note = with_tracking(silent)
+    assert tracking_uri(kept) == kept.tracking.uri == "http://me:secret@host:5000"
+    said = "MLflow at http://me:***@host:5000, as MLFLOW_TRACKING_URI says"
+    assert note == f"{said}; experiment.yaml keeps it for a resume and sync"
+    assert note_on_uri(kept) is None
+    # the file of a run that has begun counts; only an earlier version, which obeyed the variable, named none
+    assert tracking_uri(silent, str(tmp_path)) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert "names no tracking.uri, and goes before MLFLOW_TRACKING_URI" in note_on_uri(silent)
+    record = {"id": "a", "experiment": "deit_ray", "run_id": "b", "uri": "http://host:5000"}
+    (tmp_path / "tracking.json").write_text(json.dumps(record))
+    assert tracking_uri(silent, str(tmp_path)) == "http://host:5000"
+    (tmp_path / "tracking.json").write_text(json.dumps(record | {"uri": "sqlite:////old/place/mlflow.db"}))
+    assert tracking_uri(silent, str(tmp_path)) == f"sqlite:///{tmp_path}/mlflow.db"
     loud = default_experiment({"tracking.uri": "https://other"})
+    assert with_tracking(loud) == (loud, None)
     assert tracking_uri(loud) == "https://other"
     assert note_on_uri(loud) == "MLflow at https://other: tracking.uri goes before MLFLOW_TRACKING_URI"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")

@@ -20,7 +20,7 @@ from deit_ray.commands.continuing import continue_run, lengthen
 from deit_ray.commands.reproduce import points_of
 from deit_ray.errors import UserError
 from deit_ray.experiment.load import dump_experiment, load_experiment
-from deit_ray.models.optim import effective_lr, lr_at
+from deit_ray.models.optim import lr_at
 from deit_ray.models.weights import read_description
 from deit_ray.results import folders
 from deit_ray.results.folders import MODEL
@@ -135,9 +135,7 @@ def test_the_policies_of_the_schedule(experiment):
     stretched, held = lengthen(done, 30, "stretch"), lengthen(done, 30, "hold")
 
     def lr(experiment, epoch):
-        return lr_at(
-            epoch * 20, 20, experiment.optim, experiment.train.epochs, effective_lr(experiment.optim, 64)
-        )
+        return lr_at(epoch * 20, 20, experiment.optim, experiment.train.epochs, experiment.optim.peak_lr(64))
 
     planned = done.with_overrides({"train.epochs": 30})
     assert [lr(stretched, epoch) for epoch in range(30)] == [lr(planned, epoch) for epoch in range(30)]

@@ -15,7 +15,7 @@ from deit_ray.errors import UserError
 from deit_ray.experiment.config import Distillation, Experiment, Optim, Student
 from deit_ray.models import losses, student, weights
 from deit_ray.models.ema import MovingAverage
-from deit_ray.models.optim import effective_lr, lr_at, make_optimizer
+from deit_ray.models.optim import lr_at, make_optimizer
 from deit_ray.models.teacher import build_teacher, read_teacher
 
 ALL = torch.ones(2)
@@ -88,7 +88,7 @@ def test_samples_that_are_not_valid_count_nowhere():
 
 def test_the_schedule_is_timms_cosine_with_warm_up():
     optim = Optim(lr=5e-4, warmup_epochs=5, warmup_lr=1e-6, min_lr=1e-5)
-    peak = effective_lr(optim, 1024)
+    peak = optim.peak_lr(1024)
     assert peak == 1e-3  # DeiT, section 6: 5e-4 x 1024 / 512
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=peak)
     theirs = CosineLRScheduler(optimizer, t_initial=300, lr_min=1e-5, warmup_t=5, warmup_lr_init=1e-6)

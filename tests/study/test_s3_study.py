@@ -192,8 +192,7 @@ def test_a_study_on_s3_whose_driver_machine_and_mlflow_are_lost_is_resumed_on_an
         wait_for(lambda: lease.driver_of(study) is None, 2 * lease.LEASE_S)
 
         mlflow = lose(mlflow, "second")
-        assert re.search("short-1: MLflow has everything of [23] runs", there("sync", "short", *options))
-        there("tune", "--resume", "short", *options)
+        there("tune", "--resume", "short", *options)  # it delivers the trials that have ended again
         assert_undisturbed(results, table(finished_study.results), mlflow.uri, 3)
         assert_everything_is_there(results, 3)
 

@@ -1,6 +1,7 @@
 """A real study with a real MLflow, as people run it: by commands, piped, interrupted and resumed."""
 
 import os
+import platform
 import posixpath
 import re
 import signal
@@ -19,6 +20,7 @@ from deit_ray.results.folders import results_of
 from deit_ray.results.journal import iterate_points
 from deit_ray.study.search import tune
 from deit_ray.study.study import Study
+from deit_ray.tracking.curves import is_curve
 from deit_ray.trial.needs import Needs
 from tests.conftest import SMALL_STEPS
 from tests.support.commands import (
@@ -31,7 +33,7 @@ from tests.support.commands import (
     wait_for,
 )
 from tests.support.servers import free_port
-from tests.support.tracked import history_of, ranked_by_mlflow, runs_below
+from tests.support.tracked import history_of, inputs_of, ranked_by_mlflow, runs_below
 
 
 def test_a_study_runs_is_tracked_and_gives_its_best(finished_study, server):
@@ -98,11 +100,15 @@ def assert_mlflow_agrees(study: Study, uri: str, count: int = 3, steps: int = SM
         assert run.data.tags["outcome"] == ended
         assert run.info.status == "FINISHED"
         assert run.data.tags.get("state") == {"COMPLETE": None, "PRUNED": "PRUNED"}[trial.state.name]
-        params = {key: float(value) for key, value in run.data.params.items()}
-        assert params == pytest.approx(trial.params)
+        searched = {key: float(run.data.params[key]) for key in trial.params}
+        assert searched == pytest.approx(trial.params)
+        assert set(inputs_of(run)) == {"training", "validation"}
+        assert run.data.tags["deit_ray.host"] == platform.node()
+        assert 0 < run.data.metrics["system/memory_percent"] <= 100
+        assert 0 <= run.data.metrics["system/cpu_percent"] <= 100
         told = sorted((p.key, p.step, p.value) for p in history_of(uri, run))
         journal = iterate_points(f"{study.trial_folder(trial.number)}/journal")
-        assert told == sorted((p.name, p.step, p.value) for p in journal)
+        assert told == sorted((p.name, p.step, p.value) for p in journal if is_curve(p.name))
         # a worker may measure on for a moment after the scheduler has stopped its trial
         last = max(trial.intermediate_values) * steps
         curve = {step // steps: v for name, step, v in told if name == "val/top1_ema" and step <= last}
@@ -111,16 +117,21 @@ def assert_mlflow_agrees(study: Study, uri: str, count: int = 3, steps: int = SM
         assert losses == list(range(1, last + 1))
         names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
         assert names == {"experiment.yaml"} | ({"model.safetensors"} if ended == "finished" else set())
-    # MLflow's table, sorted by one metric, has the leaderboard's winner and order of finished trials
+    # MLflow's table, sorted by one metric, has the leaderboard's values, its winner and its order
     metric, board = study.experiment.search.metric, study.leaderboard()
-    finished = board[board["state"] == "finished"]
     ranked = ranked_by_mlflow(uri, study.folder, metric)
-    assert sorted(ranked) == sorted(zip(finished["trial"], finished["best"], strict=True))
-    assert [value for _, value in ranked] == list(finished["best"])
-    assert max(value for _, value in ranked) == study.optuna.best_value == study.best().value
+    assert sorted(ranked) == sorted(zip(board["trial"], board["best"], strict=True))
+    finished = board[board["state"] == "finished"]
+    assert [v for number, v in ranked if number in set(finished["trial"])] == list(finished["best"])
+    assert ranked[0][1] == study.optuna.best_value == study.best().value
+    best = children[study.best().number].data.metrics
+    assert study.best().values[best["best/epoch"]] == study.best().value
+    assert best["best/test_top1"] == study.optuna.user_attrs["test"]["test/top1"]
     parent = parents[0]
     assert parent.info.status == "FINISHED"
-    assert parent.data.metrics["best/val/top1_ema"] == study.best().value
+    assert parent.data.metrics["best/val_top1_ema"] == study.best().value
+    assert parent.data.metrics["best/test_top1"] == best["best/test_top1"]
+    assert set(inputs_of(parent)) == {"training", "validation", "test"}
     assert parent.data.metrics["test/top1"] == study.optuna.user_attrs["test"]["test/top1"]
 
 

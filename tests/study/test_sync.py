@@ -1,6 +1,7 @@
 """`sync` delivers studies and runs afterwards: MLflow gets the same as from a driver during the study."""
 
 import json
+import platform
 from pathlib import Path
 
 import mlflow
@@ -8,23 +9,43 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from deit_ray.data.shards import read_manifest, rows_of
 from deit_ray.errors import UserError
 from deit_ray.experiment.load import dump_experiment
 from deit_ray.outcome import Outcome
+from deit_ray.results import origin
+from deit_ray.results.origin import NUMERICS, note_origin, user
 from deit_ray.study import sync as syncing
 from deit_ray.study.observers import Tracking
+from deit_ray.study.records import Evaluated
 from deit_ray.study.study import Study
-from deit_ray.study.sync import deliver_study, end_trial, is_delivered, start_study, start_trial, sync, to_ms
+from deit_ray.study.sync import (
+    deliver_study,
+    delivered,
+    end_trial,
+    start_study,
+    start_trial,
+    sync,
+    to_ms,
+)
 from deit_ray.terminal.console import Console
 from deit_ray.tracking import tracker as tracking
 from deit_ray.tracking.tracker import Tracker
-from tests.support.tracked import EXPERIMENT, Told, Trial, ranked_by_mlflow
+from deit_ray.trial.described import Made
+from tests.support.tracked import EXPERIMENT, Told, Trial, inputs_of, ranked_by_mlflow
 
 pytestmark = pytest.mark.usefixtures("impatient")
+TAGS = {
+    "mlflow.source.git.commit": "a1b2",
+    "mlflow.source.git.dirty": "true",
+    "mlflow.user": user(),
+    "deit_ray.driver": platform.node(),
+    "deit_ray.version": "0.1.0",
+}
 
 
 @pytest.fixture
-def study(experiment, proxy) -> Study:
+def study(experiment, proxy, monkeypatch) -> Study:
     """A study of four trials: finished, stopped early, failed, and running, as a killed driver leaves it."""
     keys = {"name": "short", "tracking.uri": proxy.uri, "tracking.experiment": EXPERIMENT, "search.trials": 4}
     space = {
@@ -34,6 +55,11 @@ def study(experiment, proxy) -> Study:
         "distillation.kind": "none",
     }
     study = Study.create(experiment("digits_student", keys | space | {"search.grace_epochs": 1}))
+    manifest = read_manifest(study.experiment.data.uri)
+    code = {"version": "0.1.0", "numerics": NUMERICS, "commit": "a1b2", "changes": "+changed"}
+    monkeypatch.setattr(origin, "describe_code", lambda: code)
+    rows = rows_of(manifest, study.experiment.data.holdout)
+    note_origin(study.folder, study.experiment, manifest.fingerprint, "cpu", rows=rows)
     lr = optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True)
     for state, outcome in (
         (TrialState.COMPLETE, None),
@@ -59,9 +85,10 @@ def test_sync_delivers_what_a_study_could_not_and_nothing_twice(study, proxy, mo
     monkeypatch.setattr(syncing, "PATIENCE_S", 1.0)
     proxy.misbehave("close")  # the server is away, and gets nothing of the study
     with Tracker(proxy.uri, EXPERIMENT, None, told) as tracker:
-        parent = start_study(tracker, study)
+        made = Made.read(study.folder, study.experiment)
+        parent = start_study(tracker, study, made)
         for trial in study.trials()[:2]:
-            end_trial(tracker, study, trial, start_trial(tracker, study, trial, parent))
+            end_trial(tracker, study, trial, start_trial(tracker, study, trial, parent, made))
     assert len(told) == 2
     assert told.count_of("tracking is behind") == 1
     assert (
@@ -86,7 +113,9 @@ def test_sync_delivers_what_a_study_could_not_and_nothing_twice(study, proxy, mo
     ]
 
     # the trial that was left running is ended, and so is the study
+    study.report(3, 3, 0.7)
     study.optuna.tell(3, 0.7)
+    study.tested = Evaluated(3, {"test/top1": 0.6})
     Trial(Path(study.trial_folder(3))).journal.add({"val/top1": 0.7}, 60)
     Path(study.trial_folder(3), "model.safetensors").write_bytes(b"best")
     study.save_best()
@@ -95,7 +124,12 @@ def test_sync_delivers_what_a_study_could_not_and_nothing_twice(study, proxy, mo
     assert_agrees(study, proxy.uri)
     client = mlflow.MlflowClient(proxy.uri)
     (parent,) = Trial(Path(study.folder)).runs(proxy.uri)
-    assert (parent.info.status, parent.data.metrics) == ("FINISHED", {"best/val/top1": 0.7})
+    assert (parent.info.status, parent.data.metrics) == (
+        "FINISHED",
+        {"best/val_top1": 0.7, "best/epoch": 3.0, "best/test_top1": 0.6, "test/top1": 0.6},
+    )
+    tested = Trial(Path(study.trial_folder(3))).runs(proxy.uri)[0].data.metrics
+    assert (tested["best/val_top1"], tested["best/test_top1"]) == (0.7, 0.6)
     assert {a.path for a in client.list_artifacts(parent.info.run_id)} == {
         "experiment.yaml",
         "best.yaml",
@@ -114,8 +148,17 @@ def assert_agrees(study: Study, uri: str) -> None:
     }
     (parent,) = Trial(Path(study.folder)).runs(uri)
     client = mlflow.MlflowClient(uri)
-    finished = {t.number: t.value for t in study.optuna.trials if t.state == TrialState.COMPLETE}
-    assert dict(ranked_by_mlflow(uri, study.folder, "val/top1", EXPERIMENT)) == finished
+    ranked = (TrialState.COMPLETE, TrialState.PRUNED)
+    best = {trial.number: trial.best for trial in study.trials() if trial.state in ranked}
+    assert dict(ranked_by_mlflow(uri, study.folder, "val/top1", EXPERIMENT)) == best
+    fingerprint = read_manifest(study.experiment.data.uri).fingerprint
+    inputs = {
+        "training": ("digits train", f"{fingerprint[:32]}-0.1", 1294),
+        "validation": ("digits val", f"{fingerprint[:32]}-0.1", 144),
+    }
+    assert inputs_of(parent) == inputs | {"test": ("digits test", fingerprint[:36], 359)}
+    assert parent.data.params["search.space.optim.lr"] == '{"log": [0.0001, 0.01]}'
+    assert "search.trials" not in parent.data.params  # a resume may change it
     for trial in study.optuna.trials:
         folder = Trial(Path(study.trial_folder(trial.number)))
         (run,) = folder.runs(uri)
@@ -125,7 +168,13 @@ def assert_agrees(study: Study, uri: str) -> None:
         )
         assert run.data.tags.get("state") == ("PRUNED" if trial.state == TrialState.PRUNED else None)
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-        assert {key: float(value) for key, value in run.data.params.items()} == pytest.approx(trial.params)
+        assert float(run.data.params["optim.lr"]) == trial.params["optim.lr"]
+        assert run.data.params["derived.peak_lr"] == run.data.params["optim.lr"]  # scale_lr is off
+        assert run.data.params["seed"] == "0"  # the default
+        assert run.data.params["data.image_size"] == "16"  # is not
+        assert not {"optim.kind", "search.trials", "results.uri"} & set(run.data.params)
+        assert inputs_of(run) == inputs
+        assert run.data.tags.items() >= TAGS.items() | {("deit_ray.data", fingerprint)}
         assert run.info.start_time == int(trial.datetime_start.timestamp() * 1000)
         assert folder.delivered(uri) == folder.written()
         artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
@@ -171,13 +220,13 @@ def test_a_resume_brings_an_early_stopped_run_of_version_0_1_to_its_status_and_t
     client.delete_tag(pruned.info.run_id, "state")
     for trial in trials:
         record = trial.record()
-        del record["status"]
+        del record["status"], record["version"], record["parent_id"]
         Path(trial.folder, "tracking.json").write_text(json.dumps(record))
-    assert [is_delivered(study, number) for number in range(3)] == [True, False, True]
+    assert [bool(delivered(study, trial)) for trial in study.trials()[:3]] == [False] * 3
 
     resume(study)
     assert_agrees(study, proxy.uri)
-    assert [is_delivered(study, number) for number in range(3)] == [True, True, True]
+    assert all(delivered(study, trial) for trial in study.trials()[:3])
     (again,) = trials[1].runs(proxy.uri)
     assert again.info.run_id == pruned.info.run_id
     assert again.info.end_time == to_ms(study.trial(1).ended)
@@ -186,6 +235,28 @@ def test_a_resume_brings_an_early_stopped_run_of_version_0_1_to_its_status_and_t
     proxy.seen.clear()
     resume(study)
     assert not [path for path in proxy.seen if path.endswith(("create", "log-batch", "update", "set-tag"))]
+
+
+def test_a_resume_delivers_everything_again_to_a_server_that_lost_it(study, proxy):
+    with Tracker(proxy.uri, EXPERIMENT, None, Told()) as tracker:
+        list(deliver_study(tracker, study))
+    resume(study)
+    client, folders = mlflow.MlflowClient(proxy.uri), [study.folder, *map(study.trial_folder, range(3))]
+    for killed in (False, True):
+        for run in [run for folder in folders for run in Trial(Path(folder)).runs(proxy.uri)]:
+            client.delete_run(run.info.run_id)
+        if killed:  # the first driver after the loss, once it had delivered the study's own run
+            tracking = Tracking(study, Console(quiet=True))
+            with tracking.delivering():
+                tracking.study_opened()
+        resume(study)
+        (parent,) = Trial(Path(study.folder)).runs(proxy.uri)
+        for number in range(3):
+            trial = Trial(Path(study.trial_folder(number)))
+            (run,) = trial.runs(proxy.uri)
+            assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+            assert trial.delivered(proxy.uri) == trial.written()
+            assert run.data.tags["outcome"] == study.trial(number).ending.text
 
 
 def resume(study: Study) -> None:

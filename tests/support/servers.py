@@ -42,13 +42,22 @@ class MlflowServer:
     """`mlflow server`. It starts when the context is entered.
 
     Args:
-        folder: folder of its artifacts and its log.
+        folder: folder of its log.
         backend: URI of its database; by default SQLite in the folder.
         workers: number of its processes.
         port: the port to listen on; by default a free one.
+        artifacts: URI of the folder of the artifacts; by default in the folder.
     """
 
-    def __init__(self, folder: Path, backend: str | None = None, workers: int = 1, port: int | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        backend: str | None = None,
+        workers: int = 1,
+        port: int | None = None,
+        artifacts: str | None = None,
+    ):
+        self.artifacts = artifacts or str(Path(folder) / "artifacts")
         self.folder, self.workers, self.port = Path(folder), workers, port or free_port()
         self.backend = backend or f"sqlite:///{self.folder}/mlflow.db"
         self.uri = f"http://127.0.0.1:{self.port}"
@@ -64,7 +73,7 @@ class MlflowServer:
     def start(self, wait: bool = True) -> None:
         options = {
             "--backend-store-uri": self.backend,
-            "--artifacts-destination": str(self.folder / "artifacts"),
+            "--artifacts-destination": self.artifacts,
             "--host": "127.0.0.1",
             "--port": str(self.port),
             "--workers": str(self.workers),

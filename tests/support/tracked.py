@@ -7,6 +7,7 @@ import mlflow
 
 from deit_ray.outcome import Outcome
 from deit_ray.results.journal import JournalWriter, iterate_points
+from deit_ray.tracking.curves import is_curve
 from deit_ray.tracking.tracked import Run
 from deit_ray.tracking.tracker import Tracker
 
@@ -47,7 +48,12 @@ class Trial:
         Path(self.folder, "tracking.json").write_text(json.dumps(self.record() | values))
 
     def written(self) -> list[tuple]:
-        return sorted((p.name, p.step, p.value, p.time_ms) for p in iterate_points(f"{self.folder}/journal"))
+        """The points of the journal that are curves in MLflow."""
+        return [
+            (point.name, point.step, point.value, point.time_ms)
+            for point in sorted(iterate_points(f"{self.folder}/journal"), key=lambda p: (p.name, p.step))
+            if is_curve(point.name)
+        ]
 
     def runs(self, uri: str) -> list:
         """The trial's runs in MLflow that are not deleted."""
@@ -73,7 +79,7 @@ def runs_below(uri: str, folder) -> list:
 
 
 def history_of(uri: str, run) -> list:
-    """All points of a run's curves in MLflow; best/METRIC is in no journal."""
+    """All points of a run's curves in MLflow; the final values, best/NAME, are in no journal."""
     client = mlflow.MlflowClient(uri)
     names = [name for name in run.data.metrics if not name.startswith("best/")]
     return [point for name in names for point in client.get_metric_history(run.info.run_id, name)]
@@ -82,15 +88,30 @@ def history_of(uri: str, run) -> list:
 def ranked_by_mlflow(
     uri: str, study: Path | str, metric: str, experiment: str = "deit_ray"
 ) -> list[tuple[int, float]]:
-    """(number, best/METRIC) of the trials that have it, as MLflow's table sorts them; `study` is a folder."""
-    client = mlflow.MlflowClient(uri)
+    """(number, best value of a metric) of the trials that have it, as MLflow's table sorts them.
+
+    Args:
+        study: its folder.
+    """
+    client, best = mlflow.MlflowClient(uri), f"best/{metric.replace('/', '_')}"
     runs = client.search_runs(
         [client.get_experiment_by_name(experiment).experiment_id],
         f"tags.`deit_ray.folder` LIKE '{study}/trial-%'",
-        order_by=[f"metrics.`best/{metric}` DESC"],
+        order_by=[f"metrics.`{best}` DESC"],
     )
-    found = [(int(run.data.tags["deit_ray.trial"]), run.data.metrics.get(f"best/{metric}")) for run in runs]
+    found = [(int(run.data.tags["deit_ray.trial"]), run.data.metrics.get(best)) for run in runs]
     return [(number, value) for number, value in found if value is not None]
+
+
+def inputs_of(run) -> dict[str, tuple[str, str, int | None]]:
+    """The data sets of an MLflow run by context: (name, digest, number of rows)."""
+    found = {}
+    for given in run.inputs.dataset_inputs:
+        (context,) = [tag.value for tag in given.tags if tag.key == "mlflow.data.context"]
+        rows = json.loads(given.dataset.profile or "{}").get("num_rows")
+        found[context] = (given.dataset.name, given.dataset.digest, rows)
+    assert len(found) == len(run.inputs.dataset_inputs)
+    return found
 
 
 def start(tracker: Tracker, trial: Trial, **options) -> Run:

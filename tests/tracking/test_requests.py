@@ -7,6 +7,7 @@ import pytest
 
 from deit_ray.outcome import Outcome
 from deit_ray.results.journal import Point
+from deit_ray.tracking.datasets import Dataset
 from deit_ray.tracking.requests import (
     CreateRun,
     DeleteDuplicate,
@@ -15,6 +16,7 @@ from deit_ray.tracking.requests import (
     FindDuplicates,
     FindRun,
     LogArtifact,
+    LogDatasets,
     LogEnding,
     LogPoints,
     Note,
@@ -30,7 +32,7 @@ from deit_ray.tracking.requests import (
     next_requests,
     opening_requests,
 )
-from deit_ray.tracking.tracked import Delivered, Desired, Ending, Found, Record
+from deit_ray.tracking.tracked import VERSION, Delivered, Desired, Ending, Found, Record
 
 EXPERIMENT, MODEL, BAD, JOURNAL = (
     f"/r/s-1/t/{name}" for name in ("experiment.yaml", "model.safetensors", "bad_images.csv", "journal")
@@ -52,8 +54,10 @@ STOPS_EARLY = ended(Outcome.stopped_early(3))
 NEW = Record("identity", "http://mlflow", "tests")  # a new record
 MADE = replace(NEW, run_id="a")
 OPEN = replace(MADE, described=True, segments=2)  # a record of a run that runs
-CLOSED = replace(OPEN, outcome="finished", status="FINISHED")
-CLOSED_EARLY = replace(OPEN, outcome=EARLY, status="FINISHED")
+CLOSED = replace(OPEN, outcome="finished", status="FINISHED", version=VERSION, parent_id="study")
+CLOSED_EARLY = replace(CLOSED, outcome=EARLY)
+CLOSED_BEFORE = replace(CLOSED, version=0, parent_id=None)  # by an earlier version
+NOTED = {"version": VERSION, "parent_id": "study"}
 
 THERE = Found(
     "a", tags=TAGS, params=frozenset(["optim.lr"]), metrics={"loss": 0.5}
@@ -65,6 +69,10 @@ THERE_EARLY_0_1 = replace(THERE, status="KILLED", tags=TAGS | {"outcome": EARLY}
 RUNNING = Delivered(OPEN, True, THERE, {"loss": 0.5}, segments=2, unsent=())
 ALONE = replace(RUNNING, duplicates=())  # all runs of the identity were looked for: there is one
 POINTS = ([Point("loss", 0.4, 30, 1)], [Point("loss", 0.3, 40, 2)], [Point("loss", 0.2, 50, 3)])
+
+TRAIN, VAL = (Dataset.of("/data/digits", "f" * 64, split, 0.1, 10) for split in ("train", "val"))
+DATASETS = (TRAIN, VAL)
+MANY = tuple((f"key{number:03d}", "1") for number in range(201))
 
 CREATE = CreateRun("trial 000", 1000, PAIRS)
 DESCRIBE = Describe((), (LR,))
@@ -84,6 +92,11 @@ SITUATIONS = {
         RUNS,
         Delivered(MADE, True, replace(THERE, params=frozenset()), duplicates=()),
         [DESCRIBE, LogArtifact(EXPERIMENT)],
+    ),
+    "it reads data sets": (
+        replace(RUNS, datasets=DATASETS),
+        Delivered(MADE, True, replace(THERE, params=frozenset()), duplicates=()),
+        [DESCRIBE, LogDatasets(DATASETS), LogArtifact(EXPERIMENT)],
     ),
     "its experiment was sent": (
         RUNS,
@@ -126,7 +139,7 @@ SITUATIONS = {
     "its end is in MLflow": (
         FINISHES,
         replace(ALONE, found=replace(THERE_FINISHED, files=frozenset([MODEL, BAD]))),
-        [Note(True, "finished", "FINISHED")],
+        [Note(True, "finished", "FINISHED", **NOTED)],
     ),
     "its end is in MLflow, and its folder says so": (
         FINISHES,
@@ -233,7 +246,26 @@ SITUATIONS = {
         replace(ALONE, record=CLOSED, found=replace(THERE_FINISHED, metrics={"loss": 0.5, "best": 0.8})),
         [LogArtifact(MODEL), LogArtifact(BAD), LogEnding((("best", 0.9),), (), 2000)],
     ),
-    # an earlier version recorded no status
+    # an earlier version delivered less, or recorded less
+    "an earlier version delivered no final values, params and data sets": (
+        replace(ended(Outcome.finished(), best=0.9), params=dict([LR, ("seed", "0")]), datasets=DATASETS),
+        replace(ALONE, record=CLOSED_BEFORE, found=replace(THERE_FINISHED, datasets=frozenset([TRAIN.key]))),
+        [Describe((), (("seed", "0"),)), LogDatasets((VAL,))],
+    ),
+    "its final values are missing, and no file is sent again": (
+        ended(Outcome.finished(), best=0.9),
+        replace(ALONE, record=CLOSED_BEFORE, found=THERE_FINISHED),
+        [LogEnding((("best", 0.9),), (), 2000)],
+    ),
+    "its study's run was created again after its end": (
+        replace(FINISHES, parent_id="study 2"),
+        replace(
+            ALONE,
+            record=CLOSED,
+            found=replace(THERE_FINISHED, tags=THERE_FINISHED.tags | {"mlflow.parentRunId": "study 2"}),
+        ),
+        [Note(True, "finished", "FINISHED", VERSION, "study 2")],
+    ),
     "an earlier version delivered its early stop": (
         STOPS_EARLY,
         replace(ALONE, record=replace(CLOSED_EARLY, status=None), found=THERE_EARLY_0_1),
@@ -242,13 +274,13 @@ SITUATIONS = {
     "its early stop was brought up to date, and its folder does not say so": (
         STOPS_EARLY,
         replace(ALONE, record=replace(CLOSED_EARLY, status=None), found=THERE_EARLY),
-        [Note(True, EARLY, "FINISHED")],
+        [Note(True, EARLY, "FINISHED", **NOTED)],
     ),
     "its early stop is up to date": (STOPS_EARLY, replace(ALONE, record=CLOSED_EARLY, found=THERE_EARLY), []),
     "an earlier version delivered that it finished": (
         FINISHES,
-        replace(ALONE, record=replace(CLOSED, status=None), found=THERE_FINISHED),
-        [Note(True, "finished", "FINISHED")],
+        replace(ALONE, record=replace(CLOSED_BEFORE, status=None), found=THERE_FINISHED),
+        [Note(True, "finished", "FINISHED", **NOTED)],
     ),
     # MLflow refuses a part
     "its creation was refused": (FINISHES, Delivered(NEW, may_exist=False, refused=frozenset([CREATE])), []),
@@ -263,6 +295,11 @@ SITUATIONS = {
         RUNS,
         replace(RUNNING, unsent=POINTS, refused=frozenset([LogPoints(2, 3)])),
         [LogPoints(2, 1), LogPoints(3, 1), LogPoints(4, 1)],
+    ),
+    "its data sets were refused": (
+        replace(RUNS, datasets=DATASETS),
+        replace(RUNNING, unsent=POINTS, refused=frozenset([LogDatasets(DATASETS)])),
+        [LogPoints(2, 3)],
     ),
     "its model was refused": (
         FINISHES,
@@ -286,6 +323,11 @@ SITUATIONS = {
             ResetRecord(None),
             CreateRun("n" * 250, 1000, (("note", "t" * 8000), *PAIRS[1:])),
         ],
+    ),
+    "it has more parameters than a request takes": (
+        replace(RUNS, params=dict(MANY)),
+        RUNNING,
+        [Describe((), MANY[:100]), Describe((), MANY[100:200]), Describe((), MANY[200:])],
     ),
     "its parameter is too long, and no UTF-8": (
         replace(RUNS, params={"long": "p" * 5999 + "\ud800" + "p"}),
@@ -366,14 +408,9 @@ def test_a_trial_waits_for_its_studys_run_to_be_there_not_to_be_closed():
     [
         (Outcome.finished(), OPEN, False),
         (Outcome.finished(), CLOSED, True),
-        (Outcome.finished(), replace(CLOSED, status=None), True),  # as an earlier version noted it
-        (Outcome.failed("x"), replace(OPEN, outcome="failed: x"), True),
-        (Outcome.cancelled(), replace(OPEN, outcome="cancelled"), True),
-        (
-            Outcome.stopped_early(3),
-            replace(CLOSED_EARLY, status=None),
-            False,
-        ),  # the earlier version said KILLED
+        (Outcome.finished(), CLOSED_BEFORE, False),  # an earlier version delivered less
+        (Outcome.failed("x"), replace(CLOSED, outcome="failed: x"), True),
+        (Outcome.cancelled(), replace(CLOSED, outcome="cancelled"), True),
         (Outcome.stopped_early(3), CLOSED_EARLY, True),
         (Outcome.stopped_early(4), CLOSED_EARLY, False),
     ],
@@ -390,3 +427,10 @@ def test_a_record_of_an_earlier_version_is_read(tmp_path):
     (tmp_path / "tracking.json").write_text(known)
     assert Record.read(str(tmp_path)) == Record("i", "u", "e", "r", True, 7, "cancelled", None)
     assert Record.read(str(tmp_path / "none")) is None
+
+
+def test_a_data_set_is_identified_by_its_images_and_by_what_is_held_out_of_them():
+    names = [(found.name, found.digest) for found in DATASETS]
+    assert names == [("digits train", "f" * 32 + "-0.1"), ("digits val", "f" * 32 + "-0.1")]
+    test = Dataset.of("s3://bucket/digits/", "f" * 64, "test", 0.1, None)
+    assert test.key == ("digits test", "f" * 36)

@@ -12,13 +12,24 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from deit_ray import storage
 from deit_ray.outcome import Outcome
 from deit_ray.tracking import tracker
+from deit_ray.tracking.datasets import Dataset
 from deit_ray.tracking.tracked import Record
 from deit_ray.tracking.tracker import Tracker
 from tests.support.commands import wait_for
 from tests.support.servers import MlflowServer, Postgres, free_port
-from tests.support.tracked import EXPERIMENT, Told, Trial, deliver, start
+from tests.support.tracked import (
+    EXPERIMENT,
+    FINISHED,
+    Told,
+    Trial,
+    deliver,
+    history_of,
+    inputs_of,
+    start,
+)
 
 pytestmark = pytest.mark.usefixtures("impatient")
 
@@ -80,6 +91,45 @@ def test_a_request_that_was_done_but_answered_500_is_not_done_twice(proxy, trial
     assert len(mlflow.MlflowClient(proxy.uri).get_metric_history(run.info.run_id, "best")) == 1
 
 
+DATASETS = tuple(Dataset.of("/data/digits", "f" * 64, split, 0.1, 90) for split in ("train", "val"))
+MANY = {f"key{number:03d}": number for number in range(101)}  # more than a request takes
+
+
+@pytest.mark.parametrize("mode", ["refuse_before", "fail_after", "close_after"])
+def test_whichever_request_fails_nothing_is_lost_or_doubled(server, proxy, tmp_path, mode):
+    client, name = mlflow.MlflowClient(server.uri), f"requests {mode}"
+    number = client.create_experiment(name)  # by a person, without a kind
+    trials = {}
+    with Tracker(proxy.uri, name, None, Told()) as tracker:
+        for path in ("set-experiment-tag", "runs/create", "log-inputs", "log-batch", "runs/update"):
+            trial = trials[path] = Trial(tmp_path / path)
+            trial.measure()
+            proxy.misbehave(mode, path, times=1)
+            run = tracker.start_run("trial 000", {"kind": "trial"}, MANY, trial.folder, datasets=DATASETS)
+            tracker.end_run(run, FINISHED, trial.folder, metrics={"best/val_top1": 0.5}, tags={"host": "a"})
+            wait_for(lambda run=run: run.closed)
+            assert proxy.times == 0
+    assert client.get_experiment(number).tags["mlflow.experimentKind"] == "custom_model_development"
+    runs = client.search_runs([number])
+    assert len(runs) == len(trials)
+    for trial in trials.values():
+        (run,) = [run for run in runs if run.data.tags["deit_ray.folder"] == trial.folder]
+        told = [(p.key, p.step, p.value, p.timestamp) for p in history_of(server.uri, run)]
+        assert sorted(told) == trial.written()
+        assert run.data.params == {key: str(value) for key, value in MANY.items()}
+        assert inputs_of(run) == {
+            "training": ("digits train", "f" * 32 + "-0.1", 90),
+            "validation": ("digits val", "f" * 32 + "-0.1", 90),
+        }
+        assert [p.value for p in client.get_metric_history(run.info.run_id, "best/val_top1")] == [0.5]
+        assert run.data.tags["host"] == "a"
+    client.set_experiment_tag(number, "mlflow.experimentKind", "genai_development")  # a person's choice
+    with Tracker(server.uri, name, None, Told()) as tracker:
+        again = start(tracker, trial)
+        wait_for(lambda: again.seen)
+    assert client.get_experiment(number).tags["mlflow.experimentKind"] == "genai_development"
+
+
 def test_training_does_not_wait_for_a_slow_server_and_its_thread_shows_that_it_delivers(server, proxy, trial):
     proxy.delay_s = 0.2
     proxy.misbehave("delay")
@@ -136,7 +186,7 @@ def test_an_early_stop_of_an_earlier_version_is_brought_up_to_date_once_and_a_re
     client.delete_tag(run.info.run_id, "state")  # the earlier version set no such tag, another status,
     client.set_terminated(run.info.run_id, "KILLED", ended_ms)
     record = trial.record()
-    assert record.pop("status") == "FINISHED"
+    assert (record.pop("status"), record.pop("version"), record.pop("parent_id")) == ("FINISHED", 1, None)
     Path(trial.folder, "tracking.json").write_text(json.dumps(record))  # and recorded none
     assert not Record.read(trial.folder).is_delivered(early)
 
@@ -381,11 +431,15 @@ def test_a_server_that_accepts_and_never_answers_does_not_hold_the_exit(proxy, t
 @pytest.mark.skipif(
     Postgres.binaries() is None, reason="PostgreSQL's initdb is neither in /usr/lib/postgresql nor on PATH"
 )
-def test_postgresql_killed_behind_the_server_loses_and_doubles_nothing(own_server, tmp_path):
+def test_postgresql_killed_behind_the_server_loses_and_doubles_nothing(own_server, bucket, tmp_path):
     trials, told = [Trial(tmp_path / "short-1" / f"trial-{number}") for number in range(4)], Told()
-    with Postgres() as postgres, MlflowServer(tmp_path / "mlflow", postgres.uri) as server:
+    place = f"{bucket}/artifacts"
+    with (
+        Postgres() as postgres,
+        MlflowServer(tmp_path / "mlflow", postgres.uri, artifacts=place) as server,
+    ):
         with Tracker(server.uri, EXPERIMENT, None, told) as tracker:
-            runs = [start(tracker, trial) for trial in trials]
+            runs = [start(tracker, trial, datasets=DATASETS) for trial in trials]
             writing = threading.Thread(
                 target=lambda: [(trial.measure(50), time.sleep(0.02)) for _ in range(10) for trial in trials]
             )
@@ -396,13 +450,19 @@ def test_postgresql_killed_behind_the_server_loses_and_doubles_nothing(own_serve
             writing.join()
             postgres.start()
             for run, trial in zip(runs, trials, strict=True):
-                tracker.end_run(run, Outcome.finished(), trial.folder)
+                tracker.end_run(run, Outcome.finished(), trial.folder, metrics={"best/val_top1": 0.5})
         assert all(len(trial.delivered(server.uri)) == 1000 for trial in trials)
         assert all(trial.delivered(server.uri) == trial.written() for trial in trials)
         for trial in trials:
             trial.change_record(segments=0, outcome=None)
             deliver(server.uri, trial)
         assert all(trial.delivered(server.uri) == trial.written() for trial in trials)
+        for trial in trials:
+            (run,) = trial.runs(server.uri)
+            assert set(inputs_of(run)) == {"training", "validation"}
+            assert run.data.metrics["best/val_top1"] == 0.5
+            stored = f"{place}/{run.info.artifact_uri.partition(':/')[2]}/experiment.yaml"
+            assert storage.read_bytes(stored) == Path(trial.folder, "experiment.yaml").read_bytes()
 
 
 def test_a_port_where_nothing_listens_is_reported_once(trial, monkeypatch):
