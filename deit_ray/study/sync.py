@@ -22,9 +22,11 @@ from deit_ray.terminal.console import Console
 from deit_ray.terminal.format import counted, short
 from deit_ray.tracking.tracked import Record, Run
 from deit_ray.tracking.tracker import Tracker, describe_left
+from deit_ray.tracking.view import View, study_view
 from deit_ray.trial.described import (
     Made,
     as_param,
+    best_name,
     final_metrics,
     final_metrics_of_run,
     params_of,
@@ -105,7 +107,14 @@ def start_study(tracker: Tracker, study: Study, made: Made) -> Run:
         journal=False,
         started_ms=to_ms(min(started, default=None)),
         datasets=made.datasets(("train", "val", "test")),
+        view=view_of(study.name, study.experiment),
     )
+
+
+def view_of(name: str, experiment: Experiment) -> View:
+    """How MLflow shows a study."""
+    search = experiment.search
+    return study_view(name, search.metric, best_name(experiment), list(search.space))
 
 
 def start_trial(tracker: Tracker, study: Study, trial: TrialRecord, parent: Run, made: Made) -> Run:
