@@ -103,12 +103,9 @@ def _find_place_of_all(results: str) -> Place:
     place = storage.absolute(results)
     if storage.is_local(place) and os.path.exists(f"{place}/mlflow.db"):
         return Place(f"sqlite:///{place}/mlflow.db")
-    names = [
-        name
-        for name in storage.list_names(results)
-        if storage.exists(storage.join(results, name, EXPERIMENT))
-    ]
-    uris = {uri for name in names if (uri := recorded(storage.join(results, name)).tracking.uri)}
+    folders = [storage.join(results, name) for name in storage.list_names(results)]
+    folders = [folder for folder in folders if storage.exists(storage.join(folder, EXPERIMENT))]
+    uris = {uri for folder in folders if (uri := recorded(folder).tracking.uri)}
     if len(uris) == 1:
         return Place(uris.pop())
     if uris:
