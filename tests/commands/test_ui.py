@@ -4,10 +4,9 @@ import contextlib
 import json
 import os
 import re
-import shlex
 import signal
 import socket
-import sys
+import webbrowser
 from pathlib import Path
 
 import mlflow
@@ -54,9 +53,11 @@ def test_without_a_name_all_runs_of_the_results_are_shown(tmp_path):
 
 
 def test_a_study_on_a_server_is_opened_there_in_its_view(finished_study, server, tmp_path, monkeypatch):
-    opened = tmp_path / "opened"
-    browser = shlex.join([sys.executable, "-c", f"import sys; open({str(opened)!r}, 'w').write(sys.argv[1])"])
-    monkeypatch.setenv("BROWSER", f"{browser} %s")
+    opened, browser = tmp_path / "opened", tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\nprintf %s "$1" > {opened}\n')
+    browser.chmod(0o755)
+    monkeypatch.setenv("BROWSER", str(browser))
+    monkeypatch.setattr(webbrowser, "_tryorder", None)  # Python reads the variable once
     name, results = finished_study.name, finished_study.results
     client = mlflow.MlflowClient(server.uri)
     found = client.get_experiment_by_name("deit_ray")
