@@ -143,7 +143,7 @@ class Delivery:
                 return self._find_duplicates(delivered, identity)
             case requests.ShareView(view):
                 self.changes += self.server.share_view(view)
-                return replace(delivered, is_shared=True)
+                return requests.after_request(delivered, request)
         self._change_run(delivered, request)
         self.changes += not isinstance(request, requests.ResetRecord | requests.Note)
         after = requests.after_request(delivered, request)

@@ -309,6 +309,8 @@ def after_request(delivered: Delivered, request: Request) -> Delivered:
             return replace(delivered, found=replace(found, datasets=datasets))
         case LogArtifact(uri):
             return replace(delivered, found=replace(found, files=found.files | {uri}))
+        case ShareView():
+            return replace(delivered, is_shared=True)
         case DeleteTag(key):
             tags = {name: value for name, value in found.tags.items() if name != key}
             return replace(delivered, found=replace(found, tags=tags))
