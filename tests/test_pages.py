@@ -18,7 +18,7 @@ from tests.support.browser import Browser, chromium
 from tests.support.commands import call, command
 from tests.support.servers import free_port
 
-EPOCHS, TRIALS = 8, 8
+EPOCHS, TRIALS = 5, 6
 BEST = "best/val_top1"
 
 
@@ -32,7 +32,7 @@ def digits_study(ray_cluster, digits, teacher_file, tmp_path_factory) -> Finishe
         "distillation.teacher": {"weights": teacher_file},
         "train.epochs": EPOCHS,
         "search.trials": TRIALS,
-        "search.grace_epochs": 2,
+        "search.grace_epochs": 1,
     }
     experiment = load_experiment(EXPERIMENTS / "digits_search.yaml", keys)
     (folder / "digits_search.yaml").write_text(dump_experiment(experiment))

@@ -15,8 +15,7 @@ TAG = "mlflow.sharedViewState."  # begins the name of a view's tag
 PARAMETER = "viewStateShareKey"
 KEY = "deit-ray-"  # begins the key of a study's view
 WRITER = "deit_ray"  # MLflow leaves it out when a person saves a view of the same key
-SECTION = "deit_ray"
-WIDE = 150  # pixels of a column with words, or with a name of some twenty letters
+WORKFLOW = "workflowType=machine_learning"  # else MLflow shows a menu for language models
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class View:
         return isinstance(known, dict) and WRITER in known and known.get("state") != self.state
 
 
-def study_view(study: str, metric: str, best: str, keys: Sequence[str]) -> View:
+def study_view(study: str, metric: str, best: str, error: str, keys: Sequence[str]) -> View:
     """The view of a study: its trials and its own run, best first.
 
     MLflow nests runs only in the order of their start, so with another order the study's run is a row like
@@ -64,28 +63,28 @@ def study_view(study: str, metric: str, best: str, keys: Sequence[str]) -> View:
 
     Args:
         metric: by which the study ranks, such as val/top1.
-        best: MLflow's name of a run's best value of it, such as best/val_top1.
+        best, error: MLflow's names of a run's best value of it and of that value's error.
         keys: the searched keys.
     """
-    words = [column("tags", "outcome"), *(column("params", key) for key in keys)]
     columns = [
         column("metrics", best),
-        column("metrics", f"{best}_error"),
-        *words,
+        column("metrics", error),
+        column("tags", "outcome"),
+        *(column("params", key) for key in keys),
         *(column("metrics", name) for name in ("best/epoch", "epoch", "best/test_top1")),
         *(column("metrics", f"cost/{device}_hours") for device in ("gpu", "cpu")),
     ]
+    name, outcome = column("attributes", "Run Name"), columns[2]
+    widths = {name: 270} | dict.fromkeys(columns, 130) | {outcome: 180}  # pixels
     state = {
         "searchFilter": f"{column('tags', 'deit_ray.study')} = '{study}'",
         "orderByKey": column("metrics", best),
         "orderByAsc": False,
         "selectedColumns": columns,
-        "columnOrder": [column("attributes", "Run Name"), "runDateAndNestInfo", *columns],
-        "columnWidths": {column("attributes", "Run Name"): 2 * WIDE} | dict.fromkeys(words, WIDE),
+        "columnOrder": [name, "runDateAndNestInfo", *columns],
+        "columnWidths": widths,
         "runsHiddenMode": "FIRST_20_RUNS",  # in charts
-        "compareRunSections": [
-            {"uuid": SECTION, "name": study, "display": True, "isReordered": True, "isGenerated": False}
-        ],
+        "compareRunSections": [_section("search", 1), _section("curves", 2)],
         "isAccordionReordered": True,  # else the sections are sorted by name
         "compareRunCharts": [_parallel(best, keys), *map(_curve, (metric, "train/loss"))],
     }
@@ -105,7 +104,7 @@ def _parallel(best: str, keys: Sequence[str]) -> dict:
     """A chart with an axis for each searched key and one for the best value, and a line for each trial."""
     return {
         "type": "PARALLEL",
-        **_card("parallel"),
+        **_card("search", "parallel"),
         "selectedParams": list(keys),
         "selectedMetrics": [best],
         "showAllRuns": True,
@@ -116,7 +115,7 @@ def _curve(metric: str) -> dict:
     """A chart with a line over the steps for each run."""
     return {
         "type": "LINE",
-        **_card(metric),
+        **_card("curves", metric),
         "metricKey": metric,
         "selectedMetricKeys": [metric],
         "xAxisKey": "step",
@@ -133,8 +132,15 @@ def _curve(metric: str) -> dict:
     }
 
 
-def _card(name: str) -> dict:
-    return {"uuid": f"{SECTION}-{name}", "metricSectionId": SECTION, "deleted": False, "isGenerated": False}
+def _card(section: str, name: str) -> dict:
+    known = {"uuid": f"{WRITER}-{name}", "metricSectionId": f"{WRITER}-{section}"}
+    return known | {"deleted": False, "isGenerated": False}
+
+
+def _section(name: str, columns: int) -> dict:
+    """A section of charts, with so many beside each other."""
+    known = {"uuid": f"{WRITER}-{name}", "name": name, "columns": columns}
+    return known | {"display": True, "isReordered": True, "isGenerated": False}
 
 
 # Addresses of MLflow's pages
@@ -146,18 +152,18 @@ def runs_page(server: str, experiment_id: str, study: str | None = None) -> str:
     Args:
         server: URL of the MLflow server.
     """
-    page = f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs"
-    return page if study is None else f"{page}?{PARAMETER}={quote(key_of(study))}"
+    page = f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?{WORKFLOW}"
+    return page if study is None else f"{page}&{PARAMETER}={quote(key_of(study))}"
 
 
 def run_page(server: str, experiment_id: str, run_id: str) -> str:
     """The address of the page of a run."""
-    return f"{runs_page(server, experiment_id)}/{run_id}"
+    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}?{WORKFLOW}"
 
 
 def list_page(server: str) -> str:
     """The address of the list of experiments."""
-    return f"{server.rstrip('/')}/#/experiments"
+    return f"{server.rstrip('/')}/#/experiments?{WORKFLOW}"
 
 
 def key_of(study: str) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from deit_ray.commands.ui import find_place, find_port
 from deit_ray.errors import UserError
-from deit_ray.tracking.view import TAG
+from deit_ray.tracking.view import TAG, WORKFLOW
 from tests.conftest import SMALL_STEPS
 from tests.support.commands import call, command, session_processes, succeeded, wait_for
 from tests.support.servers import free_port
@@ -61,19 +61,19 @@ def test_a_study_on_a_server_is_opened_there_in_its_view(finished_study, server,
     name, results = finished_study.name, finished_study.results
     client = mlflow.MlflowClient(server.uri)
     found = client.get_experiment_by_name("deit_ray")
-    page = rf"{server.uri}/#/experiments/{found.experiment_id}/runs"
+    page = f"{server.uri}/#/experiments/{found.experiment_id}/runs"
     view = json.loads(found.tags[f"{TAG}deit-ray-{name}"])  # the study's driver has delivered it
     assert view["name"] == name
     assert "params.`optim.lr`" in json.loads(view["state"])["selectedColumns"]
     shown = call("ui", "short", "--results", results)
-    assert shown.out == f"{name}: {page}?viewStateShareKey=deit-ray-{name}\n", shown
+    assert shown.out == f"{name}: {page}?{WORKFLOW}&viewStateShareKey=deit-ray-{name}\n", shown
     assert opened.read_text() == shown.out.split()[1]
     opened.unlink()
     trial = call("ui", f"{name}/0", "--results", results, "--no-open")
     (run,) = client.search_runs(
         [found.experiment_id], f"tags.`deit_ray.folder` = '{finished_study.folder}/trial-0000'"
     )
-    assert trial.out == f"{name}/trial-0000: {page}/{run.info.run_id}\n"
+    assert trial.out == f"{name}/trial-0000: {page}/{run.info.run_id}?{WORKFLOW}\n"
     assert not opened.exists()
 
 

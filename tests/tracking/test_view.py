@@ -8,9 +8,10 @@ import pytest
 
 from deit_ray.tracking.delivery import quiet_mlflow
 from deit_ray.tracking.server import Server
-from deit_ray.tracking.view import PARAMETER, TAG, View, newest, run_page, runs_page, study_view
+from deit_ray.tracking.view import PARAMETER, TAG, WORKFLOW, View, newest, run_page, runs_page, study_view
 
-VIEW = study_view("s-1", "val/top1", "best/val_top1", ["optim.lr", "augment.strength"])
+KEYS = ["optim.lr", "augment.strength"]
+VIEW = study_view("s-1", "val/top1", "best/val_top1", "best/val_top1_error", KEYS)
 STATE = json.loads(VIEW.state)
 PAGES = Path(mlflow.__file__).parent / "server" / "js" / "build" / "static" / "js"
 
@@ -23,26 +24,41 @@ def test_mlflows_pages_know_every_name_of_a_view():
         *(key for card in STATE["compareRunCharts"] for key in card),
         *(key for section in STATE["compareRunSections"] for key in section),
     }
-    words = {TAG, PARAMETER, "FIRST_20_RUNS", "PARALLEL", "LINE", "runDateAndNestInfo", "createdAt"}
+    words = {
+        TAG,
+        PARAMETER,
+        *WORKFLOW.split("="),
+        "FIRST_20_RUNS",
+        "PARALLEL",
+        "LINE",
+        "runDateAndNestInfo",
+        "createdAt",
+    }
     assert {name for name in fields | words if name not in scripts} == set()
 
 
 def test_a_view_has_the_columns_that_matter_and_sorts_by_the_best():
     names = [column.partition(".")[2].strip("`") for column in STATE["selectedColumns"]]
-    assert names[0] == "best/val_top1"
+    assert names[:2] == ["best/val_top1", "best/val_top1_error"]
     assert {"outcome", "optim.lr", "augment.strength", "epoch", "cost/gpu_hours"} <= set(names)
     assert (STATE["orderByKey"], STATE["orderByAsc"]) == ("metrics.`best/val_top1`", False)
     assert STATE["searchFilter"] == "tags.`deit_ray.study` = 's-1'"
     parallel = STATE["compareRunCharts"][0]
-    assert parallel["selectedParams"] == ["optim.lr", "augment.strength"]
+    assert parallel["selectedParams"] == KEYS
     assert parallel["selectedMetrics"] == ["best/val_top1"]
     assert len(VIEW.value(0)) < 5000  # earlier MLflows take no longer tag of an experiment
 
 
 def test_addresses_name_the_view_and_the_newest_study():
     page = runs_page("http://h:1/mlflow/", "7", "s-1")
-    assert page == "http://h:1/mlflow/#/experiments/7/runs?viewStateShareKey=deit-ray-s-1"
-    assert run_page("http://h:1", "7", "abc") == "http://h:1/#/experiments/7/runs/abc"
+    assert (
+        page
+        == "http://h:1/mlflow/#/experiments/7/runs?workflowType=machine_learning&viewStateShareKey=deit-ray-s-1"
+    )
+    assert (
+        run_page("http://h:1", "7", "abc")
+        == "http://h:1/#/experiments/7/runs/abc?workflowType=machine_learning"
+    )
     tags = {f"{TAG}deit-ray-{study}": "" for study in ("s-2", "s-10", "s", "s-1-2")} | {f"{TAG}mine": ""}
     assert [newest(name, tags) for name in ("s-2", "s-1", "s-1-2", "t", "mine")] == [
         *("s-2", "s-1-2", "s-1-2"),
