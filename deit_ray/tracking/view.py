@@ -75,14 +75,14 @@ def study_view(study: str, metric: str, best: str, error: str, keys: Sequence[st
         *(column("metrics", f"cost/{device}_hours") for device in ("gpu", "cpu")),
     ]
     name, outcome = column("attributes", "Run Name"), columns[2]
-    widths = {name: 270} | dict.fromkeys(columns, 130) | {outcome: 180}  # pixels
+    widths = {one: min(8 * len(one) - 50, 130) for one in columns}  # pixels
     state = {
         "searchFilter": f"{column('tags', 'deit_ray.study')} = '{study}'",
         "orderByKey": column("metrics", best),
         "orderByAsc": False,
         "selectedColumns": columns,
         "columnOrder": [name, "runDateAndNestInfo", *columns],
-        "columnWidths": widths,
+        "columnWidths": widths | {name: 250, outcome: 150},
         "runsHiddenMode": "FIRST_20_RUNS",  # in charts
         "compareRunSections": [_section("search", 1), _section("curves", 2)],
         "isAccordionReordered": True,  # else the sections are sorted by name

@@ -12,13 +12,14 @@ from PIL import Image
 from deit_ray.cluster.surroundings import go_direct
 
 PATIENCE_S = 60.0
+WIDTH = 1400  # of pictures
 # of MLflow's table of runs: a dictionary for each row, its cells by column
 TABLE = """
 const rows = {};
 for (const row of document.querySelectorAll('.ag-row[row-index]')) {
   const cells = rows[row.getAttribute('row-index')] ??= {};
   for (const cell of row.querySelectorAll('.ag-cell')) {
-    cells[cell.getAttribute('col-id')] = cell.innerText.trim();
+    cells[cell.getAttribute('col-id')] = cell.innerText.trim().split('\\n').pop();  // before it, a colour
   }
 }
 return Object.keys(rows).map(Number).sort((a, b) => a - b).map(number => rows[number]);
@@ -44,6 +45,10 @@ class Browser:
         """Opens a page as in a new tab: another part of the same application is loaded anew too."""
         self.driver.get("about:blank")
         self.driver.get(url)
+
+    def close_assistant(self) -> None:
+        """Closes the panel that MLflow opens beside a page at a person's first visit, and never again."""
+        self.wait_for(lambda: self.find("[data-component-id='mlflow.assistant.chat_panel.close']"))[0].click()
 
     def run(self, script: str, *arguments):
         """What a script of JavaScript returns."""
@@ -81,13 +86,15 @@ class Browser:
         return self.run(HEADERS)
 
     def save(self, path: Path, height: int | None = None) -> None:
-        """Saves a picture of the page as WebP.
+        """Saves a picture of the page as WebP, `WIDTH` pixels wide.
 
         Args:
-            height: in pixels; by default that of the window.
+            height: how much of the page, in its own pixels; by default that of the window.
         """
         picture = Image.open(io.BytesIO(self.driver.get_screenshot_as_png())).convert("RGB")
-        picture.crop((0, 0, picture.width, height or picture.height)).save(path, quality=70, method=6)
+        picture = picture.crop((0, 0, picture.width, min(height or picture.height, picture.height)))
+        picture.thumbnail((WIDTH, picture.height), Image.Resampling.LANCZOS)
+        picture.save(path, quality=75, method=6)
 
 
 @contextmanager
