@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo check test test-slow test-cluster test-all lint format bench clean
+.PHONY: help setup demo check test test-slow test-cluster test-all screenshots lint format bench clean
 
 help:  ## list the tasks
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 setup: $(READY)  ## make .venv with the versions of constraints.txt
 
@@ -41,6 +41,9 @@ test-cluster: $(READY)  ## `ray up` and a study on hosts that are made on this m
 
 test-all: $(READY)  ## every test but those of test-cluster (30 minutes)
 	@$(BIN)/python -m pytest -m "not hosts" --every-command --durations=15
+
+screenshots: $(READY)  ## take the pictures of docs/ again: a study of the digits in Chromium (4 minutes)
+	@$(BIN)/python -m pytest tests/test_pages.py --screenshots docs
 
 lint: $(READY)  ## ruff's rules and format, and the layers (imports point down only)
 	@$(BIN)/ruff check .

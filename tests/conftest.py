@@ -74,6 +74,7 @@ def pytest_addoption(parser) -> None:
         action="store_true",
         help="fail unless the tests have called every command of deit-ray",
     )
+    parser.addoption("--screenshots", metavar="FOLDER", help="keep pictures of pages there")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -317,8 +317,16 @@ app.add_typer(doctor.app)
 
 @app.command()
 def ui(
+    study: Annotated[
+        str | None,
+        typer.Argument(metavar="[STUDY]", help="name of a study, run or trial; by default all runs"),
+    ] = None,
     results: Results = "results",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")] = 5000,
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="port to listen on; by default 5000, or the next free one"),
+    ] = None,
+    browse: Annotated[bool, typer.Option("--open/--no-open", help="open the page in a browser")] = True,
     optuna: Annotated[
         str | None,
         typer.Option(
@@ -328,36 +336,40 @@ def ui(
     ] = None,
     cluster: Cluster = None,
 ):
-    """Open MLflow's UI on this machine's loopback address."""
-    if cluster:
-        return _open_pages(cluster, port, optuna, results)
-    from deit_ray.cluster.surroundings import free_port
-    from deit_ray.commands.ui import become_ui, copy_studies, database_of
-
+    """Open the runs of a study in MLflow, best first; a server is started if none has them."""
     console = Console()
-    if optuna is not None:
-        console.begin(f"copying the studies of {results}")
-        names = copy_studies(results, optuna)
-        file = shlex.quote(f"sqlite:///{os.path.abspath(optuna)}")
-        console.say(f"{', '.join(names)}: copied; look at them with: optuna-dashboard {file}")
-        return
-    database, free = database_of(results), free_port(port)
-    if free != port:
-        console.warn(f"port {port} is in use; port {free} is used instead")
-    console.say(f"MLflow at http://127.0.0.1:{free} in a few seconds (Ctrl-C ends it)")
-    become_ui(database, free)
+    if cluster:
+        return _open_pages(cluster, study, port, browse, optuna, results, console)
+    from deit_ray.commands.ui import copy_studies, find_place, open_ui
+
+    if optuna is None:
+        return open_ui(find_place(study, results), port, browse, console)
+    if study is not None:
+        raise UserError("ui: --optuna copies all studies; leave out the name of a study")
+    console.begin(f"copying the studies of {results}")
+    names = copy_studies(results, optuna)
+    file = shlex.quote(f"sqlite:///{os.path.abspath(optuna)}")
+    console.say(f"{', '.join(names)}: copied; look at them with: optuna-dashboard {file}")
 
 
-def _open_pages(cluster: str, port: int, optuna: str | None, results: str) -> None:
+def _open_pages(
+    cluster: str,
+    study: str | None,
+    port: int | None,
+    browse: bool,
+    optuna: str | None,
+    results: str,
+    console: Console,
+) -> None:
     if optuna or results != "results":
         raise UserError(
             "ui: --cluster shows the pages of the cluster's head; leave out --optuna and --results"
         )
-    description, console = read_cluster(cluster, None), Console()
+    description = read_cluster(cluster, None)
     console.begin(f"asking for the head of {description.name}")
     from deit_ray.commands.remote import open_pages
 
-    open_pages(description, port, console)
+    open_pages(description, study, port, browse, console)
 
 
 def main() -> None:

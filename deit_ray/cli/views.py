@@ -225,7 +225,7 @@ def show_result(study: Study) -> Group:
     score = "".join(f", {name} {tested[name]:.4f}" for name in names)
     remarks = _remarks(metric, best.value, best.images, tested, study.largest)
     config, model = (storage.absolute(storage.join(study.folder, name)) for name in (BEST, MODEL))
-    ui = hints.command("ui", results=results_of(study.folder))
+    ui = hints.command("ui", study.name, results=results_of(study.folder))
     evaluate = hints.command("evaluate", model, "--data", storage.absolute(study.experiment.data.uri))
     removed = len(study.trials()) > KEPT and study.experiment.results.keep == "best"
     return Group(
@@ -237,7 +237,7 @@ def show_result(study: Study) -> Group:
         *_intervals(metric, best, tested),
         *remarks,
         *(Text(f"  {key}: {short(value)}") for key, value in best.params.items()),
-        Text("\nlook at every run in MLflow"),
+        Text("\ncompare its runs in MLflow"),
         Text(f"  {ui}"),
         Text("train the best configuration again, or use its weights"),
         Text(f"  {hints.command('train', config)}"),

@@ -20,6 +20,7 @@ from deit_ray.cluster.code import code_hash
 from deit_ray.cluster.description import Description, move_to_cluster
 from deit_ray.cluster.head import Facts, Head, find_head
 from deit_ray.cluster.surroundings import free_port
+from deit_ray.commands.ui import find_port, show_page
 from deit_ray.errors import Interrupted, UnavailableError, UserError
 from deit_ray.experiment.config import Experiment
 from deit_ray.experiment.load import dump_experiment
@@ -167,34 +168,53 @@ def copy_files(uris: tuple[str, ...], name: str, out: str) -> list[str]:
     return copies
 
 
-def open_pages(description: Description, port: int, console: Console) -> None:
+def open_pages(
+    description: Description, study: str | None, port: int | None, browse: bool, console: Console
+) -> None:
     """Shows the pages of a cluster's head at ports of this machine, until Ctrl-C.
 
     Args:
-        port: wanted for MLflow.
+        study: whose run table is opened in MLflow; None opens the list of all.
+        port: for MLflow, by default 5000, or the next free one.
+        browse: whether to open MLflow in a browser, if this machine has a display.
 
     Raises:
+        UserError: the port is in use.
         Interrupted: Ctrl-C was pressed.
         UnavailableError: the connection is lost.
     """
-    head, ports = find_head(description), {}
+    head = find_head(description)
+    ports = {"MLflow": find_port(port)}
     for name, there in PAGES.items():
-        wanted = port if name == "MLflow" else there
-        ports[name] = free_port(wanted, set(ports.values()))
-        if ports[name] != wanted:
-            console.warn(f"port {wanted} is in use; port {ports[name]} is used instead for {name}")
-    with head.tunnel({ports[name]: there for name, there in PAGES.items()}) as process:
-        for name, here in ports.items():
-            silent = "" if _answers(here) else " (the head does not answer there yet)"
-            console.say(f"{name} at http://127.0.0.1:{here}{silent}")
-        token = hints.line("ray", "exec", description.path, "cat ~/.ray/auth_token")
-        console.say(f"Ray's dashboard asks for the cluster's token, which this shows: {token}")
-        console.say("Ctrl-C closes these pages; the cluster runs on")
-        try:
+        ports.setdefault(name, free_port(there, set(ports.values())))
+    try:
+        with head.tunnel({ports[name]: there for name, there in PAGES.items()}) as process:
+            for name, here in ports.items():
+                url = f"http://127.0.0.1:{here}"
+                if not _answers(here):
+                    console.say(f"{name}: {url} (the head does not answer there yet)")
+                elif name == "MLflow":
+                    show_page(name, _page(url, study, console), browse, console)
+                else:
+                    console.say(f"{name}: {url}")
+            token = hints.line("ray", "exec", description.path, "cat ~/.ray/auth_token")
+            console.say(f"Ray's dashboard asks for the cluster's token, which this shows: {token}")
+            console.say("Ctrl-C closes these pages; the cluster runs on")
             process.wait()
-        except KeyboardInterrupt as error:
-            raise Interrupted("the pages are closed; the cluster runs on") from error
+    except KeyboardInterrupt as error:
+        raise Interrupted("the pages are closed; the cluster runs on") from error
     raise UnavailableError(f"{description.path}: the connection to the head is lost; repeat the command")
+
+
+def _page(url: str, study: str | None, console: Console) -> str:
+    """The address of a study's run table in the head's MLflow; that of all runs if it has no such study."""
+    from deit_ray.tracking.pages import page_by_view, page_of_all  # imports MLflow, which takes seconds
+
+    if study is not None:
+        if page := page_by_view(url, study):
+            return page
+        console.warn(f"{study}: MLflow does not have it; status lists the studies")
+    return page_of_all(url)
 
 
 def _job_name(name: str) -> str:
@@ -256,8 +276,8 @@ def _end(job: jobs.Job, followed: Followed) -> None:
     """
     status = job.status()
     if status == "SUCCEEDED":
-        pages = hints.command("ui", "--cluster", followed.path)
-        followed.console.say(f"compare its runs: {pages}\nbring its model home: {followed.command('best')}")
+        pages, best = followed.command("ui"), followed.command("best")
+        followed.console.say(f"compare its runs: {pages}\nbring its model home: {best}")
         return
     why = "its job was stopped" if status == "STOPPED" else f"its job failed; {job.reason()}"
     raise UserError(

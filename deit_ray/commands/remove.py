@@ -222,7 +222,7 @@ def _find_tracked(folder: str) -> TrackedRuns:
     records = [record for record in map(Record.read, folders) if record is not None]
     uri = tracking_uri(experiment, folder)
     try:
-        return find_tracked(uri, experiment.tracking.experiment, records)
+        return find_tracked(uri, experiment.tracking.experiment, posixpath.basename(folder), records)
     except UnavailableError as error:
         raise UnavailableError(
             f"{name_of(folder)}: {error}; nothing was deleted; repeat this once it answers, or leave its "

@@ -22,9 +22,12 @@ from deit_ray.terminal.console import Console
 from deit_ray.terminal.format import counted, short
 from deit_ray.tracking.tracked import Record, Run
 from deit_ray.tracking.tracker import Tracker, describe_left
+from deit_ray.tracking.view import View, study_view
 from deit_ray.trial.described import (
     Made,
     as_param,
+    best_name,
+    error_name,
     final_metrics,
     final_metrics_of_run,
     params_of,
@@ -105,7 +108,15 @@ def start_study(tracker: Tracker, study: Study, made: Made) -> Run:
         journal=False,
         started_ms=to_ms(min(started, default=None)),
         datasets=made.datasets(("train", "val", "test")),
+        view=view_of(study.name, study.experiment),
     )
+
+
+def view_of(name: str, experiment: Experiment) -> View:
+    """How MLflow shows a study."""
+    search = experiment.search
+    names = (best_name(experiment), error_name(experiment))
+    return study_view(name, search.metric, *names, list(search.space))
 
 
 def start_trial(tracker: Tracker, study: Study, trial: TrialRecord, parent: Run, made: Made) -> Run:
@@ -141,10 +152,16 @@ def end_trial(
     """
     ranked = trial.ending.kind in (Kind.FINISHED, Kind.STOPPED_EARLY)
     own = tested.metrics if tested and tested.trial == trial.number else {}
-    metrics = final_metrics(study.experiment, trial.best, trial.best_epoch, own) if ranked else {}
+    metrics = final_metrics_of(study, trial, own) if ranked else {}
     folder = study.trial_folder(trial.number)
     tags = worker_tags(folder, study.experiment.train.workers)
     tracker.end_run(run, trial.ending, folder, metrics=metrics, ended_ms=to_ms(trial.ended), tags=tags)
+
+
+def final_metrics_of(study: Study, trial: TrialRecord, tested: dict[str, float]) -> dict[str, float]:
+    """`final_metrics` of a trial."""
+    value, epoch = trial.best, trial.best_epoch
+    return final_metrics(study.experiment, value, epoch, tested, trial.images, trial.choices)
 
 
 def delivered(study: Study, trial: TrialRecord) -> Record | None:
@@ -157,7 +174,7 @@ def end_study(tracker: Tracker, study: Study, run: Run, outcome: Outcome) -> Non
     """Ends the study's own run, with the values of its best trial."""
     best, metrics, tested = study.find_best(), {}, study.tested_best()
     if best is not None:
-        metrics = final_metrics(study.experiment, best.best, best.best_epoch, tested) | tested
+        metrics = final_metrics_of(study, best, tested) | tested
     tracker.end_run(run, outcome, study.folder, EXPERIMENT, BEST, metrics=metrics)
 
 

@@ -10,7 +10,9 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
+from deit_ray import hints
 from deit_ray.accuracy import FEW_IMAGES, show_accuracy
+from deit_ray.cluster.surroundings import on_head
 from deit_ray.experiment.config import Experiment
 from deit_ray.outcome import Kind, Outcome
 from deit_ray.terminal.console import Console
@@ -139,6 +141,8 @@ class StudyView:
         trials = f"{counted(total, 'trial')} of {counted(epochs, 'epoch')}"
         say(f"{self.name}: {trials} on {device}, {concurrent} at a time")
         say(f"  searching {', '.join(search.space)} for the best {self.metric}")
+        if on_head() is None:  # a head's pages are opened from the laptop
+            say(f"  in MLflow: {hints.command('ui', self.name, results=self.experiment.results.uri)}")
         for remark in remarks:
             self.console.warn(remark)
         if self.console.out.is_terminal and not self.console.quiet:

@@ -141,6 +141,9 @@ class Delivery:
                 return replace(delivered, found=found)
             case requests.FindDuplicates(identity):
                 return self._find_duplicates(delivered, identity)
+            case requests.ShareView(view):
+                self.changes += self.server.share_view(view)
+                return requests.after_request(delivered, request)
         self._change_run(delivered, request)
         self.changes += not isinstance(request, requests.ResetRecord | requests.Note)
         after = requests.after_request(delivered, request)

@@ -13,6 +13,7 @@ from deit_ray import storage
 from deit_ray.results.folders import EXPERIMENT
 from deit_ray.tracking.datasets import Dataset
 from deit_ray.tracking.tracked import VERSION, Delivered, Desired, Ending, Found, stored
+from deit_ray.tracking.view import View
 
 # MLflow's limits: servers cut or refuse longer text, or fail
 NAME_CHARS, PARAM_CHARS, TAG_CHARS, PARAMS = 250, 6000, 8000, 100
@@ -101,6 +102,14 @@ class ReopenRun:
 
 
 @dataclass(frozen=True)
+class ShareView:
+    """Save the study's view with MLflow's experiment, unless a person has saved another one there."""
+
+    part: ClassVar[str] = "its view"
+    view: View
+
+
+@dataclass(frozen=True)
 class ReadJournal:
     """Read the journal's next segments, at most `SEGMENTS`."""
 
@@ -147,7 +156,7 @@ class Terminate:
 
 
 # These requests hold values that a server may refuse as invalid.
-Refusable = CreateRun | Describe | LogDatasets | LogArtifact | LogPoints | LogEnding
+Refusable = CreateRun | Describe | LogDatasets | ShareView | LogArtifact | LogPoints | LogEnding
 Request = (
     Refusable | ReadRecord | ResetRecord | Note | FindRun | DeleteTag | ReopenRun | ReadJournal
     | FindDuplicates | DeleteDuplicate | Terminate
@@ -196,6 +205,9 @@ def opening_requests(desired: Desired, delivered: Delivered) -> list[Request]:
     if desired.ending is None and found.status != "RUNNING":
         requests += [DeleteTag(key) for key in ENDING_TAGS if key in found.tags]
         requests.append(ReopenRun())
+    share = ShareView(desired.view)
+    if desired.view and not delivered.is_shared and share not in delivered.refused:
+        requests.append(share)
     return requests
 
 
@@ -298,6 +310,8 @@ def after_request(delivered: Delivered, request: Request) -> Delivered:
             return replace(delivered, found=replace(found, datasets=datasets))
         case LogArtifact(uri):
             return replace(delivered, found=replace(found, files=found.files | {uri}))
+        case ShareView():
+            return replace(delivered, is_shared=True)
         case DeleteTag(key):
             tags = {name: value for name, value in found.tags.items() if name != key}
             return replace(delivered, found=replace(found, tags=tags))

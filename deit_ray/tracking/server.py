@@ -3,6 +3,7 @@
 import contextlib
 import posixpath
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from deit_ray.tracking.datasets import Dataset
 from deit_ray.tracking.moved import follow_artifacts
 from deit_ray.tracking.requests import IDENTITY, PARENT, CreateRun, Describe, LogEnding
 from deit_ray.tracking.tracked import Found
+from deit_ray.tracking.view import View
 
 BATCH = 1000  # points in one request, MLflow's limit
 # The tag by which MLflow's pages open an experiment as model training. Its Python code has no name for it.
@@ -85,6 +87,24 @@ class Server:
             return False
         self.experiment_id = found.experiment_id
         return True
+
+    def share_view(self, view: View) -> bool:
+        """Saves a study's view, unless MLflow has it or a person has saved another one in its place.
+
+        Returns:
+            Whether it was saved.
+        """
+        found = self._request(self.client.get_experiment, self.experiment_id)
+        if not view.is_missing(found.tags.get(view.tag)):
+            return False
+        value = view.value(int(1000 * time.time()))
+        self._offer(None, self.client.set_experiment_tag, self.experiment_id, view.tag, value)
+        return True
+
+    def delete_view(self, tag: str) -> None:
+        """Deletes a study's view by its tag. It may be repeated."""
+        if tag in self._request(self.client.get_experiment, self.experiment_id).tags:
+            self._request(self.client.delete_experiment_tag, self.experiment_id, tag)
 
     def create_run(self, request: CreateRun) -> Found:
         from mlflow.utils.mlflow_tags import MLFLOW_SOURCE_NAME, MLFLOW_USER

@@ -8,6 +8,7 @@ from deit_ray import storage
 from deit_ray.outcome import Outcome
 from deit_ray.results.journal import Point
 from deit_ray.tracking.datasets import Dataset
+from deit_ray.tracking.view import View
 
 RECORD = "tracking.json"
 # Raised when a version gives a run in MLflow something that a run that has ended lacks. 0 is every version
@@ -47,6 +48,7 @@ class Desired:
         started_ms: when the run began, in ms since 1970.
         ending: how the run ends; None until that is known.
         parent_id: MLflow's id of the study's run; None for a run that is no trial, or until the id is known.
+        view: how MLflow shows the study; only a study's own run has it.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Desired:
     ending: Ending | None = None
     parent_id: str | None = None
     datasets: tuple[Dataset, ...] = ()
+    view: View | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,7 @@ class Delivered:
         duplicates: ids of other runs with the same identity; None until they are looked for.
         refused: the requests that MLflow refuses as invalid.
         closed: the ending that was delivered.
+        is_shared: whether MLflow has the study's view, or one that a person has saved in its place.
     """
 
     record: Record | None = None
@@ -159,10 +163,11 @@ class Delivered:
     duplicates: tuple[str, ...] | None = None
     refused: frozenset = frozenset()
     closed: Ending | None = None
+    is_shared: bool = False
 
     def unknown(self) -> "Delivered":
         """The same after MLflow turned out to know less than before: the run must be looked for again."""
-        return replace(self, may_exist=True, found=None, duplicates=None, closed=None)
+        return replace(self, may_exist=True, found=None, duplicates=None, closed=None, is_shared=False)
 
     def undelivered(self, run_id: str | None) -> "Delivered":
         """The same with nothing counted as delivered to the run of this id; None: the run is created next."""

@@ -25,6 +25,7 @@ from deit_ray.tracking.delivery import Delivery
 from deit_ray.tracking.reasons import reason_of
 from deit_ray.tracking.server import Deleted, Server
 from deit_ray.tracking.tracked import Desired, Ending, Run
+from deit_ray.tracking.view import View
 
 # between deliveries of a running trial's points: the cost of a request hardly depends on its size
 POLL_S = 20.0
@@ -92,6 +93,7 @@ class Tracker:
         journal: bool = True,
         started_ms: int | None = None,
         datasets: tuple[Dataset, ...] = (),
+        view: View | None = None,
     ) -> Run:
         """Notes that MLflow must have a run. The run is created there, unless it exists already.
 
@@ -103,13 +105,14 @@ class Tracker:
             journal: whether the folder has a journal.
             started_ms: when the run began, in ms since 1970, if that was not now.
             datasets: the data sets that the run reads.
+            view: how MLflow shows the study whose own run it is.
         """
         tags = {(key if "." in key else f"deit_ray.{key}"): value for key, value in tags.items()}
         params = {key: str(value) for key, value in params.items()}
         uri = storage.join(folder, JOURNAL) if journal else None
         tags["deit_ray.folder"] = folder
-        desired = Desired(name, folder, tags, params, uri, started_ms or now_ms(), datasets=datasets)
-        run = Run(desired, parent)
+        started = started_ms or now_ms()
+        run = Run(Desired(name, folder, tags, params, uri, started, datasets=datasets, view=view), parent)
         self.runs.add(run)
         self.started += 1
         self.root = self.root or parent or run

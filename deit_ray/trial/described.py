@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from deit_ray.accuracy import interval
 from deit_ray.data.shards import read_manifest, rows_of
 from deit_ray.errors import UserError
 from deit_ray.experiment.config import Experiment, flatten
@@ -37,13 +38,14 @@ def params_of(experiment: Experiment, searched: Iterable[str] = ()) -> dict[str,
 
 
 def params_of_study(experiment: Experiment, changeable: tuple[str, ...]) -> dict[str, str]:
-    """The params of a study's own run: its whole configuration. MLflow's params never change, so those keys
-    that a resume may change are left out.
+    """The params of a study's own run: its whole configuration without the searched keys, beside whose values
+    a chart would show the best trial's result. MLflow's params never change, so those keys that a resume may
+    change are left out.
 
     Args:
         changeable: these keys, and sections of them.
     """
-    left_out = (*changeable, "results")
+    left_out = (*changeable, "results", *experiment.search.space)
     return {
         key: as_param(value)
         for key, value in flatten(experiment.as_dict()).items()
@@ -61,19 +63,33 @@ def best_name(experiment: Experiment) -> str:
     return f"best/{experiment.search.metric.replace('/', '_')}"
 
 
+def error_name(experiment: Experiment) -> str:
+    """The name of the metric beside it: half the width of its 95% interval."""
+    return f"{best_name(experiment)}_error"
+
+
 def final_metrics(
-    experiment: Experiment, value: float | None, epoch: int | None, tested: dict[str, float]
+    experiment: Experiment,
+    value: float | None,
+    epoch: int | None,
+    tested: dict[str, float],
+    images: float | None = None,
+    choices: int = 1,
 ) -> dict[str, float]:
-    """The metrics by which runs that have ended are sorted.
+    """The metrics by which runs that have ended are sorted, and half the width of the best value's interval.
 
     Args:
         value: the best value of the searched metric; None if there is none.
         epoch: its epoch, if it is known.
         tested: metrics on the test images, by name; empty if they were not measured.
+        images, choices: see `accuracy.interval`; without images there is no interval.
     """
     metrics = {} if "test/top1" not in tested else {"best/test_top1": tested["test/top1"]}
     if value is not None and math.isfinite(value):
         metrics[best_name(experiment)] = value
+        if images:
+            low, high = interval(value, images, choices)
+            metrics[error_name(experiment)] = (high - low) / 2
         if epoch is not None:
             metrics["best/epoch"] = epoch
     return metrics
@@ -85,9 +101,15 @@ def final_metrics_of_run(experiment: Experiment, folder: str) -> dict[str, float
     if found is None:
         return {}
     step, value = found
-    tested = measured(folder, "test/top1")
-    epoch = measured(folder, "epoch").get(step)
-    return final_metrics(experiment, value, epoch, {"test/top1": tested[step]} if step in tested else {})
+    tested, metric = measured(folder, "test/top1"), experiment.search.metric
+    return final_metrics(
+        experiment,
+        value,
+        measured(folder, "epoch").get(step),
+        {"test/top1": tested[step]} if step in tested else {},
+        measured(folder, f"{metric.partition('/')[0]}/images").get(step),
+        len(measured(folder, metric)),
+    )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from deit_ray import storage
@@ -18,6 +19,7 @@ from deit_ray.results.folders import RUN, new_folder
 from deit_ray.results.journal import JournalWriter
 from deit_ray.results.removal import list_files
 from deit_ray.study.study import Study
+from deit_ray.tracking.view import view_tag
 from tests.support.commands import call
 from tests.support.servers import free_port
 from tests.support.studies import end_trial
@@ -79,6 +81,8 @@ def test_a_study_is_deleted_with_its_runs_in_mlflow_and_another_stays(make, resu
     assert list_files(other) == before
     folders = {run.data.tags["deit_ray.folder"] for run in runs_below(server.uri, results)}
     assert folders == {other, f"{other}/trial-0000", f"{other}/trial-0001"}
+    tags = mlflow.MlflowClient(server.uri).get_experiment_by_name("deit_ray").tags
+    assert [view_tag(name) in tags for name in ("made-1", "made-2")] == [False, True]
     assert "made-1" not in call("status", "--results", results).out
     assert "no such run" in call("rm", "made-1", "--yes", "--results", results).error
 

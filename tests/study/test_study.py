@@ -6,7 +6,6 @@ import posixpath
 import re
 import signal
 import time
-import urllib.request
 
 import mlflow
 import numpy as np
@@ -29,10 +28,8 @@ from tests.support.commands import (
     command,
     output_of,
     session_processes,
-    succeeded,
     wait_for,
 )
-from tests.support.servers import free_port
 from tests.support.tracked import history_of, inputs_of, ranked_by_mlflow, runs_below
 
 
@@ -140,33 +137,6 @@ def test_a_study_is_quiet_where_no_terminal_is(own_ray, search_file, tmp_path):
     assert re.search(r"best: trial \d+, val/top1 0\.\d+, test/top1 0\.\d+", output), output
     assert not re.search(r"\(raylet\)|\(pid=|INFO|WARNING", output), output
     assert len(output.splitlines()) < 60
-
-
-def test_mlflows_ui_shows_a_runs_curves(finished_run, own_server):
-    port = free_port()
-    with command("ui", "--results", finished_run.results, "--port", port, start_new_session=True) as process:
-        try:
-            assert f"MLflow at http://127.0.0.1:{port}" in process.stdout.readline()
-            wait_for(lambda: process.poll() is not None or answers(f"http://127.0.0.1:{port}/health"), 90)
-            client = mlflow.MlflowClient(f"http://127.0.0.1:{port}")
-            experiment_id = client.get_experiment_by_name("deit_ray").experiment_id
-            (run,) = client.search_runs([experiment_id], "run_name = 'whole-1'")
-            curve = client.get_metric_history(run.info.run_id, "val/top1")
-            assert [point.step for point in curve] == [SMALL_STEPS * epoch for epoch in (1, 2, 3, 4)]
-            os.killpg(process.pid, signal.SIGINT)  # Ctrl-C, as the command says
-            wait_for(lambda: not session_processes(process.pid), 120)
-            succeeded["ui"] += 1
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5):
-            return True
-    except OSError:
-        return False
 
 
 def test_ctrl_c_ends_a_study_cleanly_and_it_can_be_resumed(own_ray, search_file, tmp_path):

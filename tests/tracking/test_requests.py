@@ -25,6 +25,7 @@ from deit_ray.tracking.requests import (
     Refusable,
     ReopenRun,
     ResetRecord,
+    ShareView,
     Terminate,
     after_failure,
     after_refusal,
@@ -33,6 +34,7 @@ from deit_ray.tracking.requests import (
     opening_requests,
 )
 from deit_ray.tracking.tracked import VERSION, Delivered, Desired, Ending, Found, Record
+from deit_ray.tracking.view import View
 
 EXPERIMENT, MODEL, BAD, JOURNAL = (
     f"/r/s-1/t/{name}" for name in ("experiment.yaml", "model.safetensors", "bad_images.csv", "journal")
@@ -48,6 +50,8 @@ def ended(outcome: Outcome, **metrics: float) -> Desired:
 
 
 RUNS = Desired("trial 000", "/r/s-1/t", {"deit_ray.kind": "trial"}, dict([LR]), JOURNAL, 1000, None, "study")
+VIEW = View("s-1", "{}")
+STUDY = replace(RUNS, journal=None, view=VIEW)
 FINISHES = ended(Outcome.finished())
 STOPS_EARLY = ended(Outcome.stopped_early(3))
 
@@ -114,6 +118,17 @@ SITUATIONS = {
     "it is the study's own, which has no journal": (
         replace(RUNS, journal=None),
         replace(RUNNING, last={}, unsent=None),
+        [],
+    ),
+    "it is the study's own, and MLflow may lack the study's view": (
+        STUDY,
+        replace(RUNNING, last={}, unsent=None),
+        [ShareView(VIEW)],
+    ),
+    "the study's view is there": (STUDY, replace(RUNNING, last={}, unsent=None, is_shared=True), []),
+    "the study's view was refused": (
+        STUDY,
+        replace(RUNNING, last={}, unsent=None, refused=frozenset([ShareView(VIEW)])),
         [],
     ),
     "it has ended, and a part of its journal is left": (
@@ -389,7 +404,8 @@ def test_after_a_failure_a_run_that_may_have_been_created_is_looked_for_again():
 
 
 def test_another_database_is_asked_for_everything_again():
-    gone = replace(RUNNING, record=CLOSED, closed=FINISHES.ending).unknown()
+    gone = replace(RUNNING, record=CLOSED, closed=FINISHES.ending, is_shared=True).unknown()
+    assert not gone.is_shared
     assert next_requests(FINISHES, gone) == [FindRun("a", "identity")]
     again = after_request(replace(gone, may_exist=False), ResetRecord(None))
     assert again.record == NEW
