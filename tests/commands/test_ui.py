@@ -93,7 +93,7 @@ def test_mlflows_ui_shows_a_runs_curves(finished_run, own_server):
             lines = [process.stdout.readline() for _ in range(2)]
             assert re.fullmatch(rf"starting MLflow on port {port} \(some seconds\)\n", lines[0])
             page = re.fullmatch(
-                rf"whole-1: (http://127\.0\.0\.1:{port}/#/experiments/1/runs/(\w+))\n", lines[1]
+                rf"whole-1: (http://127\.0\.0\.1:{port}/#/experiments/1/runs/(\w+))\?{WORKFLOW}\n", lines[1]
             )
             assert page, lines
             client = mlflow.MlflowClient(f"http://127.0.0.1:{port}")
