@@ -227,7 +227,7 @@ def show_result(study: Study) -> Group:
     config, model = (storage.absolute(storage.join(study.folder, name)) for name in (BEST, MODEL))
     ui = hints.command("ui", results=results_of(study.folder))
     evaluate = hints.command("evaluate", model, "--data", storage.absolute(study.experiment.data.uri))
-    removed = len(study.trials()) > KEPT and study.experiment.results.keep == "best"
+    removed = len(study.records()) > KEPT and study.experiment.results.keep == "best"
     return Group(
         show_leaderboard(study.leaderboard(), metric, keys),
         Text(

@@ -229,7 +229,7 @@ def _status(study: Study) -> StudyStatus:
         spent_s=spent.wall_s,
         gpu_s=spent.gpu_s,
         board=board,
-        images=next((trial.images for trial in study.trials() if trial.images), None),
+        images=next((trial.images for trial in study.records() if trial.images), None),
         tested=study.tested_best(),
         largest=study.largest,
     )
@@ -273,7 +273,7 @@ def trial_status(name: str, number: int, results: str) -> TrialStatus:
 
 
 def _find_trial(study: Study, number: int) -> TrialRecord:
-    trials = study.trials()
+    trials = study.records()
     if not 0 <= number < len(trials):
         known = f"0 to {len(trials) - 1}" if trials else "none yet"
         raise UserError(f"{study.name}: no trial {number}; the study has {known}")

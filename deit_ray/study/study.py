@@ -157,7 +157,7 @@ class Study(StudyRecord):
 
     def leaderboard(self) -> pd.DataFrame:
         """All trials, best first; see `leaderboard.leaderboard`."""
-        return leaderboard(self.trials(), list(self.experiment.search.space))
+        return leaderboard(self.records(), list(self.experiment.search.space))
 
     def remove_checkpoints(self) -> None:
         """Removes the checkpoints that an ended study does not keep; see `results.keep`. May be repeated."""
@@ -170,7 +170,7 @@ class Study(StudyRecord):
 
     def find_best(self) -> TrialRecord | None:
         """The finished trial with the best value; None if no trial has finished."""
-        finished = self.trials(TrialState.COMPLETE)
+        finished = self.records(TrialState.COMPLETE)
         return max(finished, key=lambda trial: trial.best, default=None)  # of equal ones, the first
 
     def tested_best(self) -> dict[str, float]:
@@ -214,7 +214,7 @@ class Study(StudyRecord):
 
     def _has_weights(self, weights: bytes) -> bool:
         """Whether weights are those that a trial has saved."""
-        models = [storage.join(self.trial_folder(trial.number), MODEL) for trial in self.trials()]
+        models = [storage.join(self.trial_folder(trial.number), MODEL) for trial in self.records()]
         return any(storage.exists(model) and storage.read_bytes(model) == weights for model in models)
 
 

@@ -84,7 +84,7 @@ def deliver_study(tracker: Tracker, study: Study) -> Iterator[Run]:
     parent = start_study(tracker, study, made)
     yield parent
     tested = study.tested
-    for trial in study.trials():
+    for trial in study.records():
         if trial.state != TrialState.WAITING:
             run = start_trial(tracker, study, trial, parent, made)
             if trial.state.is_finished():
@@ -96,7 +96,7 @@ def deliver_study(tracker: Tracker, study: Study) -> Iterator[Run]:
 
 def start_study(tracker: Tracker, study: Study, made: Made) -> Run:
     """The study's own run, the parent of its trials' runs."""
-    started = [trial.started for trial in study.trials() if trial.started]
+    started = [trial.started for trial in study.records() if trial.started]
     return tracker.start_run(
         study.name,
         {"study": study.name, "kind": "study"} | made.tags(),

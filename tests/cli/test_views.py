@@ -185,7 +185,7 @@ def test_one_winner_for_the_leaderboard_and_optuna_whatever_the_last_values_are(
         for epoch, value in enumerate(values, 1):
             trial.report(value, epoch)
         study.tell(trial.number, max(values))
-    trials = StudyRecord(study).trials()
+    trials = StudyRecord(study).records()
     board = leaderboard(trials, ["optim.lr"])
     assert list(board["trial"]) == [0, 2, 1]  # of equal ones, the first
     assert board["best"][0] == study.best_value == 0.9
