@@ -155,9 +155,13 @@ class Study(StudyRecord):
         """The experiment of one trial: the study's, with the trial's values and without a search space."""
         return self.experiment.with_overrides({**params, "search.space": {}})
 
-    def leaderboard(self) -> pd.DataFrame:
-        """All trials, best first; see `leaderboard.leaderboard`."""
-        return leaderboard(self.records(), list(self.experiment.search.space))
+    def leaderboard(self, records: list[TrialRecord] | None = None) -> pd.DataFrame:
+        """All trials, best first; see `leaderboard.leaderboard`.
+
+        Args:
+            records: all trials, if they were read already.
+        """
+        return leaderboard(self.records() if records is None else records, list(self.experiment.search.space))
 
     def remove_checkpoints(self) -> None:
         """Removes the checkpoints that an ended study does not keep; see `results.keep`. May be repeated."""
@@ -168,14 +172,23 @@ class Study(StudyRecord):
             list(pool.map(remove_unlisted, folders[:kept]))
             list(pool.map(remove, folders[kept:]))
 
-    def find_best(self) -> TrialRecord | None:
-        """The finished trial with the best value; None if no trial has finished."""
-        finished = self.records(TrialState.COMPLETE)
+    def find_best(self, records: list[TrialRecord] | None = None) -> TrialRecord | None:
+        """The finished trial with the best value; None if no trial has finished.
+
+        Args:
+            records: all trials, if they were read already.
+        """
+        finished = self.records(TrialState.COMPLETE) if records is None else records
+        finished = [trial for trial in finished if trial.state == TrialState.COMPLETE]
         return max(finished, key=lambda trial: trial.best, default=None)  # of equal ones, the first
 
-    def tested_best(self) -> dict[str, float]:
-        """The best trial's metrics on the test images; empty if they were not measured."""
-        best, tested = self.find_best(), self.tested
+    def tested_best(self, records: list[TrialRecord] | None = None) -> dict[str, float]:
+        """The best trial's metrics on the test images; empty if they were not measured.
+
+        Args:
+            records: all trials, if they were read already.
+        """
+        best, tested = self.find_best(records), self.tested
         return tested.metrics if best and tested and tested.trial == best.number else {}
 
     def best(self) -> TrialRecord:

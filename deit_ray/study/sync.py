@@ -16,7 +16,9 @@ from deit_ray.outcome import Kind, Outcome
 from deit_ray.results.folders import BEST, EXPERIMENT, RUN, find_run, recorded
 from deit_ray.results.lock import driving
 from deit_ray.study.database import is_study
+from deit_ray.study.description import describe, plain
 from deit_ray.study.records import Evaluated, TrialRecord
+from deit_ray.study.story import tell, tell_trial
 from deit_ray.study.study import AMENDABLE, Study
 from deit_ray.terminal.console import Console
 from deit_ray.terminal.format import counted, short
@@ -90,6 +92,7 @@ def deliver_study(tracker: Tracker, study: Study) -> Iterator[Run]:
             if trial.state.is_finished():
                 end_trial(tracker, study, trial, run, tested)
             yield run
+    describe_study(tracker, study, parent, is_running=False)
     if study.outcome:
         end_study(tracker, study, parent, study.outcome)
 
@@ -106,6 +109,11 @@ def start_study(tracker: Tracker, study: Study, made: Made) -> Run:
         started_ms=to_ms(min(started, default=None)),
         datasets=made.datasets(("train", "val", "test")),
     )
+
+
+def describe_study(tracker: Tracker, study: Study, run: Run, is_running: bool) -> None:
+    """Gives the study's own run its description, as the study is now."""
+    tracker.describe_run(run, describe(tell(study, is_running)))
 
 
 def start_trial(tracker: Tracker, study: Study, trial: TrialRecord, parent: Run, made: Made) -> Run:
@@ -142,8 +150,10 @@ def end_trial(
     ranked = trial.ending.kind in (Kind.FINISHED, Kind.STOPPED_EARLY)
     own = tested.metrics if tested and tested.trial == trial.number else {}
     metrics = final_metrics(study.experiment, trial.best, trial.best_epoch, own) if ranked else {}
-    folder = study.trial_folder(trial.number)
+    folder, search = study.trial_folder(trial.number), study.experiment.search
     tags = worker_tags(folder, study.experiment.train.workers)
+    told = tell_trial(trial, search.metric, study.experiment.train.epochs, search.scheduler)
+    tracker.describe_run(run, plain(told))
     tracker.end_run(run, trial.ending, folder, metrics=metrics, ended_ms=to_ms(trial.ended), tags=tags)
 
 

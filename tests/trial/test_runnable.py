@@ -128,7 +128,9 @@ def test_a_draw_that_cannot_run_ends_its_trial_without_a_start(experiment):
     assert all(
         trial.outcome.text.startswith("failed: not started: search.space.train.batch") for trial in refused
     )
-    assert exceeded(exp, study.records(), study.spent) is None  # the person's values are no failure of a trial
+    assert (
+        exceeded(exp, study.records(), study.spent) is None
+    )  # the person's values are no failure of a trial
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
