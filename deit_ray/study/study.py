@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from optuna.trial import TrialState
@@ -31,6 +32,11 @@ from deit_ray.results.removal import KEPT, remove_checkpoints, remove_unlisted
 from deit_ray.study.database import StudyDatabase, is_study
 from deit_ray.study.leaderboard import leaderboard
 from deit_ray.study.records import StudyRecord, TrialRecord
+
+if TYPE_CHECKING:  # torch takes seconds to import, and most commands do not need it
+    from torch import nn
+
+    from deit_ray.training.view import EvaluationView
 
 REQUESTS = "stop"  # a folder: a file for each trial that is to be stopped, or one for the whole study
 WHOLE = "study"
@@ -162,6 +168,52 @@ class Study(StudyRecord):
             records: all trials, if they were read already.
         """
         return leaderboard(self.records() if records is None else records, list(self.experiment.search.space))
+
+    def trials(self) -> pd.DataFrame:
+        """All trials, by number; see `tables.trials_frame`."""
+        from deit_ray.study import story, tables
+
+        return tables.trials_frame(story.tell(self))
+
+    def curves(self) -> pd.DataFrame:
+        """Every point that the trials have measured; see `tables.curves_frame`."""
+        from deit_ray.study import tables
+
+        return tables.curves_frame(self.folder, self.records())
+
+    def describe(self) -> str:
+        """What the study has found, as Markdown: the description of its run in MLflow."""
+        from deit_ray.study import description, story
+
+        return description.describe(story.tell(self))
+
+    def load_model(self, trial: int | None = None) -> "tuple[nn.Module, EvaluationView]":
+        """The model of a trial, with its weights, and the transform that makes its input from an image.
+
+        Args:
+            trial: number of a trial; by default the best one.
+
+        Returns:
+            (timm model in evaluation mode, on the CPU; transform). The transform turns a PIL image into
+            float32 [3, size, size]; its attribute `classes` has the names of the logits. So
+            `model(transform(image)[None]).softmax(1)` are the probabilities of `deit-ray predict`.
+
+        Raises:
+            UserError: there is no such trial, no trial has finished, or the trial has no model.
+        """
+        number = self.best().number if trial is None else trial
+        model = storage.join(self.trial_folder(number), MODEL)
+        if not storage.exists(model):
+            known = [str(record.number) for record in self.records(TrialState.COMPLETE)]
+            raise UserError(
+                f"{self.name}: trial {number} has no model; finished trials have one: "
+                f"{', '.join(known) or 'none yet'}"
+            )
+        from deit_ray.models.weights import load_described
+        from deit_ray.training.view import EvaluationView
+
+        network, described = load_described(storage.fetch(model))
+        return network.eval(), EvaluationView(described)
 
     def remove_checkpoints(self) -> None:
         """Removes the checkpoints that an ended study does not keep; see `results.keep`. May be repeated."""
