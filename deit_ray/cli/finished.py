@@ -78,6 +78,22 @@ def _bring_best(study: str, options: list[str], description, results: str) -> No
 
 
 @app.command()
+def report(
+    study: Study,
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="HTML file to write; by default STUDY.html")
+    ] = None,
+    results: Results = "results",
+):
+    """Write what a study has found as one HTML page: tables, figures and pictures, without a network."""
+    console = Console()
+    _begin(console, study, results)
+    from deit_ray.commands.report import report
+
+    console.say(f"{report(study, out, Session(results=results, console=console))}: open it in a browser")
+
+
+@app.command()
 def export(
     study: Study,
     format: Annotated[Literal["csv", "parquet"], typer.Option(help="csv or parquet")] = "csv",

@@ -124,7 +124,8 @@ def _continuing(story: Story) -> str:
         lines += ["", plain(story.refusal)]
     for command in story.continuing():
         lines += ["", f"{command.purpose}:", *_typed(story, command)]
-    lines += ["", "one page with every figure, to open in a browser:"]
+    there = " (as it was at the end: `report.html` among the artifacts)" if story.has_ended else ""
+    lines += ["", f"one page with every figure{there}:"]
     lines += _fenced(hints.anywhere("report", story.name, results=results_of(story.folder)))
     return "\n".join(lines)
 

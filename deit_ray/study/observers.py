@@ -20,6 +20,7 @@ from deit_ray.study.sync import (
     describe_study,
     end_study,
     end_trial,
+    save_report,
     start_study,
     start_trial,
 )
@@ -182,6 +183,7 @@ class Tracking(Observer):
         if tested is not None:  # only now that trial has its value on the test images
             self._deliver(self.study.trial(tested.trial), tested)
         self._describe(is_running=False)
+        save_report(self.study)
         end_study(self.tracker, self.study, self.parent, outcome)
 
     def _describe(self, is_running: bool) -> None:

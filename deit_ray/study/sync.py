@@ -13,10 +13,11 @@ from deit_ray.errors import UserError
 from deit_ray.experiment.config import Experiment
 from deit_ray.experiment.load import dump_experiment
 from deit_ray.outcome import Kind, Outcome
-from deit_ray.results.folders import BEST, EXPERIMENT, RUN, find_run, recorded
+from deit_ray.results.folders import BEST, EXPERIMENT, REPORT, RUN, find_run, recorded
 from deit_ray.results.lock import driving
 from deit_ray.study.database import is_study
 from deit_ray.study.description import describe, plain
+from deit_ray.study.page import make_page
 from deit_ray.study.records import Evaluated, TrialRecord
 from deit_ray.study.story import tell, tell_trial
 from deit_ray.study.study import AMENDABLE, Study
@@ -94,6 +95,8 @@ def deliver_study(tracker: Tracker, study: Study) -> Iterator[Run]:
             yield run
     describe_study(tracker, study, parent, is_running=False)
     if study.outcome:
+        if not storage.exists(storage.join(study.folder, REPORT)):  # an earlier version ended the study
+            save_report(study)
         end_study(tracker, study, parent, study.outcome)
 
 
@@ -114,6 +117,11 @@ def start_study(tracker: Tracker, study: Study, made: Made) -> Run:
 def describe_study(tracker: Tracker, study: Study, run: Run, is_running: bool) -> None:
     """Gives the study's own run its description, as the study is now."""
     tracker.describe_run(run, describe(tell(study, is_running)))
+
+
+def save_report(study: Study) -> None:
+    """Writes the page about a study that has ended into its folder, from where MLflow gets it."""
+    storage.write_bytes(storage.join(study.folder, REPORT), make_page(tell(study, is_running=False)))
 
 
 def start_trial(tracker: Tracker, study: Study, trial: TrialRecord, parent: Run, made: Made) -> Run:
@@ -168,7 +176,7 @@ def end_study(tracker: Tracker, study: Study, run: Run, outcome: Outcome) -> Non
     best, metrics, tested = study.find_best(), {}, study.tested_best()
     if best is not None:
         metrics = final_metrics(study.experiment, best.best, best.best_epoch, tested) | tested
-    tracker.end_run(run, outcome, study.folder, EXPERIMENT, BEST, metrics=metrics)
+    tracker.end_run(run, outcome, study.folder, EXPERIMENT, BEST, REPORT, metrics=metrics)
 
 
 def deliver_run(tracker: Tracker, experiment: Experiment, folder: str) -> Iterator[Run]:

@@ -12,8 +12,7 @@ from deit_ray.outcome import Outcome
 from deit_ray.study.description import CHARS, describe
 from deit_ray.study.records import Spent, TrialRecord
 from deit_ray.study.story import BEST_SHOWN, LEAST_FINISHED, evaluator, tell, tell_trial
-from deit_ray.study.study import Study
-from tests.support.studies import told_study, told_trial
+from tests.support.studies import told_trial
 
 EARLY, FAILED = Outcome.stopped_early(5), Outcome.failed("the loss is nan at step 7 | see <log>")
 KINDS = {
@@ -97,35 +96,14 @@ STUDIES = {  # trials, why it has ended, and words that the description has
 }  # fmt: skip
 
 
-@pytest.fixture
-def make_study(experiment):
-    """Makes a study with some trials of 30 epochs, in a database in memory."""
-    keys = {
-        "name": "made",
-        "distillation.kind": "none",
-        "train.epochs": 30,
-        "search.trials": 1000,
-        "search.grace_epochs": 5,
-    }
-
-    def make(trials: list[FrozenTrial], ended: str | None) -> Study:
-        space = {"optim.lr": {"log": [1e-5, 1e-1]}}
-        study = Study.create(experiment("digits_student", keys | {"search.space": space}))
-        known, searched = study.experiment.search.space, {key for trial in trials for key in trial.params}
-        known.update(dict.fromkeys(sorted(searched), known["optim.lr"]))
-        return told_study(study, trials, ended)
-
-    return make
-
-
 @pytest.mark.parametrize("case", STUDIES)
-def test_the_description_of_every_study_fits_and_renders(make_study, case):
+def test_the_description_of_every_study_fits_and_renders(make_told, case):
     trials, ended, words = STUDIES[case]
-    story = tell(make_study(trials, ended))
+    story = tell(make_told(trials, ended))
     text = describe(story)
     assert len(text) <= CHARS
     assert [word for word in words if word not in text] == []
-    assert describe(tell(make_study(trials, ended))).replace("made-2", "made-1") == text
+    assert describe(tell(make_told(trials, ended))).replace("made-2", "made-1") == text
     rendered = MarkdownIt("commonmark").enable("table").render(text)
     tables = re.findall(r"<table>(.*?)</table>", rendered, re.DOTALL)
     assert len(tables) == text.count("| --- |\n")
@@ -137,8 +115,8 @@ def test_the_description_of_every_study_fits_and_renders(make_study, case):
     assert "<log>" not in rendered
 
 
-def test_ties_and_the_order_are_the_leaderboards_and_the_best_20_are_shown(make_study):
-    study = make_study([told_trial(n, [0.5 + n / 1000]) for n in range(30)], "all trials have ended")
+def test_ties_and_the_order_are_the_leaderboards_and_the_best_20_are_shown(make_told):
+    study = make_told([told_trial(n, [0.5 + n / 1000]) for n in range(30)], "all trials have ended")
     story = tell(study)
     board = study.leaderboard()
     text = describe(story)
@@ -148,14 +126,14 @@ def test_ties_and_the_order_are_the_leaderboards_and_the_best_20_are_shown(make_
     assert f"The best {BEST_SHOWN} of 30 trials" in text
 
 
-def test_importances_are_ped_anovas_and_find_the_key_that_decides(make_study):
+def test_importances_are_ped_anovas_and_find_the_key_that_decides(make_told):
     space = {"optim.lr": FloatDistribution(1e-5, 1e-1, log=True), "augment.strength": FloatDistribution(0, 2)}
 
     def trial(n: int) -> FrozenTrial:
         params = {"optim.lr": 10 ** -(1 + 4 * (n * 7 % 40) / 40), "augment.strength": 2 * (n * 11 % 40) / 40}
         return told_trial(n, [params["augment.strength"] / 2], distributions=space, params=params)
 
-    study = make_study([trial(n) for n in range(40)], "all trials have ended")
+    study = make_told([trial(n) for n in range(40)], "all trials have ended")
     found = tell(study).importances
     assert list(found) == ["augment.strength", "optim.lr"]
     assert sum(found.values()) == pytest.approx(1)
@@ -163,14 +141,14 @@ def test_importances_are_ped_anovas_and_find_the_key_that_decides(make_study):
     assert found == pytest.approx(
         optuna.importance.get_param_importances(study.optuna, evaluator=evaluator(40))
     )
-    few = make_study([trial(n) for n in range(LEAST_FINISHED - 1)], "all trials have ended")
+    few = make_told([trial(n) for n in range(LEAST_FINISHED - 1)], "all trials have ended")
     assert tell(few).importances == {}
-    even = make_study([told_trial(n, [0.5], params={"optim.lr": 1e-3}) for n in range(12)], "x")
+    even = make_told([told_trial(n, [0.5], params={"optim.lr": 1e-3}) for n in range(12)], "x")
     assert describe(tell(even))  # no key differs
 
 
-def test_cost_names_gpu_hours_and_money(make_study):
-    study = make_study([told_trial(0, [0.5])], "all trials have ended")
+def test_cost_names_gpu_hours_and_money(make_told):
+    study = make_told([told_trial(0, [0.5])], "all trials have ended")
     study.spent = Spent(wall_s=3725, gpu_s=7200)
     assert tell(study).cost() == "1 h 02 min so far, 2.00 GPU-hours"
     study.experiment = study.experiment.with_overrides({"cost.per_gpu_hour": 2.5})
