@@ -72,7 +72,7 @@ class Failures:
     numbers: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Story:
     """What there is to say about a study.
 
@@ -125,6 +125,15 @@ class Story:
     trained_epochs: int = 0
     refusal: str | None = None
     records: list[TrialRecord] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"{self.name}: {self.state}; {self.best_line()}"
+
+    def _repr_markdown_(self) -> str:
+        """What a notebook shows."""
+        from deit_ray.study.description import describe
+
+        return describe(self)
 
     @property
     def has_ended(self) -> bool:

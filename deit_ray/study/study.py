@@ -36,6 +36,7 @@ from deit_ray.study.records import StudyRecord, TrialRecord
 if TYPE_CHECKING:  # torch takes seconds to import, and most commands do not need it
     from torch import nn
 
+    from deit_ray.study.story import Story
     from deit_ray.training.view import EvaluationView
 
 REQUESTS = "stop"  # a folder: a file for each trial that is to be stopped, or one for the whole study
@@ -171,9 +172,9 @@ class Study(StudyRecord):
 
     def trials(self) -> pd.DataFrame:
         """All trials, by number; see `tables.trials_frame`."""
-        from deit_ray.study import story, tables
+        from deit_ray.study import tables
 
-        return tables.trials_frame(story.tell(self))
+        return tables.trials_frame(self.story())
 
     def curves(self) -> pd.DataFrame:
         """Every point that the trials have measured; see `tables.curves_frame`."""
@@ -181,11 +182,11 @@ class Study(StudyRecord):
 
         return tables.curves_frame(self.folder, self.records())
 
-    def describe(self) -> str:
-        """What the study has found, as Markdown: the description of its run in MLflow."""
-        from deit_ray.study import description, story
+    def story(self) -> "Story":
+        """What the study has found, what it cost, and how it continues. A notebook shows it as MLflow does."""
+        from deit_ray.study.story import tell
 
-        return description.describe(story.tell(self))
+        return tell(self)
 
     def load_model(self, trial: int | None = None) -> "tuple[nn.Module, EvaluationView]":
         """The model of a trial, with its weights, and the transform that makes its input from an image.
