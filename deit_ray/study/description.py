@@ -5,7 +5,7 @@ import re
 
 from deit_ray import hints
 from deit_ray.results.folders import results_of
-from deit_ray.study.story import BEST_SHOWN, INTERRUPTED, RUNNING, TIES, Story, board_cells
+from deit_ray.study.story import BEST_SHOWN, RUNNING, TIES, Story, board_cells
 from deit_ray.terminal.format import counted, short, short_key
 
 CHARS = 8000  # of a description; MLflow takes no more
@@ -13,7 +13,8 @@ CELL_CHARS, REASON_CHARS = 40, 300  # a longer value or reason is cut
 FAILURES, NUMBERS = 5, 10  # reasons, and trials of each reason, that are named
 # (trials, searched keys) of the leaderboard: the first that makes a text of at most `CHARS`
 SIZES = ((BEST_SHOWN, 99), (BEST_SHOWN, 12), (10, 12), (5, 8), (3, 3), (1, 0))
-SPECIAL = re.compile(r"([\\`*_{}\[\]#~@])")  # what Markdown reads as markup, besides <, > and |
+SPECIAL = re.compile(r"([\\`*_{}\[\]#~])")  # what Markdown reads as markup, and takes a backslash before
+ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "@": "&#64;"}  # what else it may read so
 
 
 def describe(story: Story) -> str:
@@ -120,7 +121,7 @@ def _failed(story: Story) -> str:
 
 def _continuing(story: Story) -> str:
     lines = ["### How to continue"]
-    if story.refusal and story.state == INTERRUPTED:
+    if story.refusal:
         lines += ["", plain(story.refusal)]
     for command in story.continuing():
         lines += ["", f"{command.purpose}:", *_typed(story, command)]
@@ -155,5 +156,4 @@ def _cut(text: str, chars: int) -> str:
 
 def plain(text: str) -> str:
     """A text that Markdown shows as it is."""
-    text = SPECIAL.sub(r"\\\1", text)
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "&#124;")
+    return SPECIAL.sub(r"\\\1", text).translate(str.maketrans(ENTITIES))

@@ -11,7 +11,7 @@ import deit_ray
 from deit_ray import hints
 from deit_ray.results.folders import results_of
 from deit_ray.study.figures import Drawing, draw_all
-from deit_ray.study.story import BEST_SHOWN, INTERRUPTED, TIES, Command, Story, board_cells
+from deit_ray.study.story import BEST_SHOWN, TIES, Command, Story, board_cells
 from deit_ray.terminal.format import counted, short, short_key
 
 MADE_BY = "deit_ray report"  # stands in every page, so that no other file is written over
@@ -184,7 +184,7 @@ def _picture(picture: Picture) -> str:
 
 def _continuing(story: Story) -> str:
     said = "".join(_command(story, command) for command in story.continuing())
-    if story.refusal and story.state == INTERRUPTED:
+    if story.refusal:
         said = f"<p>{_text(story.refusal)}</p>"
     said = said or "<p>There is nothing to continue.</p>"
     return f'<section id="continue"><h2>How to continue</h2>{said}</section>'

@@ -183,7 +183,7 @@ class Study(StudyRecord):
         return tables.curves_frame(self.folder, self.records())
 
     def story(self) -> "Story":
-        """What the study has found, what it cost, and how it continues. A notebook shows it as MLflow does."""
+        """What the study has found and cost, and how it continues; a notebook shows it as MLflow does."""
         from deit_ray.study.story import tell
 
         return tell(self)

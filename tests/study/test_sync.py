@@ -16,8 +16,10 @@ from deit_ray.outcome import Outcome
 from deit_ray.results import origin
 from deit_ray.results.origin import NUMERICS, note_origin, user
 from deit_ray.study import sync as syncing
+from deit_ray.study.description import describe, plain
 from deit_ray.study.observers import Tracking
 from deit_ray.study.records import Evaluated
+from deit_ray.study.story import tell, tell_trial
 from deit_ray.study.study import Study
 from deit_ray.study.sync import (
     deliver_study,
@@ -134,7 +136,9 @@ def test_sync_delivers_what_a_study_could_not_and_nothing_twice(study, proxy, mo
         "experiment.yaml",
         "best.yaml",
         "model.safetensors",
+        "report.html",
     }
+    assert parent.data.tags["mlflow.note.content"] == describe(tell(study))
 
 
 def assert_agrees(study: Study, uri: str) -> None:
@@ -166,6 +170,9 @@ def assert_agrees(study: Study, uri: str) -> None:
             statuses[trial.state.name],
             outcomes[trial.state.name],
         )
+        record = study.trial(trial.number)
+        told = plain(tell_trial(record, "val/top1", 3, "asha")) if trial.state.is_finished() else None
+        assert run.data.tags.get("mlflow.note.content") == told
         assert run.data.tags.get("state") == ("PRUNED" if trial.state == TrialState.PRUNED else None)
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert float(run.data.params["optim.lr"]) == trial.params["optim.lr"]
