@@ -98,7 +98,8 @@ def _stopped(story: Story) -> str:
         for stops in story.stops[:BEST_SHOWN]
     ]
     table = _table(["after epoch", "trials", f"their best {_cell(story.metric)}"], rows)
-    return f"### Stopped early\n\n{plain(story.rule)}.\n\n{table}"
+    rule = story.rule[:1].upper() + story.rule[1:]
+    return f"### Stopped early\n\n{plain(rule)}.\n\n{table}"
 
 
 def _ends(stops) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 DRAWN = 200  # trials of a figure that has a line for each; more would make the page slow
+MAPPED = 60  # trials of a contour, which takes the square of that
 SLICES, PAIRS = 12, 3  # searched keys with a slice; pairs of keys with a contour
 TOP = 5  # trials whose values the title of a slice names
 # Okabe and Ito's colours, which colour-blind people can tell apart
@@ -224,7 +225,8 @@ def draw_contours(story: Story, finished: list[TrialRecord], varied: list[str]) 
         note = _too_few(finished, varied, 3, 2)
         yield Drawing("contours", "The metric over two searched values at once", note)
         return
-    study = _study_of(finished)
+    mapped = finished[:: -(-len(finished) // MAPPED)]  # good and bad ones alike, the best too
+    study = _study_of(mapped)
     for pair in pairs:
         figure = optuna.visualization.plot_contour(study, list(pair), target_name=story.metric)
         figure.update_traces(
@@ -242,6 +244,8 @@ def draw_contours(story: Story, finished: list[TrialRecord], varied: list[str]) 
             axis.title.text += " (log scale)" if axis.type == "log" else ""
         title = f"{story.metric} over {' and '.join(pair)}"
         note = "Brighter is better. A dot is a finished trial; between the dots the values are guessed."
+        if len(mapped) < len(finished):
+            note += f" {len(mapped)} of {len(finished)} are drawn, from the best to the worst."
         yield Drawing("contours", title, note, styled(figure), 380, is_small=True)
 
 

@@ -161,7 +161,7 @@ class Story:
         """Time, GPU time and money so far."""
         gpu = f", {self.gpu_s / 3600:.2f} GPU-hours" if self.gpu_s else ""
         money = f", {self.money:,.2f} (cost.per_gpu_hour)" if self.gpu_s and self.money is not None else ""
-        return f"{duration(self.spent_s)} so far{gpu}{money}"
+        return f"{duration(self.spent_s)}{'' if self.has_ended else ' so far'}{gpu}{money}"
 
     def saved(self) -> str | None:
         """The epochs that early stops have saved; None where there were none."""
@@ -326,16 +326,16 @@ def describe_rule(search: Search, epochs: int) -> str:
             rungs.append(str(rung))
             rung *= search.reduction_factor
         if not rungs:
-            return "asha never stops a trial: search.grace_epochs is more than train.epochs"
+            return "no trial is stopped early: search.grace_epochs is more than train.epochs"
         part = "half" if search.reduction_factor == 2 else f"1 in {search.reduction_factor}"
         return (
-            f"asha compares trials after epoch {', '.join(rungs)}: a trial goes on if it is in the best "
-            f"{part} of those that have got there"
+            f"after epoch {', '.join(rungs)} a trial goes on if it is in the best {part} of those that have "
+            "got there (asha)"
         )
     if search.scheduler == "median":
         return (
-            f"median: from epoch {search.grace_epochs} on, a trial is stopped whose best value is below the "
-            "median of the other trials' means up to that epoch"
+            f"from epoch {search.grace_epochs} on, a trial is stopped whose best value is below the median of "
+            "the other trials' means up to that epoch (median)"
         )
     return "no trial is stopped early (search.scheduler: none)"
 

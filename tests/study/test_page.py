@@ -100,7 +100,7 @@ def test_the_curves_mark_early_stops_and_the_titles_say_what_to_see(make_told):
     assert "Trial 0 learned most: val/top1 0.5000. 2 trials stopped early." in page.text
     curves = page.figures[0]["data"]
     (marks,) = [trace for trace in curves if trace["mode"] == "markers"]
-    assert (marks["x"], marks["y"], marks["marker"]["symbol"]) == ([5, 5], [0.125, 0.25], "x")
+    assert (marks["x"], marks["y"], marks["marker"]["symbol"]) == ([5, 5], [0.25, 0.125], "x")
     kinds, ended, _ = STUDIES["every kind of value"]
     page = Page(make_page(tell(make_told(kinds, ended))))
     assert "augment.cutmix: False or True in the best 5 trials" in page.text

@@ -82,7 +82,7 @@ STUDIES = {  # trials, why it has ended, and words that the description has
         [told_trial(0, [0.5] * 30), told_trial(1, [0.125] * 5, EARLY), told_trial(2, [0.25] * 5, EARLY)],
         "all trials have ended",
         [
-            "asha compares trials after epoch 5, 10, 20",
+            "After epoch 5, 10, 20 a trial goes on",
             "| 5 | 2 | 0.1250 to 0.2500 |",
             "50 were saved by early stops",
         ],
@@ -150,9 +150,9 @@ def test_importances_are_ped_anovas_and_find_the_key_that_decides(make_told):
 def test_cost_names_gpu_hours_and_money(make_told):
     study = make_told([told_trial(0, [0.5])], "all trials have ended")
     study.spent = Spent(wall_s=3725, gpu_s=7200)
-    assert tell(study).cost() == "1 h 02 min so far, 2.00 GPU-hours"
+    assert tell(study).cost() == "1 h 02 min, 2.00 GPU-hours"
     study.experiment = study.experiment.with_overrides({"cost.per_gpu_hour": 2.5})
-    assert tell(study).cost() == "1 h 02 min so far, 2.00 GPU-hours, 5.00 (cost.per_gpu_hour)"
+    assert tell(study).cost() == "1 h 02 min, 2.00 GPU-hours, 5.00 (cost.per_gpu_hour)"
 
 
 @pytest.mark.parametrize(
