@@ -270,7 +270,7 @@ def draw_parallel(story: Story, finished: list[TrialRecord], varied: list[str]) 
             "colorbar": {"title": {"text": story.metric, "side": "right"}, "thickness": 12},
         },
     )
-    figure.update_layout(title=None)
+    figure.update_annotations(font_color=None)  # the page's
     note = (
         f"A line is a finished trial, from its {story.metric} to its searched values; a bluer one is better."
     )

@@ -121,9 +121,10 @@ def _leaderboard(story: Story) -> str:
 def _figures(heading: str, drawings: list[Drawing], *kinds: str) -> str:
     chosen = [drawing for drawing in drawings if drawing.kind in kinds]
     large = "".join(_figure(drawing) for drawing in chosen if not drawing.is_small)
-    small = "".join(_figure(drawing) for drawing in chosen if drawing.is_small)
-    grid = f'<div class="grid">{small}</div>' if small else ""
-    return f'<section id="{kinds[0]}"><h2>{_text(heading)}</h2>{large}{grid}</section>'
+    for kind in kinds:  # one grid for each, since their heights differ
+        small = "".join(_figure(drawing) for drawing in chosen if drawing.is_small and drawing.kind == kind)
+        large += f'<div class="grid">{small}</div>' if small else ""
+    return f'<section id="{kinds[0]}"><h2>{_text(heading)}</h2>{large}</section>'
 
 
 def _figure(drawing: Drawing) -> str:

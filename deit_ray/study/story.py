@@ -334,8 +334,8 @@ def describe_rule(search: Search, epochs: int) -> str:
         )
     if search.scheduler == "median":
         return (
-            f"from epoch {search.grace_epochs} on, a trial is stopped whose best value is below the median of "
-            "the other trials' means up to that epoch (median)"
+            f"from epoch {search.grace_epochs} on, a trial is stopped whose best value is below the median "
+            "of the other trials' means up to that epoch (median)"
         )
     return "no trial is stopped early (search.scheduler: none)"
 
