@@ -44,6 +44,7 @@ LEFT_OUT = {
     "host names": r"mlflow .* tag \S*(host|driver)\S*",
     "jobs": r"mlflow .* tag deit_ray\.job",
     "absolute paths": r"mlflow .* artifact_uri",
+    "descriptions, which say times": r"mlflow .* tag (mlflow\.note\.content|deit_ray\.description)",
     "code version": r"mlflow .* tag \S*(version|commit)\S*",
     "metrics of the clock": r"(journal|mlflow) .* (perf|cost|system)/.*",
 }

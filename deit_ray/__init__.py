@@ -20,6 +20,8 @@ _EXPORTS = {
     "compare": "commands.diff",
     "reproduce": "commands.reproduce",
     "verify_best": "commands.predict",
+    "report": "commands.report",
+    "export": "commands.export",
     "evaluate": "commands.predict",
     "save_answers": "commands.mistakes",
     "predict": "commands.predict",

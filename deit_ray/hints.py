@@ -28,6 +28,17 @@ def command(*words: str, results: str | None = None, address: str | None = None)
     return shlex.join([_program(), *map(str, words), *options])
 
 
+def anywhere(*words: str, results: str | None = None) -> str:
+    """A command of deit-ray as text that people read later, in any folder: it names the results always.
+
+    Args:
+        words: the command's name and arguments.
+        results: URI of the results that it needs.
+    """
+    options = [] if results is None else ["--results", storage.absolute(results)]
+    return shlex.join([PROGRAM, *words, *options])
+
+
 def line(*words: str) -> str:
     """A command of another program that can be copied into a terminal."""
     return shlex.join(words)

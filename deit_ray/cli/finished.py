@@ -1,7 +1,7 @@
-"""The commands for finished studies, runs and models: best, diff, reproduce, sync, rm, evaluate, predict."""
+"""The commands for finished studies, runs and models: best, report, export, diff, rm and others."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -9,7 +9,7 @@ from deit_ray.accuracy import show_accuracy
 from deit_ray.cli.options import Address, Cluster, Model, Results, Study, Verbose, check_run, read_cluster
 from deit_ray.errors import UserError
 from deit_ray.terminal.console import Console
-from deit_ray.terminal.format import size
+from deit_ray.terminal.format import counted, size
 from deit_ray.terminal.session import Session
 
 app = typer.Typer()
@@ -75,6 +75,39 @@ def _bring_best(study: str, options: list[str], description, results: str) -> No
     from deit_ray.commands.remote import best_on_cluster
 
     raise typer.Exit(best_on_cluster(study, options, results, description, console))
+
+
+@app.command()
+def report(
+    study: Study,
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="HTML file to write; by default STUDY.html")
+    ] = None,
+    results: Results = "results",
+):
+    """Write what a study has found as one HTML page: tables, figures and pictures, without a network."""
+    console = Console()
+    _begin(console, study, results)
+    from deit_ray.commands.report import report
+
+    console.say(f"{report(study, out, Session(results=results, console=console))}: open it in a browser")
+
+
+@app.command()
+def export(
+    study: Study,
+    format: Annotated[Literal["csv", "parquet"], typer.Option(help="csv or parquet")] = "csv",
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="where the files go")] = ".",
+    results: Results = "results",
+):
+    """Write a study's trials and curves as two tables: STUDY-trials and STUDY-curves (docs/results.md)."""
+    console = Console()
+    _begin(console, study, results)
+    from deit_ray.commands.export import export
+
+    session = Session(results=results, console=console)
+    for table in export(study, format, out, session):
+        console.say(f"{table.uri}: {counted(table.rows, 'row')}")
 
 
 @app.command()

@@ -13,9 +13,9 @@ from rich.text import Text
 from deit_ray import hints, storage
 from deit_ray.accuracy import chance_remark, show_accuracy
 from deit_ray.outcome import Kind
-from deit_ray.results.folders import BEST, MODEL, results_of
-from deit_ray.results.origin import describe_other_numerics
+from deit_ray.results.folders import results_of
 from deit_ray.results.removal import KEPT
+from deit_ray.study.story import INTERRUPTED, TIES, Command, board_cells, tell
 from deit_ray.terminal.format import STATE_COLOURS, counted, duration, in_full, short, short_key, size
 from deit_ray.terminal.table import FittedTable, PairTable
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:  # their imports take seconds, and `status` does not need them
     from deit_ray.commands.diff import Difference, Pair
     from deit_ray.commands.plan import Plan
     from deit_ray.commands.reproduce import Reproduction
-    from deit_ray.study.records import TrialRecord
     from deit_ray.study.resume import Preview
-    from deit_ray.study.status import RunStatus, StudyStatus, TrialStatus
+    from deit_ray.study.status import RunStatus, TrialStatus
+    from deit_ray.study.story import Story
     from deit_ray.study.study import Study
     from deit_ray.trial.evaluation import Evaluation
     from deit_ray.trial.failure import Failure
@@ -219,58 +219,28 @@ def _shown(value: Any) -> str:
 
 def show_result(study: Study) -> Group:
     """A study that has ended, with its best trial and what to do next."""
-    best, metric, keys = study.best(), study.experiment.search.metric, list(study.experiment.search.space)
-    tested = study.tested_best()
-    names = [name for name in ("test/top1", "test/top1_balanced") if name in tested]
-    score = "".join(f", {name} {tested[name]:.4f}" for name in names)
-    remarks = _remarks(metric, best.value, best.images, tested, study.largest)
-    config, model = (storage.absolute(storage.join(study.folder, name)) for name in (BEST, MODEL))
-    ui = hints.command("ui", study.name, results=results_of(study.folder))
-    evaluate = hints.command("evaluate", model, "--data", storage.absolute(study.experiment.data.uri))
-    removed = len(study.trials()) > KEPT and study.experiment.results.keep == "best"
+    story = tell(study, is_running=False)
+    remark, results = story.remark(), results_of(study.folder)
+    data = storage.absolute(study.experiment.data.uri)
+    evaluate = hints.command("evaluate", storage.absolute(story.model), "--data", data)
+    removed = len(story.board) > KEPT and study.experiment.results.keep == "best"
     return Group(
-        show_leaderboard(study.leaderboard(), metric, keys),
-        Text(
-            f"\nbest: trial {best.number}, {metric} {best.value:.4f}{score}",
-            "bold yellow" if remarks else "bold green",
-        ),
-        *_intervals(metric, best, tested),
-        *remarks,
-        *(Text(f"  {key}: {short(value)}") for key, value in best.params.items()),
+        show_leaderboard(story.board, story.metric, story.keys),
+        Text(f"\nbest: {story.best_line()}", "bold yellow" if remark else "bold green"),
+        *(Text(f"  95% interval of {line}") for line in story.intervals()),
+        *([Text(f"  {remark}", "yellow")] if remark else []),
+        *(Text(f"  {key}: {short(value)}") for key, value in story.best_params.items()),
         Text("\ncompare its runs in MLflow"),
-        Text(f"  {ui}"),
+        Text(f"  {hints.command('ui', study.name, results=results)}"),
         Text("train the best configuration again, or use its weights"),
-        Text(f"  {hints.command('train', config)}"),
+        *(Text(f"  {_typed(command, results)}") for command in story.training()),
         Text(f"  {evaluate}"),
         *([Text(f"checkpoints are kept of the best {KEPT} trials (results.keep: best)", "dim")] * removed),
     )
 
 
-def _intervals(metric: str, best: TrialRecord, tested: dict[str, float]) -> list[Text]:
-    """The intervals of the best trial's values; no line if the numbers of images are not known."""
-    shown = []
-    if best.images:
-        chosen = f", as the best of {best.choices} evaluations" if best.choices > 1 else ""
-        shown.append(f"{metric} {show_accuracy(best.value, best.images, best.choices)}{chosen}")
-    if "test/top1" in tested and "test/images" in tested:
-        shown.append(f"test/top1 {show_accuracy(tested['test/top1'], tested['test/images'])}")
-    return [Text(f"  95% interval of {text}") for text in shown]
-
-
-def _remarks(
-    metric: str, value: float, images: float | None, tested: dict[str, float], largest: dict[str, float]
-) -> list[Text]:
-    """Says that a model is not better than always answering the largest class, where that is so.
-
-    The test images decide, if the model was tested; else those by which it was chosen.
-    """
-    split, _, name = metric.partition("/")
-    remark = chance_remark(metric, value, images, largest.get(split) if name.startswith("top1") else None)
-    if "test/top1" in tested:
-        remark = chance_remark(
-            "test/top1", tested["test/top1"], tested.get("test/images"), largest.get("test")
-        )
-    return [Text(f"  {remark}", "yellow")] if remark else []
+def _typed(command: Command, results: str) -> str:
+    return hints.command(*command.words, results=results if command.takes_results else None)
 
 
 def show_evaluation(found: Evaluation, files: list[str]) -> Group:
@@ -319,7 +289,7 @@ def show_leaderboard(board: pd.DataFrame, metric: str, keys: list[str]) -> Group
         table.add_row(*_board_cells(row, keys), style="bold" if place == 0 else None)
     parts = [table]
     if board["close"].any():
-        parts.append(Text("= within the error of the best: too few images to say which is better"))
+        parts.append(Text(TIES))
     if board["low"].notna().any():
         parts.append(Text("(95% interval of the best of a trial's epochs; docs/reliability.md)", "dim"))
     for _, row in board[board["state"] == str(Kind.FAILED)].iterrows():
@@ -328,13 +298,8 @@ def show_leaderboard(board: pd.DataFrame, metric: str, keys: list[str]) -> Group
 
 
 def _board_cells(row: pd.Series, keys: list[str]) -> list[str | Text]:
-    close = "=" if row["close"] else " "
-    error = f" ({row['low']:.3f}-{row['high']:.3f})" if row["low"] == row["low"] else ""
-    value = f"{close} {row['best']:.4f}{error}" if row["best"] == row["best"] else "  -"
-    last = f"{row['last']:.4f}" if row["last"] == row["last"] else "-"
-    state = Text(row["state"], STATE_COLOURS.get(row["state"], ""))
-    searched = ["-" if row[key] is None else short(row[key]) for key in keys]
-    return [str(row["trial"]), state, str(row["epochs"]), value, last, *searched]
+    trial, state, *others = board_cells(row, keys)
+    return [trial, Text(state, STATE_COLOURS.get(state, "")), *others]
 
 
 def show_resume(preview: Preview) -> Group:
@@ -374,15 +339,14 @@ def show_models(found: ModelBench) -> Group:
     return Group(Text(how, "bold"), table)
 
 
-def show_studies(found: list[StudyStatus]) -> Group:
+def show_studies(found: list[Story]) -> Group:
     """All studies, one line each."""
     if not found:
         return Group(Text("no studies here yet; start one with: deit-ray tune EXPERIMENT"))
     table = FittedTable("study", "best", "state", "trials", wraps="state")
-    for status in found:
-        full = status.board[status.board["state"] == str(Kind.FINISHED)]
-        best = f"{status.metric} {full.iloc[0]['best']:.4f}" if len(full) else "-"
-        table.add_row(status.name, best, status.state, _counts(status))
+    for story in found:
+        best = "-" if story.best is None else f"{story.metric} {story.best['best']:.4f}"
+        table.add_row(story.name, best, story.state, story.trial_counts())
     return Group(table)
 
 
@@ -397,47 +361,39 @@ def show_runs(found: list[RunStatus]) -> Group:
     return Group(Text(), table)
 
 
-def show_study(status: StudyStatus) -> Group:
-    """A `StudyStatus` as the terminal shows it."""
-    lines = [Text(f"{status.name}: {status.state}", "bold")]
-    if status.driver is not None and "since" in status.driver:
-        elapsed = duration(time.time() - status.driver["since"])
-        pid, host = status.driver["pid"], status.driver["host"]
+def show_study(story: Story) -> Group:
+    """A study's `Story` as the terminal shows it."""
+    lines = [Text(f"{story.name}: {story.state}", "bold")]
+    if story.driver is not None and "since" in story.driver:
+        elapsed = duration(time.time() - story.driver["since"])
+        pid, host = story.driver["pid"], story.driver["host"]
         lines.append(Text(f"  driven by process {pid} on {host} for {elapsed}"))
-    elif status.state == "interrupted":
-        lines.append(Text(f"  {_resuming(status)}"))
-    gpu = f", {status.gpu_s / 3600:.2f} GPU-hours" if status.gpu_s else ""
-    lines.append(Text(f"  {_counts(status)}; {duration(status.spent_s)} so far{gpu}"))
-    board = show_leaderboard(status.board, status.metric, status.keys)
-    first = status.board.iloc[0] if len(status.board) else None
-    if first is None or first["state"] != str(Kind.FINISHED):
-        return Group(*lines, board)
-    remarks = _remarks(status.metric, first["best"], status.images, status.tested, status.largest)
-    return Group(*lines, board, *remarks)
+    elif story.state == INTERRUPTED:
+        lines.append(Text(f"  {_resuming(story)}"))
+    lines.append(Text(f"  {story.trial_counts()}; {story.cost()}"))
+    if story.importances:
+        shares = ", ".join(f"{key} {share:.0%}" for key, share in story.importances.items())
+        lines.append(Text(f"  importances: {shares}"))
+    parts = [*lines, show_leaderboard(story.board, story.metric, story.keys)]
+    if remark := story.remark():
+        parts.append(Text(f"  {remark}", "yellow"))
+    return Group(*parts)
 
 
-def describe_unfinished(status: StudyStatus) -> str | None:
+def describe_unfinished(story: Story) -> str | None:
     """Says that a study has not ended, so that its best trial may change; None if it has."""
-    if status.state not in ("running", "interrupted"):
+    if story.has_ended:
         return None
-    how = f"; {_resuming(status)}" if status.state == "interrupted" else ""
-    return f"{status.name} is {status.state} ({_counts(status)}): another trial may become the best{how}"
+    how = f"; {_resuming(story)}" if story.state == INTERRUPTED else ""
+    return f"{story.name} is {story.state} ({story.trial_counts()}): another trial may become the best{how}"
 
 
-def _resuming(status: StudyStatus) -> str:
+def _resuming(story: Story) -> str:
     """How to resume an interrupted study, or why it cannot be resumed here."""
-    if refusal := describe_other_numerics(status.name, status.folder):
-        return refusal
-    again = hints.command("tune", "--resume", status.name, results=results_of(status.folder))
-    return f"resume with: {again}"
-
-
-def _counts(status: StudyStatus) -> str:
-    """How many trials are in which state, in words."""
-    counts = [f"{count} {state}" for state, count in status.counts.items()]
-    if status.missing:
-        counts.append(f"{status.missing} not drawn yet")
-    return ", ".join(counts) or "none"
+    if story.refusal:
+        return story.refusal
+    (resume,) = story.continuing()
+    return f"resume with: {_typed(resume, results_of(story.folder))}"
 
 
 def show_trial(status: TrialStatus) -> Group:

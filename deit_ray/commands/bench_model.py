@@ -156,7 +156,7 @@ def find_models(name: str, results: str) -> list[Measured]:
     parent, _, last = folder.rpartition("/")
     study, best = Study.open(last, parent), {}
     metric = study.experiment.search.metric
-    for trial in study.trials(TrialState.COMPLETE):
+    for trial in study.records(TrialState.COMPLETE):
         accuracy = Accuracy(metric, trial.best, trial.images, trial.choices)
         path = storage.join(study.trial_folder(trial.number), MODEL)
         model = _described(f"{study.name}/{trial.number}", path, accuracy)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from deit_ray import storage
 from deit_ray.data import shards
-from deit_ray.data.decode import JPEG, ROTATED, decode_file, describe_remarks
+from deit_ray.data.decode import ROTATED, describe_remarks
 from deit_ray.data.listing import Unreadable, Unused
 from deit_ray.data.walk import scan
 from deit_ray.data.worklist import EVALUATIONS
@@ -193,13 +193,15 @@ def predict(model: str, images: list[str], top: int = 5, session: Session | None
     import torch
 
     from deit_ray.models.weights import load_described
+    from deit_ray.training.view import EvaluationView
 
     network, description = load_described(path)
     network.eval()
+    view_of = EvaluationView(description)
     predictions, remarks = [], {}
     for image in files:
         try:
-            view, found = _read_view(image, description)
+            view, found = view_of.of_file(_read(image))
         except Unreadable as unreadable:
             predictions.append(Prediction(image, [], str(unreadable)))
             continue
@@ -242,34 +244,16 @@ def find_images(paths: list[str], session: Session) -> list[str]:
     return files
 
 
-def _read_view(image: str, description: dict):
-    """An image as a model sees it in an evaluation: float32 [3, size, size], normalised; and its remarks.
-
-    The image is turned as its EXIF says if the model's training images were. Models of earlier versions do
-    not say so. For these, all images but JPEGs are turned, as earlier versions did.
+def _read(image: str) -> bytes:
+    """The content of an image file.
 
     Raises:
-        Unreadable: there is no such file, or it is no image.
+        Unreadable: there is no such file.
     """
-    import numpy as np
-    import torch
-
-    from deit_ray.data.crop import Geometry, crop_centre
-    from deit_ray.training.step import Normalise
-
     try:
-        content = Path(image).read_bytes()
+        return Path(image).read_bytes()
     except OSError as error:
         raise Unreadable(f"cannot be read: {error.strerror}") from None
-    exif = description.get("exif", not content.startswith(JPEG))
-    decoded = decode_file(content, exif)
-    size = description["image_size"]
-    view = np.empty((size, size, 3), np.uint8)
-    crop_centre(
-        decoded.pixels, Geometry(size, (1.0, 1.0), (1.0, 1.0), 0.0, description["eval_crop"], 0), view
-    )
-    normalise = Normalise(description["mean"], description["std"], torch.device("cpu"))
-    return normalise(torch.from_numpy(view).permute(2, 0, 1)[None].float() / 255)[0], decoded.remarks
 
 
 def find_model(model: str, results: str) -> str:

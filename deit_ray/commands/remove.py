@@ -24,6 +24,7 @@ from deit_ray.results.folders import (
     JOURNAL,
     MODEL,
     REMOVING,
+    REPORT,
     RUN,
     SNAPSHOT,
     TRIAL,
@@ -48,7 +49,7 @@ LAST = (lock.LOCK, lease.LEASE, REMOVING)
 # any of these says that deit-ray wrote the folder
 MARKS = re.compile("|".join([*map(re.escape, (DATABASE, ORIGIN, RECORD, REMOVING)), rf"{LOG}/\d{{8}}\.json"]))
 NAMES = (
-    *(EXPERIMENT, MODEL, RUN, SNAPSHOT, BAD_IMAGES, ORIGIN, RECORD, FAILURE, *LAST, DATABASE),
+    *(EXPERIMENT, MODEL, REPORT, RUN, SNAPSHOT, BAD_IMAGES, ORIGIN, RECORD, FAILURE, *LAST, DATABASE),
     *(f"{DATABASE}-{suffix}" for suffix in ("journal", "wal", "shm")),
     ".validate_storage_marker",  # Ray Train's
 )

@@ -23,6 +23,14 @@ from deit_ray.trial import assemble
 
 CELL, GAP, LINE, LETTERS = 160, 8, 18, 12  # pixels
 FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG"}
+FIXED = {  # one worker, no teacher, augmented in the stream
+    "distillation.kind": "none",
+    "distillation.teacher": None,
+    "search.space": {},
+    "train.workers": 1,
+    "train.device": "cpu",
+    "augment.place": "stream",
+}
 MADE_BY = "deit_ray data show"  # stands in every picture, so that no other file is written over
 
 
@@ -59,7 +67,21 @@ def show(
     if suffix not in FORMATS:
         raise UserError(f"--out {out}: must end with one of {', '.join('.' + known for known in FORMATS)}")
     check_ours(out, "--out", MADE_BY)
-    loaded = _load(uri, experiment, overrides or {})
+    sheet, shown = draw_sheet(_load(uri, experiment, overrides or {}), samples, strengths)
+    buffer, made_by = io.BytesIO(), PngInfo()
+    made_by.add_text("Software", MADE_BY)
+    sheet.save(buffer, FORMATS[suffix], pnginfo=made_by, comment=MADE_BY)
+    storage.write_bytes(out, buffer.getvalue())
+    return f"{out}: {shown}"
+
+
+def draw_sheet(experiment: Experiment, samples: int, strengths: bool) -> tuple[Image.Image, str]:
+    """The contact sheet of an experiment's first training samples, and what it shows; see `show`.
+
+    Raises:
+        UserError: the data set cannot be read.
+    """
+    loaded, uri = experiment.with_overrides(FIXED), experiment.data.uri
     manifest = shards.read_manifest(uri)
     available = shards.row_groups(uri, manifest, "train", loaded.data.holdout).images
     # an epoch has as many samples as the split has images, and every view is a sample
@@ -75,11 +97,7 @@ def show(
         sheet = _draw(loaded.data.views, manifest.classes, batch, pixels, targets, stored)
         views = f"{counted(loaded.data.views, 'view')} of each as the student sees them"
         shown = f"{counted(images, 'image')} as stored and {views} ({loaded.data.image_size} pixels)"
-    buffer, made_by = io.BytesIO(), PngInfo()
-    made_by.add_text("Software", MADE_BY)
-    sheet.save(buffer, FORMATS[suffix], pnginfo=made_by, comment=MADE_BY)
-    storage.write_bytes(out, buffer.getvalue())
-    return f"{out}: {shown}"
+    return sheet, shown
 
 
 def check_ours(out: str, option: str, made_by: str) -> None:
@@ -105,16 +123,8 @@ def check_ours(out: str, option: str, made_by: str) -> None:
 
 
 def _load(uri: str, path: str | None, overrides: dict) -> Experiment:
-    """The experiment to show, with one worker, without a teacher, augmented in the stream."""
-    fixed = {
-        "data.uri": uri,
-        "distillation.kind": "none",
-        "distillation.teacher": None,
-        "search.space": {},
-        "train.workers": 1,
-        "train.device": "cpu",
-        "augment.place": "stream",
-    }
+    """The experiment to show."""
+    fixed = FIXED | {"data.uri": uri}
     if path is not None:
         return load_experiment(path, overrides | fixed)
     defaults = {"name": "show", "data": {"uri": uri}, "distillation": {"kind": "none"}}

@@ -76,6 +76,24 @@ def decode_file(content: bytes, exif: bool = False) -> Decoded:
     return Decoded(_upright(pixels, orientation) if exif else pixels, orientation, tuple(remarks))
 
 
+def decode_image(image: Image.Image, exif: bool = False) -> Decoded:
+    """Converts an image that PIL has opened or made; it becomes the same pixels as the file it came from.
+
+    Raises:
+        Unreadable: it is damaged, or does not declare its pixels' range.
+    """
+    try:
+        with _quiet():
+            pixels, orientation, remarks = _read_image(image)
+    except Unreadable:
+        raise
+    except Exception as error:  # as in `_decode_pil`
+        raise Unreadable(f"damaged: {_sentence(error)}") from None
+    if orientation != 1:
+        remarks.append(ROTATED)
+    return Decoded(_upright(pixels, orientation) if exif else pixels, orientation, tuple(remarks))
+
+
 def decode_array(pixels: np.ndarray) -> Decoded:
     """Converts an RGB array [height, width, 3] of uint8, bool or uint16 to 8 bits.
 
@@ -201,18 +219,7 @@ def _decode_pil(content: bytes) -> tuple[np.ndarray, int, list[str]]:
         )
     try:
         with _quiet(), Image.open(io.BytesIO(content), formats=_formats()) as image:
-            deep = _is_deep(image)
-            image.load()
-            if image.mode[0] in "IF":
-                pixels, remarks = _deep_grey(image)
-            else:
-                pixels = np.asarray(image.convert("RGB"))
-                remarks = list(_deep_remarks(pixels, 255)) if deep else []
-                if _is_seen_through(image):
-                    remarks.append(SEEN_THROUGH)
-            if getattr(image, "is_animated", False):
-                remarks.append(PAGES)
-            return pixels, _orientation(image), remarks
+            return _read_image(image)
     except Image.UnidentifiedImageError:
         if kind := _kind_of(content):
             raise Unreadable(f"damaged, or of an unusual kind: it begins as {kind} does") from None
@@ -222,9 +229,29 @@ def _decode_pil(content: bytes) -> tuple[np.ndarray, int, list[str]]:
     except Unreadable:
         raise
     except Exception as error:  # PIL's decoders raise any kind on damaged files: OSError, struct.error, ...
-        is_sentence = isinstance(error, OSError) and "'" not in str(error) and str(error).strip()
-        reason = str(error) if is_sentence else "its parts do not fit together"
-        raise Unreadable(f"damaged: {reason}") from None
+        raise Unreadable(f"damaged: {_sentence(error)}") from None
+
+
+def _read_image(image: Image.Image) -> tuple[np.ndarray, int, list[str]]:
+    """(RGB pixels, EXIF's orientation, remarks) of an image that PIL has opened."""
+    deep = _is_deep(image)
+    image.load()
+    if image.mode[0] in "IF":
+        pixels, remarks = _deep_grey(image)
+    else:
+        pixels = np.asarray(image.convert("RGB"))
+        remarks = list(_deep_remarks(pixels, 255)) if deep else []
+        if _is_seen_through(image):
+            remarks.append(SEEN_THROUGH)
+    if getattr(image, "is_animated", False):
+        remarks.append(PAGES)
+    return pixels, _orientation(image), remarks
+
+
+def _sentence(error: Exception) -> str:
+    """Why PIL cannot decode an image, in words."""
+    is_sentence = isinstance(error, OSError) and "'" not in str(error) and str(error).strip()
+    return str(error) if is_sentence else "its parts do not fit together"
 
 
 def _quiet() -> warnings.catch_warnings:
@@ -243,7 +270,7 @@ def _is_deep(image: Image.Image) -> bool:
     """Whether the file of an opened, not yet loaded image holds more than 8 bits for a colour."""
     if image.mode[0] in "IF":
         return True
-    for decoder, _, _, arguments in image.tile:
+    for decoder, _, _, arguments in getattr(image, "tile", ()):  # an image that was not opened has none
         if ";16" in str(arguments) or (decoder.startswith("ppm") and arguments[-1] > 255):
             return True
     return False

@@ -24,6 +24,7 @@ RUN = "run.json"  # in the folder of a run that has finished
 JOURNAL = "journal"
 EMA = "ema.safetensors"  # in a checkpoint: the weights of the moving average
 STATE = "state.pt"  # in a checkpoint: the optimizer's state
+REPORT = "report.html"  # in the folder of a study that has ended: everything about it on one page
 BEST = "best.yaml"  # in the folder of a study: the configuration of its best trial
 TRIAL = re.compile(r"trial-\d{4,}")  # a trial's folder; see `trial_name`. A run's is NAME-N
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's name for its list of checkpoints

@@ -152,7 +152,7 @@ class Driver:
             raise trials.policy.halted
         self.resources.save_spent()
         self.study.add_tune_states(trials.scheduler.states())
-        unfinished = self.study.trials(TrialState.RUNNING, TrialState.WAITING)
+        unfinished = self.study.records(TrialState.RUNNING, TrialState.WAITING)
         if unfinished:
             raise Interrupted(f"Ray ended with {counted(len(unfinished), 'trial')} unfinished")
 
@@ -170,12 +170,12 @@ class Driver:
         for observer in self.observers:
             observer.study_ended(outcome, best)
         if best is None:
-            outcomes = sorted({trial.outcome.text if trial.outcome else "" for trial in study.trials()})
+            outcomes = sorted({trial.outcome.text if trial.outcome else "" for trial in study.records()})
             raise UserError(f"{study.name}: ended with no finished trial: {reason}; {'; '.join(outcomes)}")
 
     def _why_all_ended(self) -> str:
         searcher = self.trials.searcher
-        if searcher.is_exhausted() and len(self.study.trials()) < self.experiment.search.trials:
+        if searcher.is_exhausted() and len(self.study.records()) < self.experiment.search.trials:
             return f"search.space is exhausted: each of its {searcher.size:g} combinations was tried"
         return ALL_ENDED
 

@@ -37,21 +37,23 @@ def leaderboard(trials: "list[TrialRecord]", keys: list[str]) -> "pd.DataFrame":
     )
     full = table[table["full"]]
     if len(full):
-        first = full.iloc[0]
-        table["close"] = [
-            bool(row["full"]) and place > 0 and _is_close(row, first) for place, row in table.iterrows()
-        ]
+        first, *others = zip(full["best"], full["low"], full["high"], strict=True)
+        close = [_is_close(other, first) for other in others]
+        table["close"] = [False, *close, *[False] * (len(table) - len(full))]
     else:
         table["close"] = False
     return table.drop(columns="full")
 
 
-def _is_close(row: "pd.Series", first: "pd.Series") -> bool:
-    """Whether a trial cannot be told apart from the best one; without intervals, whether they are equal."""
-    if math.isnan(row["low"]) or math.isnan(first["low"]):
-        return bool(row["best"] == first["best"])
-    ends = [(side["low"], side["high"]) for side in (first, row)]
-    return not is_clearly_better(first["best"], ends[0], row["best"], ends[1])
+def _is_close(other: tuple[float, float, float], first: tuple[float, float, float]) -> bool:
+    """Whether a trial cannot be told apart from the best one; without intervals, whether they are equal.
+
+    Args:
+        other, first: (value, lowest, highest) of a trial and of the best one.
+    """
+    if math.isnan(other[1]) or math.isnan(first[1]):
+        return bool(other[0] == first[0])
+    return not is_clearly_better(first[0], first[1:], other[0], other[1:])
 
 
 def _row(trial: "TrialRecord", keys: list[str]) -> dict:

@@ -4,15 +4,26 @@
 """
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from deit_ray.errors import UnavailableError
 from deit_ray.outcome import Kind, Outcome
+from deit_ray.study.database import naming_database
 from deit_ray.study.records import Evaluated, TrialRecord
 from deit_ray.study.resume import Reconciled, Results
 from deit_ray.study.study import Study
-from deit_ray.study.sync import delivered, end_study, end_trial, start_study, start_trial
+from deit_ray.study.sync import (
+    delivered,
+    describe_study,
+    end_study,
+    end_trial,
+    save_report,
+    start_study,
+    start_trial,
+)
 from deit_ray.terminal.console import Console
 from deit_ray.terminal.live import StudyView
 from deit_ray.tracking.tracked import Run
@@ -20,6 +31,9 @@ from deit_ray.tracking.tracker import Tracker
 from deit_ray.trial.described import Made
 from deit_ray.trial.failure import Failure, describe_restart
 from deit_ray.trial.run import warn_of_bad
+
+DESCRIBE_S = 20.0  # least time between two descriptions of a study that runs
+DESCRIBE_PART = 200  # a description takes at most one in so many seconds of the driver's time
 
 
 @dataclass(frozen=True)
@@ -121,16 +135,30 @@ class Tracking(Observer):
         self.parent: Run | None = None
         self.made: Made | None = None
         self.runs: dict[int, Run] = {}  # of trials that have not ended
+        self.has_news, self.describe_at = True, 0.0  # by time.monotonic()
 
     @contextlib.contextmanager
     def delivering(self) -> Iterator[None]:
         """Delivers in the background; at the end it waits a while for pending deliveries."""
         with Tracker.of(self.study.experiment, self.console, self.study.folder) as self.tracker:
-            yield
+            try:
+                yield
+            except BaseException:
+                # where the database itself is gone, the description stays as it is
+                with contextlib.suppress(UnavailableError), naming_database(self.study.folder):
+                    self._describe(is_running=False)
+                raise
 
     def study_opened(self) -> None:
         self.made = Made.read(self.study.folder, self.study.experiment)
         self.parent = start_study(self.tracker, self.study, self.made)
+
+    def time_passed(self, elapsed_s: float) -> None:
+        if self.has_news and time.monotonic() >= self.describe_at:
+            self._describe(is_running=True)
+
+    def trial_reported(self, number: int, result: dict) -> None:
+        self.has_news = True
 
     def trial_kept(self, number: int) -> None:
         trial = self.study.trial(number)
@@ -142,9 +170,11 @@ class Tracking(Observer):
             self.tracker.kept.add(record.parent_id, deliver)
 
     def trial_started(self, number: int) -> None:
+        self.has_news = True
         self._open(number)
 
     def trial_ended(self, end: TrialEnd) -> None:
+        self.has_news = True
         self._open(end.number)  # a trial can end before it starts
         self._close(end.number)
 
@@ -152,7 +182,17 @@ class Tracking(Observer):
         tested = self.study.tested
         if tested is not None:  # only now that trial has its value on the test images
             self._deliver(self.study.trial(tested.trial), tested)
+        self._describe(is_running=False)
+        save_report(self.study)
         end_study(self.tracker, self.study, self.parent, outcome)
+
+    def _describe(self, is_running: bool) -> None:
+        if self.parent is None:
+            return
+        begin = time.monotonic()
+        describe_study(self.tracker, self.study, self.parent, is_running)
+        took_s = time.monotonic() - begin
+        self.has_news, self.describe_at = False, begin + max(DESCRIBE_S, DESCRIBE_PART * took_s)
 
     def _deliver(self, trial: TrialRecord, tested: Evaluated | None) -> None:
         """Delivers a trial that has ended."""

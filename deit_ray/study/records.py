@@ -237,7 +237,7 @@ class StudyRecord:
         """One trial as the database has it now; it reads no other trial."""
         return TrialRecord(read_trial(self.optuna, number))
 
-    def trials(self, *states: TrialState) -> list[TrialRecord]:
+    def records(self, *states: TrialState) -> list[TrialRecord]:
         """All trials by number, or those in some states."""
         return [TrialRecord(trial) for trial in self.optuna.get_trials(deepcopy=False, states=states or None)]
 

@@ -73,7 +73,7 @@ def dry_run(study: Study, overrides: dict) -> Preview:
     with study.driving():  # so that no driver changes what is read
         found = reconcile(study, StudyScheduler(experiment))
     trials = {trial.number: _previewed(study, trial) for trial in found}
-    ends = exceeded(experiment, study.trials(), study.spent)
+    ends = exceeded(experiment, study.records(), study.spent)
     return Preview(study.name, trials, max(0, experiment.search.trials - len(found)), ends)
 
 
@@ -90,7 +90,7 @@ def reconcile(study: Study, scheduler: StudyScheduler) -> list[Reconciled]:
     The scheduler sees the noted results first, in the order in which they came, and then the late ones. So a
     late result does not change what was decided on an earlier one.
     """
-    trials = [trial for trial in study.trials() if trial.state != TrialState.WAITING]
+    trials = [trial for trial in study.records() if trial.state != TrialState.WAITING]
     noted = [(*result, trial.number) for trial in trials for result in _noted(trial)]
     for _, epoch, value, number in sorted(noted):
         scheduler.judge(number, epoch, value)

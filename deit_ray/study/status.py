@@ -6,9 +6,7 @@ Every function returns plain values without a database, so that it can also run 
 import json
 import posixpath
 import time
-from dataclasses import dataclass
-
-import pandas as pd
+from dataclasses import dataclass, replace
 
 from deit_ray import hints, storage
 from deit_ray.errors import UserError, explain_os_error
@@ -20,43 +18,11 @@ from deit_ray.results.removal import are_checkpoints_removed
 from deit_ray.study.database import is_study
 from deit_ray.study.leaderboard import STATES, leaderboard
 from deit_ray.study.records import TrialRecord
+from deit_ray.study.story import INTERRUPTED, RUNNING, Story, tell
 from deit_ray.study.study import Study, names_of_studies
 from deit_ray.trial.failure import Failure, read_failure, read_worker, tail_files
 
 STOPPED_WITHIN_S = 60.0
-
-
-@dataclass(frozen=True)
-class StudyStatus:
-    """The state of a study.
-
-    Attributes:
-        state: running, interrupted, or why it has ended.
-        driver: host, pid and start of the process that runs it.
-        counts: number of trials by state.
-        missing: the number of trials not drawn yet.
-        spent_s, gpu_s: wall time and GPU time so far.
-        board: see `Study.leaderboard`.
-        images: the number of images on which the metric is measured; None if it is not known.
-        tested: the best trial's metrics on the test images; empty if they were not measured.
-        largest: see `StudyRecord.largest`.
-    """
-
-    name: str
-    folder: str
-    metric: str
-    keys: list[str]
-    epochs: int
-    state: str
-    driver: dict | None
-    counts: dict[str, int]
-    missing: int
-    spent_s: float
-    gpu_s: float
-    board: pd.DataFrame
-    images: float | None
-    tested: dict[str, float]
-    largest: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -113,7 +79,7 @@ class RunStatus:
     metrics: dict[str, float]
 
 
-def list_status(results: str) -> list[StudyStatus]:
+def list_status(results: str) -> list[Story]:
     """The states of all studies in a results folder. A study that cannot be read says why in its state.
 
     Raises:
@@ -176,8 +142,8 @@ def _run_status(name: str, folder: str) -> RunStatus:
     return RunStatus(name, f"failed: {failure.reason}" if failed else "interrupted", {})
 
 
-def _unreadable(name: str, results: str, error: Exception) -> StudyStatus:
-    return StudyStatus(
+def _unreadable(name: str, results: str, error: Exception) -> Story:
+    return Story(
         name=name,
         folder=storage.join(storage.absolute(results), name),
         metric="",
@@ -205,34 +171,9 @@ def _reason(error: Exception) -> str:
     return "a file in it is damaged; put back a copy of it, or move the folder away"
 
 
-def study_status(name: str, results: str) -> StudyStatus:
-    """The state of a study. Raises UserError if there is no such study."""
-    return _status(Study.open(name, results))
-
-
-def _status(study: Study) -> StudyStatus:
-    driver, board, spent = study.driver(), study.leaderboard(), study.spent
-    state = "running"
-    if driver is None:
-        board["state"] = board["state"].replace("running", "interrupted")
-        state = study.ended or "interrupted"
-    return StudyStatus(
-        name=study.name,
-        folder=study.folder,
-        metric=study.experiment.search.metric,
-        keys=list(study.experiment.search.space),
-        epochs=study.experiment.train.epochs,
-        state=state,
-        driver=driver,
-        counts=dict(board["state"].value_counts()),
-        missing=max(0, study.experiment.search.trials - len(board)),
-        spent_s=spent.wall_s,
-        gpu_s=spent.gpu_s,
-        board=board,
-        images=next((trial.images for trial in study.trials() if trial.images), None),
-        tested=study.tested_best(),
-        largest=study.largest,
-    )
+def study_status(name: str, results: str) -> Story:
+    """The story of a study, without the curves of its trials. Raises UserError if there is no such study."""
+    return replace(tell(Study.open(name, results)), records=[])
 
 
 def trial_status(name: str, number: int, results: str) -> TrialStatus:
@@ -246,8 +187,8 @@ def trial_status(name: str, number: int, results: str) -> TrialStatus:
         workers.append(worker)
     ended = trial.state.is_finished()
     state = str(trial.ending.kind) if ended else STATES[trial.state.name]
-    if state == "running" and study.driver() is None:
-        state = "interrupted"
+    if state == RUNNING and study.driver() is None:
+        state = INTERRUPTED
     return TrialStatus(
         study=study.name,
         number=number,
@@ -273,7 +214,7 @@ def trial_status(name: str, number: int, results: str) -> TrialStatus:
 
 
 def _find_trial(study: Study, number: int) -> TrialRecord:
-    trials = study.trials()
+    trials = study.records()
     if not 0 <= number < len(trials):
         known = f"0 to {len(trials) - 1}" if trials else "none yet"
         raise UserError(f"{study.name}: no trial {number}; the study has {known}")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from optuna.trial import TrialState
@@ -31,6 +32,12 @@ from deit_ray.results.removal import KEPT, remove_checkpoints, remove_unlisted
 from deit_ray.study.database import StudyDatabase, is_study
 from deit_ray.study.leaderboard import leaderboard
 from deit_ray.study.records import StudyRecord, TrialRecord
+
+if TYPE_CHECKING:  # torch takes seconds to import, and most commands do not need it
+    from torch import nn
+
+    from deit_ray.study.story import Story
+    from deit_ray.training.view import EvaluationView
 
 REQUESTS = "stop"  # a folder: a file for each trial that is to be stopped, or one for the whole study
 WHOLE = "study"
@@ -155,9 +162,59 @@ class Study(StudyRecord):
         """The experiment of one trial: the study's, with the trial's values and without a search space."""
         return self.experiment.with_overrides({**params, "search.space": {}})
 
-    def leaderboard(self) -> pd.DataFrame:
-        """All trials, best first; see `leaderboard.leaderboard`."""
-        return leaderboard(self.trials(), list(self.experiment.search.space))
+    def leaderboard(self, records: list[TrialRecord] | None = None) -> pd.DataFrame:
+        """All trials, best first; see `leaderboard.leaderboard`.
+
+        Args:
+            records: all trials, if they were read already.
+        """
+        return leaderboard(self.records() if records is None else records, list(self.experiment.search.space))
+
+    def trials(self) -> pd.DataFrame:
+        """All trials, by number; see `tables.trials_frame`."""
+        from deit_ray.study import tables
+
+        return tables.trials_frame(self.story())
+
+    def curves(self) -> pd.DataFrame:
+        """Every point that the trials have measured; see `tables.curves_frame`."""
+        from deit_ray.study import tables
+
+        return tables.curves_frame(self.folder, self.records())
+
+    def story(self) -> "Story":
+        """What the study has found and cost, and how it continues; a notebook shows it as MLflow does."""
+        from deit_ray.study.story import tell
+
+        return tell(self)
+
+    def load_model(self, trial: int | None = None) -> "tuple[nn.Module, EvaluationView]":
+        """The model of a trial, with its weights, and the transform that makes its input from an image.
+
+        Args:
+            trial: number of a trial; by default the best one.
+
+        Returns:
+            (timm model in evaluation mode, on the CPU; transform). The transform turns a PIL image into
+            float32 [3, size, size]; its attribute `classes` has the names of the logits. So
+            `model(transform(image)[None]).softmax(1)` are the probabilities of `deit-ray predict`.
+
+        Raises:
+            UserError: there is no such trial, no trial has finished, or the trial has no model.
+        """
+        number = self.best().number if trial is None else trial
+        model = storage.join(self.trial_folder(number), MODEL)
+        if not storage.exists(model):
+            known = [str(record.number) for record in self.records(TrialState.COMPLETE)]
+            raise UserError(
+                f"{self.name}: trial {number} has no model; finished trials have one: "
+                f"{', '.join(known) or 'none yet'}"
+            )
+        from deit_ray.models.weights import load_described
+        from deit_ray.training.view import EvaluationView
+
+        network, described = load_described(storage.fetch(model))
+        return network.eval(), EvaluationView(described)
 
     def remove_checkpoints(self) -> None:
         """Removes the checkpoints that an ended study does not keep; see `results.keep`. May be repeated."""
@@ -168,14 +225,23 @@ class Study(StudyRecord):
             list(pool.map(remove_unlisted, folders[:kept]))
             list(pool.map(remove, folders[kept:]))
 
-    def find_best(self) -> TrialRecord | None:
-        """The finished trial with the best value; None if no trial has finished."""
-        finished = self.trials(TrialState.COMPLETE)
+    def find_best(self, records: list[TrialRecord] | None = None) -> TrialRecord | None:
+        """The finished trial with the best value; None if no trial has finished.
+
+        Args:
+            records: all trials, if they were read already.
+        """
+        finished = self.records(TrialState.COMPLETE) if records is None else records
+        finished = [trial for trial in finished if trial.state == TrialState.COMPLETE]
         return max(finished, key=lambda trial: trial.best, default=None)  # of equal ones, the first
 
-    def tested_best(self) -> dict[str, float]:
-        """The best trial's metrics on the test images; empty if they were not measured."""
-        best, tested = self.find_best(), self.tested
+    def tested_best(self, records: list[TrialRecord] | None = None) -> dict[str, float]:
+        """The best trial's metrics on the test images; empty if they were not measured.
+
+        Args:
+            records: all trials, if they were read already.
+        """
+        best, tested = self.find_best(records), self.tested
         return tested.metrics if best and tested and tested.trial == best.number else {}
 
     def best(self) -> TrialRecord:
@@ -214,7 +280,7 @@ class Study(StudyRecord):
 
     def _has_weights(self, weights: bytes) -> bool:
         """Whether weights are those that a trial has saved."""
-        models = [storage.join(self.trial_folder(trial.number), MODEL) for trial in self.trials()]
+        models = [storage.join(self.trial_folder(trial.number), MODEL) for trial in self.records()]
         return any(storage.exists(model) and storage.read_bytes(model) == weights for model in models)
 
 

@@ -13,10 +13,13 @@ from deit_ray.errors import UserError
 from deit_ray.experiment.config import Experiment
 from deit_ray.experiment.load import dump_experiment
 from deit_ray.outcome import Kind, Outcome
-from deit_ray.results.folders import BEST, EXPERIMENT, RUN, find_run, recorded
+from deit_ray.results.folders import BEST, EXPERIMENT, REPORT, RUN, find_run, recorded
 from deit_ray.results.lock import driving
 from deit_ray.study.database import is_study
+from deit_ray.study.description import describe, plain
+from deit_ray.study.page import make_page
 from deit_ray.study.records import Evaluated, TrialRecord
+from deit_ray.study.story import tell, tell_trial
 from deit_ray.study.study import AMENDABLE, Study
 from deit_ray.terminal.console import Console
 from deit_ray.terminal.format import counted, short
@@ -87,19 +90,22 @@ def deliver_study(tracker: Tracker, study: Study) -> Iterator[Run]:
     parent = start_study(tracker, study, made)
     yield parent
     tested = study.tested
-    for trial in study.trials():
+    for trial in study.records():
         if trial.state != TrialState.WAITING:
             run = start_trial(tracker, study, trial, parent, made)
             if trial.state.is_finished():
                 end_trial(tracker, study, trial, run, tested)
             yield run
+    describe_study(tracker, study, parent, is_running=False)
     if study.outcome:
+        if not storage.exists(storage.join(study.folder, REPORT)):  # an earlier version ended the study
+            save_report(study)
         end_study(tracker, study, parent, study.outcome)
 
 
 def start_study(tracker: Tracker, study: Study, made: Made) -> Run:
     """The study's own run, the parent of its trials' runs."""
-    started = [trial.started for trial in study.trials() if trial.started]
+    started = [trial.started for trial in study.records() if trial.started]
     return tracker.start_run(
         study.name,
         {"study": study.name, "kind": "study"} | made.tags(),
@@ -117,6 +123,16 @@ def view_of(name: str, experiment: Experiment) -> View:
     search = experiment.search
     names = (best_name(experiment), error_name(experiment))
     return study_view(name, search.metric, *names, list(search.space))
+
+
+def describe_study(tracker: Tracker, study: Study, run: Run, is_running: bool) -> None:
+    """Gives the study's own run its description, as the study is now."""
+    tracker.describe_run(run, describe(tell(study, is_running)))
+
+
+def save_report(study: Study) -> None:
+    """Writes the page about a study that has ended into its folder, from where MLflow gets it."""
+    storage.write_bytes(storage.join(study.folder, REPORT), make_page(tell(study, is_running=False)))
 
 
 def start_trial(tracker: Tracker, study: Study, trial: TrialRecord, parent: Run, made: Made) -> Run:
@@ -153,8 +169,10 @@ def end_trial(
     ranked = trial.ending.kind in (Kind.FINISHED, Kind.STOPPED_EARLY)
     own = tested.metrics if tested and tested.trial == trial.number else {}
     metrics = final_metrics_of(study, trial, own) if ranked else {}
-    folder = study.trial_folder(trial.number)
+    folder, search = study.trial_folder(trial.number), study.experiment.search
     tags = worker_tags(folder, study.experiment.train.workers)
+    told = tell_trial(trial, search.metric, study.experiment.train.epochs, search.scheduler)
+    tracker.describe_run(run, plain(told))
     tracker.end_run(run, trial.ending, folder, metrics=metrics, ended_ms=to_ms(trial.ended), tags=tags)
 
 
@@ -175,7 +193,7 @@ def end_study(tracker: Tracker, study: Study, run: Run, outcome: Outcome) -> Non
     best, metrics, tested = study.find_best(), {}, study.tested_best()
     if best is not None:
         metrics = final_metrics_of(study, best, tested) | tested
-    tracker.end_run(run, outcome, study.folder, EXPERIMENT, BEST, metrics=metrics)
+    tracker.end_run(run, outcome, study.folder, EXPERIMENT, BEST, REPORT, metrics=metrics)
 
 
 def deliver_run(tracker: Tracker, experiment: Experiment, folder: str) -> Iterator[Run]:

@@ -95,7 +95,7 @@ class Trials:
         self._carry_out(self.policy.stop(number, self._open()))
 
     def check_budgets(self, spent: Spent) -> None:
-        self._carry_out(self.policy.check_budgets(self.study.trials(), spent, self._open()))
+        self._carry_out(self.policy.check_budgets(self.study.records(), spent, self._open()))
 
     def halt(self, error: Exception) -> None:
         """An error stops the study: its trials stay as they are, for a resume."""

@@ -68,6 +68,7 @@ class Delivery:
             desired = replace(desired, parent_id=run.parent.record.run_id)
         run.delivered = replace(run.delivered, unsent=None)  # the journal may have grown
         self._perform_all(run, desired, requests.next_requests)
+        run.delivered = replace(run.delivered, description=desired.description)
         if desired.ending:
             run.delivered = replace(run.delivered, closed=desired.ending, duplicates=None)
 
@@ -139,6 +140,8 @@ class Delivery:
                 found = self.server.create_run(request)
                 self.changes += 1
                 return replace(delivered, found=found)
+            case requests.SetDescription():
+                return self._set_description(delivered, request)
             case requests.FindDuplicates(identity):
                 return self._find_duplicates(delivered, identity)
             case requests.ShareView(view):
@@ -196,6 +199,20 @@ class Delivery:
         segments = delivered.record.segments
         last = last_values(desired.journal, segments) if desired.journal else {}
         return replace(delivered, found=found, last=last, segments=segments)
+
+    def _set_description(self, delivered: Delivered, request: requests.SetDescription) -> Delivered:
+        """Sets the description, unless a person has changed it since MLflow was last asked."""
+        run_id = delivered.record.run_id
+        now = self.server.find_run(run_id)
+        if now is None:
+            raise Gone
+        delivered = replace(delivered, found=replace(delivered.found, tags=now.tags))
+        is_there = now.tags.get(requests.DESCRIPTION) == request.text
+        if is_there or requests.is_described_by_a_person(now.tags):
+            return delivered
+        self.server.set_description(run_id, request)
+        self.changes += 1
+        return requests.after_request(delivered, request)
 
     def _find_duplicates(self, delivered: Delivered, identity: str) -> Delivered:
         """Looks for all runs of the identity. The earliest one is kept."""

@@ -5,6 +5,7 @@ until none is left. So it can begin anywhere: with a new run, after a lost answe
 database that knows less than before.
 """
 
+import hashlib
 import posixpath
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -20,6 +21,8 @@ NAME_CHARS, PARAM_CHARS, TAG_CHARS, PARAMS = 250, 6000, 8000, 100
 SEGMENTS = 20  # delivered together: the cost of a request hardly depends on its size
 IDENTITY, PARENT = "deit_ray.id", "mlflow.parentRunId"  # tags
 ENDING_TAGS = ("outcome", "state")  # a reopened run does not have them
+DESCRIPTION = "mlflow.note.content"  # MLflow's tag with the description
+DIGEST, DIGEST_CHARS = "deit_ray.description", 16  # a tag that shows whether a person has changed it
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -78,6 +81,19 @@ class LogDatasets:
 
     part: ClassVar[str] = "its data sets"
     datasets: tuple[Dataset, ...]
+
+
+@dataclass(frozen=True)
+class SetDescription:
+    """Set the description, unless a person has changed it."""
+
+    part: ClassVar[str] = "its description"
+    text: str
+
+    @property
+    def tags(self) -> Pairs:
+        """The description and its digest, which MLflow gets in one request."""
+        return ((DESCRIPTION, self.text), (DIGEST, digest_of(self.text)))
 
 
 @dataclass(frozen=True)
@@ -156,7 +172,9 @@ class Terminate:
 
 
 # These requests hold values that a server may refuse as invalid.
-Refusable = CreateRun | Describe | LogDatasets | ShareView | LogArtifact | LogPoints | LogEnding
+Refusable = (
+    CreateRun | Describe | LogDatasets | SetDescription | ShareView | LogArtifact | LogPoints | LogEnding
+)
 Request = (
     Refusable | ReadRecord | ResetRecord | Note | FindRun | DeleteTag | ReopenRun | ReadJournal
     | FindDuplicates | DeleteDuplicate | Terminate
@@ -172,7 +190,11 @@ def next_requests(desired: Desired, delivered: Delivered) -> list[Request]:
         return requests
     if delivered.found is None:
         return []  # MLflow refuses to create the run
-    return point_requests(desired, delivered) or ending_requests(desired, delivered)
+    return (
+        point_requests(desired, delivered)
+        or description_requests(desired, delivered)
+        or ending_requests(desired, delivered)
+    )
 
 
 def opening_requests(desired: Desired, delivered: Delivered) -> list[Request]:
@@ -239,6 +261,25 @@ def point_requests(desired: Desired, delivered: Delivered) -> list[Request]:
     if together not in delivered.refused:
         return [together]
     return [LogPoints(number, 1) for number in range(first, first + len(unsent))]  # one of them is invalid
+
+
+def description_requests(desired: Desired, delivered: Delivered) -> list[Request]:
+    """The next request until MLflow has the description. A text that a person has changed stays."""
+    request, tags = SetDescription(fitting(desired.description, TAG_CHARS)), delivered.found.tags
+    if not request.text or request in delivered.refused:
+        return []
+    is_there = tags.get(DESCRIPTION) == request.text
+    return [] if is_there or is_described_by_a_person(tags) else [request]
+
+
+def is_described_by_a_person(tags: dict[str, str]) -> bool:
+    """Whether a run has a description that deit-ray did not write, or that a person has changed since."""
+    text = tags.get(DESCRIPTION)
+    return bool(text) and tags.get(DIGEST) != digest_of(text)
+
+
+def digest_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_CHARS]
 
 
 def ending_requests(desired: Desired, delivered: Delivered) -> list[Request]:
@@ -308,6 +349,8 @@ def after_request(delivered: Delivered, request: Request) -> Delivered:
         case LogDatasets(datasets):
             datasets = found.datasets | {dataset.key for dataset in datasets}
             return replace(delivered, found=replace(found, datasets=datasets))
+        case SetDescription():
+            return replace(delivered, found=replace(found, tags=found.tags | dict(request.tags)))
         case LogArtifact(uri):
             return replace(delivered, found=replace(found, files=found.files | {uri}))
         case ShareView():

@@ -13,7 +13,7 @@ from deit_ray.results.journal import Point
 from deit_ray.results.origin import user
 from deit_ray.tracking.datasets import Dataset
 from deit_ray.tracking.moved import follow_artifacts
-from deit_ray.tracking.requests import IDENTITY, PARENT, CreateRun, Describe, LogEnding
+from deit_ray.tracking.requests import IDENTITY, PARENT, CreateRun, Describe, LogEnding, SetDescription
 from deit_ray.tracking.tracked import Found
 from deit_ray.tracking.view import View
 
@@ -142,6 +142,12 @@ class Server:
     def log_datasets(self, run_id: str, datasets: tuple[Dataset, ...]) -> None:
         inputs = [dataset.as_input() for dataset in datasets]
         self._offer(run_id, self.client.log_inputs, run_id, datasets=inputs)
+
+    def set_description(self, run_id: str, request: SetDescription) -> None:
+        from mlflow.entities import RunTag
+
+        tags = [RunTag(*tag) for tag in request.tags]
+        self._offer(run_id, self.client.log_batch, run_id, tags=tags)
 
     def log_points(self, run_id: str, points: list[Point]) -> None:
         from mlflow.entities import Metric

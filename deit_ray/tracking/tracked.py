@@ -46,6 +46,7 @@ class Desired:
         folder: URI of the run's results.
         journal: URI of the run's journal, or None.
         started_ms: when the run began, in ms since 1970.
+        description: the Markdown text that a person reads first; empty for none.
         ending: how the run ends; None until that is known.
         parent_id: MLflow's id of the study's run; None for a run that is no trial, or until the id is known.
         view: how MLflow shows the study; only a study's own run has it.
@@ -61,6 +62,7 @@ class Desired:
     parent_id: str | None = None
     datasets: tuple[Dataset, ...] = ()
     view: View | None = None
+    description: str = ""
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,7 @@ class Delivered:
         refused: the requests that MLflow refuses as invalid.
         closed: the ending that was delivered.
         is_shared: whether MLflow has the study's view, or one that a person has saved in its place.
+        description: the description that was delivered, or instead of which MLflow has a person's own.
     """
 
     record: Record | None = None
@@ -164,10 +167,12 @@ class Delivered:
     refused: frozenset = frozenset()
     closed: Ending | None = None
     is_shared: bool = False
+    description: str = ""
 
     def unknown(self) -> "Delivered":
         """The same after MLflow turned out to know less than before: the run must be looked for again."""
-        return replace(self, may_exist=True, found=None, duplicates=None, closed=None, is_shared=False)
+        nothing = {"found": None, "duplicates": None, "closed": None, "is_shared": False, "description": ""}
+        return replace(self, may_exist=True, **nothing)
 
     def undelivered(self, run_id: str | None) -> "Delivered":
         """The same with nothing counted as delivered to the run of this id; None: the run is created next."""
@@ -226,6 +231,12 @@ class Run:
     def closed(self) -> Ending | None:
         """The ending that was delivered."""
         return self.delivered.closed
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the ending was delivered, with the description that the run has now."""
+        is_closed = self.closed is not None and self.closed is self.desired.ending
+        return is_closed and self.delivered.description == self.desired.description
 
     @property
     def seen(self) -> bool:

@@ -119,6 +119,16 @@ class Tracker:
         self.wake.set()
         return run
 
+    def describe_run(self, run: Run, text: str) -> None:
+        """Notes the description that MLflow must show of a run, unless a person has changed it there.
+
+        It is sent with the run's next delivery: of a run that has not ended, at most every `POLL_S` seconds.
+
+        Args:
+            text: Markdown of at most 8,000 characters.
+        """
+        self.runs.describe(run, text)
+
     def end_run(
         self,
         run: Run,
@@ -267,9 +277,16 @@ class Runs:
             self.live.append(run)
 
     def end(self, run: Run, ending: Ending) -> None:
+        self._change(run, ending=ending)
+
+    def describe(self, run: Run, text: str) -> None:
+        if text != run.desired.description:
+            self._change(run, description=text)
+
+    def _change(self, run: Run, **values) -> None:
         with self.lock:
-            run.desired, run.is_pending = replace(run.desired, ending=ending), True
-            if run not in self.live:  # the run had ended before, with another outcome
+            run.desired, run.is_pending = replace(run.desired, **values), True
+            if run not in self.live:  # it was delivered with its end; now there is more
                 self.live.append(run)
 
     def pending(self) -> list[Run]:
@@ -284,8 +301,7 @@ class Runs:
         """
         with self.lock:
             run.read_at = begin
-            is_closed = run.closed is not None and run.closed is run.desired.ending
-            run.is_pending = not closing and not is_closed
+            run.is_pending = not closing and not run.is_complete
 
     def tidy(self, failed: Run | None) -> None:
         """Removes delivered runs. Moves a failed run to the end, so that it does not delay the others."""

@@ -103,6 +103,7 @@ def test_every_command_says_something_before_a_large_library_is_loaded(tmp_path)
         "evaluate": ["no.safetensors", "--data", "none"], "predict": ["no.safetensors", "no.png"],
         "bench data": ["x.yaml"], "bench model": ["x"], "data prepare": ["none", "--out", "out"],
         "data check": ["none"], "data show": ["none"], "doctor": [], "rm": ["x"],
+        "report": ["x"], "export": ["x"],
     }  # fmt: skip
     assert {*lines, "ui"} >= set(all_commands())
     done = subprocess.run(

@@ -16,7 +16,7 @@ from deit_ray.experiment.load import load_experiment
 from deit_ray.outcome import Outcome
 from deit_ray.study.leaderboard import leaderboard
 from deit_ray.study.records import StudyRecord, TrialRecord
-from deit_ray.study.status import StudyStatus
+from deit_ray.study.story import Story
 from deit_ray.terminal.console import Console as DeitConsole
 from deit_ray.terminal.live import RunView, StudyView
 from deit_ray.terminal.progress import shown_on
@@ -54,7 +54,7 @@ def record(number: int, values: list[float], state=TrialState.COMPLETE, images: 
     return TrialRecord(trial)
 
 
-def status(trials: list[TrialRecord], **changes) -> StudyStatus:
+def status(trials: list[TrialRecord], **changes) -> Story:
     board = leaderboard(trials, KEYS)
     fields = {
         "name": STUDY, "folder": f"/results/{STUDY}",
@@ -62,7 +62,7 @@ def status(trials: list[TrialRecord], **changes) -> StudyStatus:
         "counts": dict(board["state"].value_counts()), "missing": 3, "spent_s": 5000.0, "gpu_s": 0.0,
         "board": board, "images": IMAGES, "tested": {}, "largest": {},
     }  # fmt: skip
-    return StudyStatus(**fields | changes)
+    return Story(**fields | changes)
 
 
 TRIALS = [
@@ -185,7 +185,7 @@ def test_one_winner_for_the_leaderboard_and_optuna_whatever_the_last_values_are(
         for epoch, value in enumerate(values, 1):
             trial.report(value, epoch)
         study.tell(trial.number, max(values))
-    trials = StudyRecord(study).trials()
+    trials = StudyRecord(study).records()
     board = leaderboard(trials, ["optim.lr"])
     assert list(board["trial"]) == [0, 2, 1]  # of equal ones, the first
     assert board["best"][0] == study.best_value == 0.9

@@ -174,7 +174,7 @@ def test_the_command_starts_nothing(experiment, tmp_path, monkeypatch):
 def test_the_bytes_of_a_plan_are_those_of_a_trained_study(finished_study):
     study = Study.open(finished_study.name, str(finished_study.results))
     disk = disk_of(study.experiment, classes=3, trials=3, concurrent=1)
-    for trial in study.trials():
+    for trial in study.records():
         files = list_files(study.trial_folder(trial.number))
         checkpoints = {name.partition("/")[0] for name in files if name.startswith("step-")}
         assert len(checkpoints) in (1, 2)

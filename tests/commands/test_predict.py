@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 
 from deit_ray.commands.predict import predict
+from deit_ray.data.listing import Unreadable
 from deit_ray.errors import UserError
 from deit_ray.models.student import save_model
+from deit_ray.models.weights import read_description
 from deit_ray.results.folders import MODEL
+from deit_ray.training.view import EvaluationView
 from tests.support.commands import call
 from tests.support.pictures import image_file, smooth, turned
 
@@ -114,6 +118,33 @@ def test_no_image_at_all_is_refused(tmp_path, paths):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no such file|the folder holds no image files, such as"):
         predict(write_model(tmp_path), [str(tmp_path / path) for path in paths])
+
+
+def test_an_image_that_pil_has_opened_becomes_the_same_input_as_its_file(tmp_path, pictures):
+    files = [
+        path for path in pictures.rglob("*.*") if path.name in ("a.jpg", "b.PNG", "thin.png", "wide.png")
+    ]
+    for number, (format, mode) in enumerate((("JPEG", "CMYK"), ("PNG", "RGBA"), ("PNG", "P"), ("JPEG", "L"))):
+        files.append(tmp_path / f"{number}.{format}")
+        files[-1].write_bytes(image_file(format, mode=mode))
+    for format in ("JPEG", "PNG"):
+        files.append(tmp_path / f"turned.{format}")
+        files[-1].write_bytes(turned(format, 6))
+    for said in ({"exif": True}, {"exif": False}, {}):
+        view_of = EvaluationView(read_description(write_model(tmp_path, **said)))
+        for path in files:
+            with Image.open(path) as image:
+                assert torch.equal(view_of(image), view_of.of_file(path.read_bytes())[0]), (path, said)
+    assert view_of(Image.fromarray(smooth())).shape == (3, 32, 32)
+    with (
+        pytest.raises(Unreadable, match="floating-point pixels"),
+        Image.open(pictures / "float.tif") as image,
+    ):
+        view_of(image)
+    content = image_file("JPEG")
+    (tmp_path / "half.jpg").write_bytes(content[: 3 * len(content) // 4])
+    with pytest.raises(Unreadable, match="damaged"), Image.open(tmp_path / "half.jpg") as image:
+        view_of(image)
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])

@@ -25,10 +25,10 @@ def test_a_study_of_a_small_space_tries_each_combination_once_and_no_impossible_
     study = Study.open("short-1", str(path.parent / "results"))
     assert study.ended == "search.space is exhausted: each of its 4 combinations was tried"
     assert study.ended in ended.out
-    (refused,) = study.trials(TrialState.FAIL)
+    (refused,) = study.records(TrialState.FAIL)
     assert refused.params == {"student.width": 64, "student.heads": 3}
     assert "student.width 64 is not divisible by student.heads (3)" in refused.outcome.text
-    assert len(study.trials(TrialState.COMPLETE)) == 3
+    assert len(study.records(TrialState.COMPLETE)) == 3
     assert not list(Path(study.trial_folder(refused.number)).glob("worker-*.json"))  # no worker ran
     client = mlflow.MlflowClient(study.experiment.tracking.uri)
     experiment_id = client.get_experiment_by_name("deit_ray").experiment_id
@@ -37,7 +37,7 @@ def test_a_study_of_a_small_space_tries_each_combination_once_and_no_impossible_
     assert (run.info.status, run.data.tags["outcome"]) == ("FAILED", refused.outcome.text)
     again = call("tune", "--resume", "short-1", "--trials", "+3", "--results", path.parent / "results")
     assert again.status == 0, again
-    assert len(Study.open("short-1", str(path.parent / "results")).trials()) == 4
+    assert len(Study.open("short-1", str(path.parent / "results")).records()) == 4
 
 
 def test_a_run_without_val_images_saves_checkpoints_and_lands_where_it_should(ray_cluster, small_file):

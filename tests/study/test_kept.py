@@ -49,7 +49,7 @@ def make_study(request, experiment, monkeypatch):
 def checkpoints_of(study: Study) -> dict[int, list[str]]:
     """The files of each trial's checkpoints, of trials that have any. No journal is missing."""
     found = {}
-    for trial in study.trials():
+    for trial in study.records():
         folder = study.trial_folder(trial.number)
         files = list_files(folder)
         assert "journal/000000.jsonl" in files

@@ -19,7 +19,7 @@ def test_a_new_study_has_nothing_noted(record):
     assert (record.made_with, record.outcome, record.ended, record.tested) == (None, None, None, None)
     assert record.spent == Spent(0.0, 0.0)
     assert record.tune_states == {}
-    assert record.trials() == []
+    assert record.records() == []
 
 
 def test_a_studys_values_are_stored_under_the_names_of_version_0_1(record):

@@ -17,6 +17,7 @@ from deit_ray.errors import UserError
 from deit_ray.experiment.load import load_experiment
 from deit_ray.results.folders import results_of
 from deit_ray.results.journal import iterate_points
+from deit_ray.study.description import describe
 from deit_ray.study.search import tune
 from deit_ray.study.study import Study
 from deit_ray.tracking.curves import is_curve
@@ -96,6 +97,7 @@ def assert_mlflow_agrees(study: Study, uri: str, count: int = 3, steps: int = SM
         assert run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
         assert run.data.tags["outcome"] == ended
         assert run.info.status == "FINISHED"
+        assert run.data.tags["mlflow.note.content"].startswith(ended.partition(" at ")[0])
         assert run.data.tags.get("state") == {"COMPLETE": None, "PRUNED": "PRUNED"}[trial.state.name]
         searched = {key: float(run.data.params[key]) for key in trial.params}
         assert searched == pytest.approx(trial.params)
@@ -129,6 +131,10 @@ def assert_mlflow_agrees(study: Study, uri: str, count: int = 3, steps: int = SM
     assert parent.data.metrics["best/val_top1_ema"] == study.best().value
     assert parent.data.metrics["best/test_top1"] == best["best/test_top1"]
     assert set(inputs_of(parent)) == {"training", "validation", "test"}
+    described = parent.data.tags["mlflow.note.content"]
+    assert described == describe(study.story())
+    assert f"Best: trial {study.best().number}, " in described
+    assert "report.html" in {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
     assert parent.data.metrics["test/top1"] == study.optuna.user_attrs["test"]["test/top1"]
 
 

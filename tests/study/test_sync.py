@@ -16,8 +16,10 @@ from deit_ray.outcome import Outcome
 from deit_ray.results import origin
 from deit_ray.results.origin import NUMERICS, note_origin, user
 from deit_ray.study import sync as syncing
+from deit_ray.study.description import describe, plain
 from deit_ray.study.observers import Tracking
 from deit_ray.study.records import Evaluated
+from deit_ray.study.story import tell, tell_trial
 from deit_ray.study.study import Study
 from deit_ray.study.sync import (
     deliver_study,
@@ -87,7 +89,7 @@ def test_sync_delivers_what_a_study_could_not_and_nothing_twice(study, proxy, mo
     with Tracker(proxy.uri, EXPERIMENT, None, told) as tracker:
         made = Made.read(study.folder, study.experiment)
         parent = start_study(tracker, study, made)
-        for trial in study.trials()[:2]:
+        for trial in study.records()[:2]:
             end_trial(tracker, study, trial, start_trial(tracker, study, trial, parent, made))
     assert len(told) == 2
     assert told.count_of("tracking is behind") == 1
@@ -134,7 +136,9 @@ def test_sync_delivers_what_a_study_could_not_and_nothing_twice(study, proxy, mo
         "experiment.yaml",
         "best.yaml",
         "model.safetensors",
+        "report.html",
     }
+    assert parent.data.tags["mlflow.note.content"] == describe(tell(study))
 
 
 def assert_agrees(study: Study, uri: str) -> None:
@@ -149,7 +153,7 @@ def assert_agrees(study: Study, uri: str) -> None:
     (parent,) = Trial(Path(study.folder)).runs(uri)
     client = mlflow.MlflowClient(uri)
     ranked = (TrialState.COMPLETE, TrialState.PRUNED)
-    best = {trial.number: trial.best for trial in study.trials() if trial.state in ranked}
+    best = {trial.number: trial.best for trial in study.records() if trial.state in ranked}
     assert dict(ranked_by_mlflow(uri, study.folder, "val/top1", EXPERIMENT)) == best
     fingerprint = read_manifest(study.experiment.data.uri).fingerprint
     inputs = {
@@ -166,6 +170,9 @@ def assert_agrees(study: Study, uri: str) -> None:
             statuses[trial.state.name],
             outcomes[trial.state.name],
         )
+        record = study.trial(trial.number)
+        told = plain(tell_trial(record, "val/top1", 3, "asha")) if trial.state.is_finished() else None
+        assert run.data.tags.get("mlflow.note.content") == told
         assert run.data.tags.get("state") == ("PRUNED" if trial.state == TrialState.PRUNED else None)
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert float(run.data.params["optim.lr"]) == trial.params["optim.lr"]
@@ -222,11 +229,11 @@ def test_a_resume_brings_an_early_stopped_run_of_version_0_1_to_its_status_and_t
         record = trial.record()
         del record["status"], record["version"], record["parent_id"]
         Path(trial.folder, "tracking.json").write_text(json.dumps(record))
-    assert [bool(delivered(study, trial)) for trial in study.trials()[:3]] == [False] * 3
+    assert [bool(delivered(study, trial)) for trial in study.records()[:3]] == [False] * 3
 
     resume(study)
     assert_agrees(study, proxy.uri)
-    assert all(delivered(study, trial) for trial in study.trials()[:3])
+    assert all(delivered(study, trial) for trial in study.records()[:3])
     (again,) = trials[1].runs(proxy.uri)
     assert again.info.run_id == pruned.info.run_id
     assert again.info.end_time == to_ms(study.trial(1).ended)

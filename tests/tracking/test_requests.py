@@ -25,6 +25,7 @@ from deit_ray.tracking.requests import (
     Refusable,
     ReopenRun,
     ResetRecord,
+    SetDescription,
     ShareView,
     Terminate,
     after_failure,
@@ -80,6 +81,15 @@ MANY = tuple((f"key{number:03d}", "1") for number in range(201))
 
 CREATE = CreateRun("trial 000", 1000, PAIRS)
 DESCRIBE = Describe((), (LR,))
+OLD_TEXT, TEXT = SetDescription("**short-1**: running"), SetDescription("**short-1**: ended")
+DESCRIBED = replace(RUNS, description=TEXT.text)
+
+
+def described(request: SetDescription, **changed: str) -> Delivered:
+    """A run that runs, with a description in MLflow; `changed` tags are as a person has left them."""
+    return replace(RUNNING, found=replace(THERE, tags=TAGS | dict(request.tags) | changed))
+
+
 END_FINISHED = LogEnding((), (("outcome", "finished"),), 2000)
 END_EARLY = LogEnding((), (("outcome", EARLY), ("state", "PRUNED")), 2000)
 
@@ -165,6 +175,46 @@ SITUATIONS = {
         FINISHES,
         replace(RUNNING, record=CLOSED, found=THERE_FINISHED, closed=FINISHES.ending),
         [],
+    ),
+    # its description
+    "it has no description": (DESCRIBED, RUNNING, [TEXT]),
+    "its description is not up to date": (DESCRIBED, described(OLD_TEXT), [TEXT]),
+    "its description is up to date": (DESCRIBED, described(TEXT), []),
+    "a person has changed its description": (
+        DESCRIBED,
+        described(OLD_TEXT, **{"mlflow.note.content": "mine"}),
+        [],
+    ),
+    "a person has described it": (
+        DESCRIBED,
+        replace(RUNNING, found=replace(THERE, tags=TAGS | {"mlflow.note.content": "mine"})),
+        [],
+    ),
+    "a person has removed its description, which is written again": (
+        DESCRIBED,
+        described(OLD_TEXT, **{"mlflow.note.content": ""}),
+        [TEXT],
+    ),
+    "its description was refused": (DESCRIBED, replace(RUNNING, refused=frozenset([TEXT])), []),
+    "its points come before its description": (
+        DESCRIBED,
+        replace(RUNNING, unsent=POINTS),
+        [LogPoints(2, 3)],
+    ),
+    "it has ended, and gets its description first": (
+        replace(FINISHES, description=TEXT.text),
+        ALONE,
+        [TEXT],
+    ),
+    "it had ended in this process, and gets another description": (
+        replace(FINISHES, description=TEXT.text),
+        replace(described(OLD_TEXT), closed=FINISHES.ending),
+        [TEXT],
+    ),
+    "its description is too long": (
+        replace(RUNS, description="d" * 9000),
+        RUNNING,
+        [SetDescription("d" * 8000)],
     ),
     # after a lost answer, or a kill
     "the answer to its creation was lost": (RUNS, Delivered(NEW), [FindRun(None, "identity")]),

@@ -148,6 +148,65 @@ def test_training_does_not_wait_for_a_slow_server_and_its_thread_shows_that_it_d
     assert (kept.info.status, kept.data.tags["outcome"]) == ("FINISHED", "stopped early at epoch 3")
 
 
+NOTE = "mlflow.note.content"
+
+
+def test_the_last_description_arrives_through_kills_and_lost_answers(server, proxy, trial):
+    """The proxy performs requests and answers 500; then the server is killed, and comes back."""
+    with Tracker(proxy.uri, EXPERIMENT, None, Told()) as tracker:
+        run = start(tracker, trial)
+        proxy.misbehave("fail_after", "log-batch", times=3)
+        for number in range(5):
+            tracker.describe_run(run, f"text {number}")
+            wait_for(lambda number=number: note_of(trial, server.uri) == f"text {number}")
+        tracker.describe_run(run, "the end")
+        try:
+            server.kill()
+            tracker.end_run(run, Outcome.finished(), trial.folder)
+            wait_for(lambda: tracker.contact.failures > 1)
+        finally:
+            server.start()
+        wait_for(lambda: run.is_complete)
+        assert note_of(trial, server.uri) == "the end"
+        tracker.describe_run(run, "a word after the end")
+    assert note_of(trial, server.uri) == "a word after the end"
+    (kept,) = trial.runs(server.uri)
+    assert (kept.info.status, kept.data.tags["outcome"]) == ("FINISHED", "finished")
+
+
+def test_an_interrupted_run_keeps_its_description_and_one_that_is_there_is_not_sent_again(proxy, trial):
+    for changes in (["log-batch"], []):
+        with Tracker(proxy.uri, EXPERIMENT, None, Told()) as tracker:
+            run = start(tracker, trial)
+            wait_for(lambda run=run: run.seen)
+            proxy.seen.clear()
+            tracker.describe_run(run, "interrupted; resume it")
+        sent = [path.rpartition("/")[2] for path in proxy.seen]
+        assert [name for name in sent if name in ("log-batch", "update", "create")] == changes
+        (kept,) = trial.runs(proxy.uri)
+        assert (kept.data.tags[NOTE], kept.info.status) == ("interrupted; resume it", "RUNNING")
+
+
+@pytest.mark.parametrize("when", ["before", "while it runs"])
+def test_a_description_that_a_person_has_written_stays(server, trial, when):
+    client = mlflow.MlflowClient(server.uri)
+    with Tracker(server.uri, EXPERIMENT, None, Told()) as tracker:
+        run = start(tracker, trial)
+        wait_for(lambda: run.seen)
+        if when == "while it runs":
+            tracker.describe_run(run, "text 0")
+            wait_for(lambda: note_of(trial, server.uri) == "text 0")
+        client.set_tag(run.record.run_id, NOTE, "mine")
+        tracker.describe_run(run, "text 1")
+        tracker.end_run(run, Outcome.finished(), trial.folder)
+    assert note_of(trial, server.uri) == "mine"
+    assert trial.runs(server.uri)[0].info.status == "FINISHED"
+
+
+def note_of(trial: Trial, uri: str) -> str | None:
+    return next((run.data.tags.get(NOTE) for run in trial.runs(uri)), None)
+
+
 def test_what_a_worker_measures_after_the_end_of_its_run_arrives(server, trial):
     trial.measure()
     with Tracker(server.uri, EXPERIMENT, None, Told()) as tracker:

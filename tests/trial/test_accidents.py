@@ -27,6 +27,12 @@ def endings(uri: str, folder: Path) -> list[tuple]:
     return [(run.info.status, run.data.tags.get("outcome")) for run in runs_below(uri, folder)]
 
 
+def description(uri: str, folder: Path) -> str:
+    """The description of the only study in a results folder."""
+    (study,) = [run for run in runs_below(uri, folder) if run.data.tags["deit_ray.kind"] == "study"]
+    return study.data.tags["mlflow.note.content"]
+
+
 # an epoch of five steps takes a tenth of a second
 LONG = {
     "train.epochs": 3000,
@@ -59,6 +65,10 @@ def test_a_trial_and_a_study_are_stopped_from_another_terminal_through_the_clust
     assert {trial.user_attrs["outcome"] for trial in trials} == {"cancelled"}
     assert len(trials) == 2 or len(trials) == 3  # the third one may have begun after the first was stopped
     assert set(endings(server.uri, results)) == {("KILLED", "cancelled")}
+    told = description(server.uri, results)
+    assert told.startswith("**short-1: stopped by a person**")
+    assert "### Best: no trial has finished" in told
+    assert f"deit-ray tune --resume short-1 --trials +20 --results {results}" in told
     with pytest.raises(UserError, match="there is nothing to stop"):
         stop("short", None, str(results))
 
@@ -107,9 +117,9 @@ def test_a_disk_that_fills_up_stops_a_study_which_can_be_resumed_once_there_is_r
 
 
 def test_a_missing_shard_is_named_and_the_study_can_be_resumed_once_it_is_back(
-    ray_cluster, small_file, tints, tmp_path
+    ray_cluster, small_file, tints, server, tmp_path
 ):
-    data = tmp_path / "data"
+    data, results = tmp_path / "data", tmp_path / "results"
     shutil.copytree(tints, data)
     shard = data / "test-00000.parquet"
     shard.rename(tmp_path / "away")
@@ -126,9 +136,13 @@ def test_a_missing_shard_is_named_and_the_study_can_be_resumed_once_it_is_back(
         r".*resume with: .*--resume short-1",
     ):
         tune(load_experiment(path))
+    told = description(server.uri, results)
+    assert told.startswith("**short-1: interrupted**")
+    assert f"deit-ray tune --resume short-1 --results {results}" in told
     (tmp_path / "away").rename(shard)
-    study = resume_study("short", session=Session(results=str(tmp_path / "results")))
+    study = resume_study("short", session=Session(results=str(results)))
     assert [trial.state.name for trial in study.optuna.trials] == ["COMPLETE"]
+    assert description(server.uri, results).startswith("**short-1: all trials have ended**")
 
 
 def test_trials_that_fail_in_the_same_way_end_a_study_and_status_says_why(
@@ -146,6 +160,9 @@ def test_trials_that_fail_in_the_same_way_end_a_study_and_status_says_why(
     )
     with pytest.raises(UserError, match=r"search\.budget\.failures: 2 trials failed; failed: the loss is"):
         tune(load_experiment(path))
+    assert re.search(
+        r"### Failed\n\n- trials? 0.*: the loss is", description(server.uri, tmp_path / "results")
+    )
     study = Study.open("short", str(tmp_path / "results"))
     assert len(study.optuna.trials) == 2
     assert study.ended == "search.budget.failures: 2 trials failed"

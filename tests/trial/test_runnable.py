@@ -120,7 +120,7 @@ def test_a_draw_that_cannot_run_ends_its_trial_without_a_start(experiment):
     proposed = []
     while isinstance(config := trials.searcher.suggest(f"tune-{len(proposed)}"), dict):
         proposed.append(config)
-    refused = study.trials(TrialState.FAIL)
+    refused = study.records(TrialState.FAIL)
     assert refused[0].number == left.number
     assert len(proposed) + len(refused) == 12
     assert all(config["train.batch_size"] % 2 == 0 for config in proposed)
@@ -128,7 +128,9 @@ def test_a_draw_that_cannot_run_ends_its_trial_without_a_start(experiment):
     assert all(
         trial.outcome.text.startswith("failed: not started: search.space.train.batch") for trial in refused
     )
-    assert exceeded(exp, study.trials(), study.spent) is None  # the person's values are no failure of a trial
+    assert (
+        exceeded(exp, study.records(), study.spent) is None
+    )  # the person's values are no failure of a trial
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
