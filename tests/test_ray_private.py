@@ -73,6 +73,12 @@ CALLED = {  # by name: the arguments that we give, or that Ray gives to what tak
     ],
 }
 NAMES = [
+    "ray._private.runtime_env.constants:RAY_JOB_CONFIG_JSON_ENV_VAR",
+    "ray.dashboard.modules.job.common:JOB_ID_METADATA_KEY",
+    "ray._private.thirdparty.pynvml:nvmlDeviceGetHandleByUUID",
+    "ray._private.thirdparty.pynvml:nvmlDeviceGetUtilizationRates",
+    "psutil:cpu_percent",
+    "psutil:virtual_memory",
     "ray._private.worker:_global_node",
     "ray.tune.execution.class_cache:DEFAULT_ENV_VARS.copy",
     "ray.tune.execution.class_cache:ENV_VARS_TO_PROPAGATE",

@@ -240,7 +240,8 @@ def ending_requests(desired: Desired, delivered: Delivered) -> list[Request]:
     metrics = tuple(
         (name, value) for name, value in ending.metrics.items() if not found.has_value(name, value)
     )
-    tags = {key: fitting(value, TAG_CHARS) for key, value in outcome.mlflow_tags.items()}
+    tags = ending.tags | outcome.mlflow_tags
+    tags = {key: fitting(value, TAG_CHARS) for key, value in tags.items()}
 
     requests: list[Request] = [DeleteDuplicate(run_id) for run_id in delivered.duplicates]
     if has_changed(ending, delivered):

@@ -25,12 +25,14 @@ class Ending:
         files: URIs of the files that become artifacts, if they exist.
         metrics: last values that are in no journal.
         time_ms: when it ended, in ms since 1970.
+        tags: tags that are known only now.
     """
 
     outcome: Outcome
     files: tuple[str, ...]
     metrics: dict[str, float]
     time_ms: int
+    tags: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -137,8 +137,8 @@ class Tracker:
             tags: tags that were not known when the run began, by their whole names.
         """
         uris = tuple(storage.join(folder, file) for file in dict.fromkeys((*outcome.artifacts, *files)))
-        ending = Ending(outcome, uris, metrics or {}, ended_ms or now_ms())
-        self.runs.end(run, ending, tags or {})
+        ending = Ending(outcome, uris, metrics or {}, ended_ms or now_ms(), tags or {})
+        self.runs.end(run, ending)
         self.wake.set()
 
     def finish(
@@ -263,10 +263,9 @@ class Runs:
             self.delivered = [other for other in self.delivered if other.desired.folder != folder]
             self.live.append(run)
 
-    def end(self, run: Run, ending: Ending, tags: dict[str, str]) -> None:
+    def end(self, run: Run, ending: Ending) -> None:
         with self.lock:
-            run.desired = replace(run.desired, ending=ending, tags=run.desired.tags | tags)
-            run.is_pending = True
+            run.desired, run.is_pending = replace(run.desired, ending=ending), True
             if run not in self.live:  # the run had ended before, with another outcome
                 self.live.append(run)
 

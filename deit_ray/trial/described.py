@@ -131,7 +131,6 @@ class Made:
             tags["mlflow.source.git.dirty"] = str(bool(entry["code"]["changes"])).lower()
         tags["deit_ray.version"] = entry["code"]["version"]
         tags["deit_ray.data"] = entry["data"]["fingerprint"]
-        tags["deit_ray.gpu"] = entry["machine"].get("accelerators", "")
         tags["mlflow.user"], tags["deit_ray.driver"] = driver.get("user", ""), driver.get("host", "")
         tags["deit_ray.job"] = driver.get("job", "")
         return {key: value for key, value in tags.items() if value}
