@@ -42,15 +42,15 @@ class SystemMeter:
 
 
 class GpuMeter:
-    """Measures a GPU with NVIDIA's library, as far as it is there: no statistic ends a run."""
+    """Measures a GPU with NVIDIA's library, as far as it answers: no statistic ends a run."""
 
     def __init__(self, device: torch.device):
         self.device, self.handle = device, None
-        uuid = torch.cuda.get_device_properties(device).uuid
         try:
             nvml().nvmlInit()
+            uuid = torch.cuda.get_device_properties(device).uuid
             self.handle = nvml().nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-        except nvml().NVMLError:  # a part of a GPU has no such counter
+        except (nvml().NVMLError, AttributeError):  # no NVIDIA GPU, or a part of one, which has no counter
             return
 
     def read(self) -> dict[str, float]:
