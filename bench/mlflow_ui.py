@@ -17,9 +17,9 @@ ids and values: a delivery of all would take a quarter of an hour. What everythi
 as rows too, and equals what MLflow's client would have written. PostgreSQL gets the same rows.
 
 It takes about 10 minutes on 2 cores. In pieces, in a folder that is kept: --make until it says that all is
-there, then --measure STORE, which keeps its figures there, then --record.
+there, then --measure for each store and content, which keeps its figures there, then --record.
 
-    python bench/mlflow_ui.py [--folder FOLDER [--make SECONDS | --measure sqlite|postgres | --record]]
+    python bench/mlflow_ui.py [--folder FOLDER [--make SECONDS | --measure STORE CONTENT | --record]]
 """
 
 import argparse
@@ -59,24 +59,39 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="a folder that is kept, to work in pieces")
     parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--make", type=float, metavar="SECONDS", help="only make runs, at most so long")
-    parser.add_argument("--measure", choices=STORES, help="only measure with this store")
+    parser.add_argument("--measure", nargs=2, metavar=("sqlite|postgres", "ours|everything"))
     parser.add_argument("--record", action="store_true", help="only record what was measured")
     arguments = parser.parse_args()
+    parts = [(store, content) for store in STORES for content in CONTENTS]
+    if arguments.measure and tuple(arguments.measure) not in parts:
+        parser.error(f"--measure: allowed are {', '.join(map(' '.join, parts))}")
     with ExitStack() as stack:
         folder = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         folder.mkdir(parents=True, exist_ok=True)
         if arguments.make:
             made = make(folder, arguments.trials, arguments.make)
             return print("all is there" if made else "not all is there: repeat this")
-        if not (arguments.measure or arguments.record):
+        if arguments.measure:
+            return keep(folder, *arguments.measure)
+        if not arguments.record:
             make(folder, arguments.trials, math.inf)
-        for store in [arguments.measure] if arguments.measure else [] if arguments.record else STORES:
-            measured = {content: measure(folder, store, content) for content in CONTENTS}
-            (folder / f"{store}.json").write_text(json.dumps(measured))
-            print(json.dumps(measured))
-        if not arguments.measure:
-            measured = {store: json.loads((folder / f"{store}.json").read_text()) for store in STORES}
-            record("mlflow_ui", {"trials": arguments.trials} | figures_of(measured))
+            for store, content in parts:
+                keep(folder, store, content)
+        measured = {
+            store: {content: read(folder, store, content) for content in CONTENTS} for store in STORES
+        }
+        record("mlflow_ui", {"trials": arguments.trials} | figures_of(measured))
+
+
+def keep(folder: Path, store: str, content: str) -> None:
+    """Measures, and keeps the medians."""
+    measured = measure(folder, store, content)
+    (folder / f"{store}-{content}.json").write_text(json.dumps(measured))
+
+
+def read(folder: Path, store: str, content: str) -> dict[str, float]:
+    """The medians that were kept."""
+    return json.loads((folder / f"{store}-{content}.json").read_text())
 
 
 def figures_of(measured: dict) -> dict[str, float]:
