@@ -77,9 +77,8 @@ def main() -> None:
             make(folder, arguments.trials, math.inf)
             for store, content in parts:
                 keep(folder, store, content)
-        measured = {
-            store: {content: read(folder, store, content) for content in CONTENTS} for store in STORES
-        }
+        files = {part: folder / f"{'-'.join(part)}.json" for part in parts}
+        measured = {part: json.loads(file.read_text()) for part, file in files.items() if file.exists()}
         record("mlflow_ui", {"trials": arguments.trials} | figures_of(measured))
 
 
@@ -89,19 +88,16 @@ def keep(folder: Path, store: str, content: str) -> None:
     (folder / f"{store}-{content}.json").write_text(json.dumps(measured))
 
 
-def read(folder: Path, store: str, content: str) -> dict[str, float]:
-    """The medians that were kept."""
-    return json.loads((folder / f"{store}-{content}.json").read_text())
-
-
-def figures_of(measured: dict) -> dict[str, float]:
+def figures_of(measured: dict[tuple[str, str], dict[str, float]]) -> dict[str, float]:
     """The figures by name from the medians by store and content."""
     figures = {}
-    for store, contents in measured.items():
+    for (store, content), seconds in measured.items():
         prefix = "" if store == "sqlite" else f"{store}_"
-        ours, everything = contents["ours"], contents["everything"]
-        figures |= {prefix + name: round(seconds, 2) for name, seconds in ours.items()}
-        figures[f"{prefix}compare_vs_everything"] = round(everything["compare_s"] / ours["compare_s"], 2)
+        if content == "ours":
+            figures |= {prefix + name: round(value, 2) for name, value in seconds.items()}
+        else:
+            ratio = seconds["compare_s"] / measured[store, "ours"]["compare_s"]
+            figures[f"{prefix}compare_vs_everything"] = round(ratio, 2)
     return figures
 
 
