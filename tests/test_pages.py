@@ -188,17 +188,14 @@ def choose(browser: Browser, label: str, values: list[str]) -> None:
     field.find_element("css selector", "input").send_keys("\ue015")  # the arrow down opens the list
     for value in values:
         if value not in field.text.split("\n"):
-            option = f".du-bois-light-select-item-option[title='{value}']"
-            browser.wait_for(lambda option=option: scroll_to(browser, option))
-            browser.find(option)[-1].click()
+            browser.wait_for(lambda value=value: option(browser, value)).click()
     field.find_element("css selector", "input").send_keys("\ue00c")  # escape
 
 
-def scroll_to(browser: Browser, css: str) -> bool:
-    """Scrolls the open list a little further unless an entry is drawn; whether it is."""
-    if browser.find(css):
-        return True
-    browser.run(
-        "for (const one of document.querySelectorAll('.rc-virtual-list-holder')) one.scrollTop += 100"
-    )
-    return False
+def option(browser: Browser, value: str):
+    """The entry of the open list; None until it is drawn, for which the list scrolls on."""
+    entries = browser.find(f".du-bois-light-select-item-option[title='{value}']")
+    if shown := [entry for entry in entries if entry.is_displayed()]:
+        return shown[0]
+    browser.run("document.querySelectorAll('.rc-virtual-list-holder').forEach(one => one.scrollTop += 100)")
+    return None
