@@ -36,12 +36,17 @@ from tests.support.tracked import history_of, runs_below
 PLAIN = {"distillation.kind": "none", "train.log_every": 1, "optim.warmup_epochs": 1, "student.depth": 1}
 
 
-def test_a_continued_run_equals_one_that_never_stopped(finished_run, server, tmp_path):
+def test_a_continued_run_equals_one_that_never_stopped(finished_run, server, tmp_path, monkeypatch):
     results, whole = tmp_path / "results", finished_run.folder
     whole_file = finished_run.results.parent / "whole.yaml"
-    fixed = ["--set", f"results.uri={results}", "--set", f"tracking.uri={server.uri}"]
-    assert call("train", whole_file, *fixed, "--set", "name=half", "--set", "train.epochs=2").status == 0
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)  # counts now; afterwards the run's own file does
+    fixed = ["--set", f"results.uri={results}", "--set", "name=half", "--set", "train.epochs=2"]
+    begun = call("train", whole_file, *fixed)
+    assert begun.status == 0
+    assert f"MLflow at {server.uri}, as MLFLOW_TRACKING_URI says; experiment.yaml keeps it" in begun.err
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     half = results / "half-1"
+    assert load_experiment(half / "experiment.yaml").tracking.uri == server.uri
     before = {path: path.read_bytes() for path in half.rglob("*") if path.is_file()}
     further = call("train", "--continue", "half", "--epochs", 4, "--schedule", "hold", "--results", results)
     assert "half-1-1: finished" in further.out, further
