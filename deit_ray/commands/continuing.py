@@ -90,10 +90,8 @@ def continue_run(
         raise UserError(
             f"{name}: --epochs {epochs}: it has {reached} epochs already; allowed: above {reached}"
         )
-    longer = lengthen(experiment, epochs, schedule).with_overrides(
-        {"name": name_of(folder).replace("/", "-")[:LONGEST_NAME]}
-    )
-    longer = pin_tracking(longer, session)
+    own = {"name": name_of(folder).replace("/", "-")[:LONGEST_NAME]}
+    longer = pin_tracking(lengthen(experiment, epochs, schedule).with_overrides(own), session)
     origin = {"folder": folder, "step": step, "schedule": schedule}
     return train_in(
         partial(_copy_run, folder, step, schedule), longer, session, continues=origin, has_begun=True
