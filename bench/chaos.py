@@ -3,8 +3,9 @@
 The studies have eight short trials on the digits, a random sampler, no scheduler, and a real MLflow server.
 The victims (the driver, a worker, the raylet, the tracking server) are killed by SIGKILL in every phase of a
 trial (start, step, evaluation, checkpoint, delivery). Then the bench does what a person would do: it runs
-`deit-ray tune --resume`, or starts the server again. At the end, the contents of Optuna, MLflow and the
-journals are compared with those that the experiment requires, and with those of an undisturbed study.
+`deit-ray tune --resume`, or starts the server again. At the end, the contents of Optuna, MLflow (with its
+models) and the journals are compared with those that the experiment requires, and with those of an
+undisturbed study.
 With --s3, all results are on an S3 API server, moto in a process of its own, which is not killed.
 
     python bench/chaos.py --kills 20 --seed 0 [--s3]
@@ -41,6 +42,7 @@ from deit_ray.study.study import Study  # noqa: E402
 from deit_ray.tracking.curves import is_curve  # noqa: E402
 from tests.support.commands import DEIT_RAY, wait_for  # noqa: E402
 from tests.support.servers import MlflowServer, s3_process  # noqa: E402
+from tests.support.tracked import models_below, registered_by, versions_of  # noqa: E402
 
 VICTIMS = ("driver", "worker", "raylet", "server")
 PHASES = ("start", "step", "evaluation", "checkpoint", "delivery")
@@ -60,6 +62,8 @@ class Counters:
     trials_doubled: int = 0
     points_lost: int = 0
     points_doubled: int = 0
+    models_lost: int = 0
+    models_doubled: int = 0
     states_disagreeing: int = 0
     values_differing: int = 0
     processes_left: int = 0
@@ -304,6 +308,7 @@ class Chaos:
         for trial in trials:
             for run in by_number[str(trial.number)][:1]:
                 self.check_trial(study, trial, run, client)
+        self.check_models(study, trials, client)
         parent = by_number["study"][0]
         if (parent.info.status, parent.data.tags.get("outcome")) != ("FINISHED", "finished"):
             note(
@@ -364,6 +369,35 @@ class Chaos:
                 "states_disagreeing",
                 f"{where}: outcome {outcome}, {run.data.tags.get('outcome')}, states {states}",
             )
+
+    def check_models(self, study: str, trials, client) -> None:
+        """Every finished trial has one model in MLflow, and the best one is a study's only version `best`."""
+        folder = storage.join(self.results, study)
+        finished = {t.number: t.value for t in trials if t.user_attrs.get("outcome") == "finished"}
+        found = {number: models_below(self.server.uri, storage.join(folder, trial_name(number)), "chaos")
+                 for number in finished}  # fmt: skip
+        for number, models in found.items():
+            where = f"{study} trial {number}"
+            self.count_models(f"{where}: models", len(models))
+            for model in models[:1]:
+                outputs = client.get_run(model.source_run_id).outputs.model_outputs
+                self.count_models(f"{where}: outputs", [o.model_id for o in outputs].count(model.model_id))
+                files = {file.path for file in client.list_logged_model_artifacts(model.model_id)}
+                is_whole = str(model.status) == "READY" and {"MLmodel", "model.safetensors"} <= files
+                self.count_models(f"{where}: whole models", int(is_whole))
+        registered = registered_by(self.server.uri, folder)
+        versions = versions_of(self.server.uri, registered.name) if registered else []
+        best = found[max(finished, key=lambda number: (finished[number], -number))]
+        own = [v for v in versions if v.tags.get("deit_ray.model") in {model.model_id for model in best}]
+        self.count_models(f"{study}: versions of the best model", len(own))
+        self.count_models(f"{study}: versions", len(versions))
+        aliases = registered.aliases if registered else {}
+        self.count_models(f"{study}: aliases", int(bool(own) and aliases == {"best": own[0].version}))
+
+    def count_models(self, what: str, count: int) -> None:
+        """Notes what there must be once, and is not."""
+        name = "models_doubled" if count > 1 else "models_lost"
+        self.counters.note(name, f"{what}: {count}", abs(count - 1))
 
     def finish(self) -> None:
         """Kills the server, and counts the processes that are left two minutes later."""

@@ -6,7 +6,7 @@ This file imports neither MLflow nor Optuna.
 from dataclasses import dataclass
 from enum import StrEnum
 
-MODEL, BAD_IMAGES = "model.safetensors", "bad_images.csv"  # files that become artifacts when a run ends
+MODEL, BAD_IMAGES = "model.safetensors", "bad_images.csv"  # files that MLflow gets when a run ends
 
 
 REFUSED = "not started: "  # begins the reason of a trial that cannot run with its searched values
@@ -117,8 +117,3 @@ class Outcome:
     def optuna_state(self) -> str:
         """The name of Optuna's TrialState."""
         return OPTUNA_STATE[self.kind]
-
-    @property
-    def artifacts(self) -> tuple[str, ...]:
-        """The files in a run's folder that become MLflow artifacts when the run ends, if they exist."""
-        return (MODEL, BAD_IMAGES) if self.kind == Kind.FINISHED else (BAD_IMAGES,)

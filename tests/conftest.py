@@ -9,7 +9,8 @@ Marks follow from the fixtures that a test uses; no test marks itself:
 - `slow`: needs a Ray of its own, since it kills Ray, changes its environment, counts its processes or runs a
   command as a person does; or sends a whole data set (`digits`) through Ray instead of the few hundred images
   of `tints`; or trains with results in an S3 server's `bucket`; or follows the README from a person's own
-  images to a study (`own_images`); or makes machine code (`compiler`).
+  images to a study (`own_images`); or makes machine code (`compiler`); or serves a model (`serving`); or
+  tries another of many ways to fail (`thorough`).
 
 `make check` runs the tests without the marks server, cluster, hosts and slow, `make test` all tests but those
 with the marks hosts and slow, `make test-cluster` the tests that make hosts, and `make test-all` all others.
@@ -17,6 +18,7 @@ with the marks hosts and slow, `make test-cluster` the tests that make hosts, an
 deit-ray (`--every-command`).
 """
 
+import os
 import shutil
 import signal
 import sys
@@ -38,7 +40,7 @@ ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "experiments"
 SERVERS = {"server", "own_server", "s3_server"}
 RAYS = {"ray_cluster", "own_ray"}
-LONG = {"own_ray", "own_images", "compiler"}
+LONG = {"own_ray", "own_images", "compiler", "serving", "thorough"}
 # of 400 training images a tenth is held out: an epoch has 360 / 72 = 5 steps
 SMALL = {
     "train.batch_size": 72,
@@ -307,6 +309,18 @@ def finished_run(ray_cluster, make_small, tmp_path_factory) -> Finished:
 
 
 # Servers
+
+
+@pytest.fixture
+def thorough() -> None:
+    """Marks a test of a way to fail that is like those which other tests try."""
+
+
+@pytest.fixture
+def serving() -> dict[str, str]:
+    """The variables of `mlflow models serve`: its processes import this checkout, and it calls uvicorn."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {"PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true", "PATH": path}
 
 
 @pytest.fixture(scope="session")

@@ -34,15 +34,6 @@ def test_the_brief_text_leaves_out_the_reason_of_a_failure_alone():
     ]
 
 
-def test_only_a_finished_outcome_has_a_model():
-    assert [outcome.artifacts for outcome, *_ in TABLE] == [
-        ("model.safetensors", "bad_images.csv"),
-        ("bad_images.csv",),
-        ("bad_images.csv",),
-        ("bad_images.csv",),
-    ]
-
-
 @pytest.mark.parametrize("text", ["", "running", "finishedly", "stopped", "stopped early at"])
 def test_another_text_is_refused(text):
     with pytest.raises(

@@ -13,7 +13,11 @@ Set = Annotated[
 ]
 Study = Annotated[str, typer.Argument(metavar="STUDY", help="name of a study")]
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="a model.safetensors, or the name of a run or study")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="a model.safetensors, the name of a run or study, or models:/STUDY@best of MLflow",
+    ),
 ]
 Uri = Annotated[str, typer.Argument(metavar="URI", help="a prepared data set")]
 Address = Annotated[

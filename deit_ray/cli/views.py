@@ -107,7 +107,8 @@ def _disk(found: Plan) -> str:
     if disk.trials > 1:
         kept = f"results.keep: {disk.keep}"
         shown += f", {size(disk.running)} in all; {size(disk.ended)} once the study has ended ({kept})"
-    return f"{shown}; and {size(disk.tracked)} of models in MLflow"
+    tracked = f"and {size(disk.tracked)} of models in MLflow"
+    return f"{shown}; {'MLflow has links to the models' if disk.is_linked else tracked}"
 
 
 def _duration(hours: float) -> str:

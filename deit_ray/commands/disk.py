@@ -10,6 +10,7 @@ from deit_ray.experiment.searched import SHAPES
 from deit_ray.models.shapes import Weights, weights_of
 from deit_ray.models.student import model_arguments
 from deit_ray.results.removal import KEPT
+from deit_ray.tracking.address import tracking_uri
 from deit_ray.trial.runnable import student_shape
 
 SIZES = (*SHAPES, "optim.ema_decay")  # searchable settings on which the bytes of a trial depend
@@ -28,6 +29,7 @@ class Disk:
         trials: trials of the study; 1 for a run.
         concurrent: trials that run at once.
         keep: `results.keep`; all for a run.
+        is_linked: whether MLflow's models are links to the results' files, on the same disk.
     """
 
     model: int
@@ -35,6 +37,7 @@ class Disk:
     trials: int
     concurrent: int
     keep: str
+    is_linked: bool
 
     @property
     def trial(self) -> int:
@@ -55,8 +58,8 @@ class Disk:
 
     @property
     def tracked(self) -> int:
-        """At most, in MLflow's store of artifacts: the models of trials that finish, and the best one."""
-        return (self.trials + (self.trials > 1)) * self.model
+        """At most, in MLflow's store of artifacts: the models of trials that finish. Links take no bytes."""
+        return 0 if self.is_linked else self.trials * self.model
 
 
 def disk_of(experiment: Experiment, classes: int, trials: int, concurrent: int) -> Disk:
@@ -70,7 +73,8 @@ def disk_of(experiment: Experiment, classes: int, trials: int, concurrent: int) 
     sizes = [_sizes(own, classes) for own in _variants(experiment) if not student_shape(own, classes).refusal]
     model, checkpoint = (max(column) for column in zip(*sizes, strict=True))
     keep = experiment.results.keep if experiment.search.space else "all"
-    return Disk(model, checkpoint, trials, concurrent, keep)
+    is_linked = tracking_uri(experiment).startswith("sqlite:")  # its artifacts are in the results' folder
+    return Disk(model, checkpoint, trials, concurrent, keep, is_linked)
 
 
 def _variants(experiment: Experiment) -> list[Experiment]:

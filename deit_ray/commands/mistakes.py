@@ -58,9 +58,10 @@ def save_answers(found: Evaluation, folder: str | None = None) -> list[str]:
 def folder_for(found: Evaluation) -> str:
     """The folder of an evaluation, next to its model: evaluation/DATA-SPLIT in the folder of a run or study.
 
-    Beside a model of another name, such as x.safetensors, it is x-evaluation/DATA-SPLIT.
+    Beside a model of another name, such as x.safetensors, it is x-evaluation/DATA-SPLIT. For a model in
+    MLflow, such as models:/STUDY@best, it is STUDY@best-evaluation/DATA-SPLIT in the results.
     """
-    parent, _, file = storage.absolute(found.model).rpartition("/")
+    parent, _, file = storage.absolute(found.beside).rpartition("/")
     data = storage.absolute(found.data).rstrip("/").rpartition("/")[2]
     kind = "evaluation" if file == MODEL else f"{file.rpartition('.')[0]}-evaluation"
     return storage.join(parent, kind, f"{data}-{found.split}")

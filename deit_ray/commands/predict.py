@@ -5,7 +5,9 @@ torch, timm and Ray are imported once the model is found, so that a wrong name i
 
 from __future__ import annotations
 
+import os
 import posixpath
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +23,9 @@ from deit_ray.experiment.config import Data, Experiment
 from deit_ray.results.folders import EXPERIMENT, MODEL, experiment_of, runs_of
 from deit_ray.results.origin import check_same_inputs
 from deit_ray.terminal.session import Session
+from deit_ray.tracking.address import VARIABLE, tracking_uri
+from deit_ray.tracking.fetch import fetch_model, is_model_uri, registered_name
+from deit_ray.tracking.moved import follow_artifacts
 from deit_ray.trial.needs import MODULES
 
 if TYPE_CHECKING:
@@ -38,7 +43,8 @@ def evaluate(model: str, data: str, split: str = "test", session: Session | None
     """Evaluates a model on every image of a split, once.
 
     Args:
-        model: path of a model.safetensors, or name of a run or study.
+        model: path of a model.safetensors; name of a run or study; or URI of a model in MLflow, such as
+            models:/digits_search-1@best.
         data: URI of a prepared data set.
         split: test, or val for the part of train that the run of the model held out with its `data.holdout`;
             for a model without a run, the last tenth.
@@ -74,7 +80,11 @@ def evaluate(model: str, data: str, split: str = "test", session: Session | None
             "train": {"batch_size": 64},
         }
     )
-    return _evaluate(path, experiment, manifest, split, session)[0]
+    evaluation = _evaluate(path, experiment, manifest, split, session)[0]
+    if is_model_uri(model):
+        name = re.sub(r"[^\w.@-]+", "-", model.partition("/")[2])
+        evaluation.beside = storage.join(storage.absolute(session.results), f"{name}.safetensors")
+    return evaluation
 
 
 def _holdout(model: str, data: str, split: str, manifest: shards.Manifest, session: Session) -> float:
@@ -190,30 +200,20 @@ def predict(model: str, images: list[str], top: int = 5, session: Session | None
     session = session or Session()
     path = storage.fetch(find_model(model, session.results))
     files = find_images(images, session)
-    import torch
+    from deit_ray.commands.classify import Classifier
 
-    from deit_ray.models.weights import load_described
-    from deit_ray.training.view import EvaluationView
-
-    network, description = load_described(path)
-    network.eval()
-    view_of = EvaluationView(description)
+    classifier = Classifier(path)
     predictions, remarks = [], {}
     for image in files:
         try:
-            view, found = view_of.of_file(_read(image))
+            classes, found = classifier.classify(_read(image), top)
         except Unreadable as unreadable:
             predictions.append(Prediction(image, [], str(unreadable)))
             continue
         for remark in found:
             remarks.setdefault(remark, [0, image])[0] += 1
-        with torch.no_grad():
-            probabilities = network(view[None]).softmax(1)[0]
-        classes = description["classes"]
-        likely = probabilities.topk(min(top, len(classes)))
-        pairs = zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
-        predictions.append(Prediction(image, [(classes[label], p) for label, p in pairs]))
-    session.warn_of(describe_remarks(remarks, ROTATIONS[description.get("exif")]))
+        predictions.append(Prediction(image, classes))
+    session.warn_of(describe_remarks(remarks, ROTATIONS[classifier.view.exif]))
     return predictions
 
 
@@ -260,12 +260,18 @@ def find_model(model: str, results: str) -> str:
     """The local path or URI of a model: a file, or the model.safetensors of a run or study.
 
     Args:
-        model: path or URI of a file, or of the folder of a run or study; or the name of a run or study.
+        model: path or URI of a file, or of the folder of a run or study; the name of a run or study; or the
+            URI of a model in MLflow, such as models:/digits_search-1@best.
         results: folder in which runs and studies are looked up.
 
     Raises:
         UserError: there is no such model.
+        UnavailableError: MLflow does not answer.
     """
+    if is_model_uri(model):
+        uri = _mlflow_of(model, results)
+        follow_artifacts(uri, storage.join(storage.absolute(results), "mlruns"))
+        return fetch_model(model, uri)
     if not storage.is_local(model):
         uri = model if model.endswith(".safetensors") else storage.join(model, MODEL)
         if storage.exists(uri):
@@ -279,3 +285,25 @@ def find_model(model: str, results: str) -> str:
             model = storage.join(results, run, MODEL)
             return storage.local_path(model) if storage.is_local(model) else model
     raise UserError(f"{model}: neither a model.safetensors nor a finished run or study in {results}")
+
+
+def _mlflow_of(model: str, results: str) -> str:
+    """The address of the MLflow that is asked for a model: MLFLOW_TRACKING_URI, else that of the study of the
+    model's name in the results, else the database next to the results.
+
+    Raises:
+        UserError: there is none.
+    """
+    if uri := os.environ.get(VARIABLE):
+        return uri
+    name = registered_name(model)
+    folder = storage.join(storage.absolute(results), name or "")
+    if name and storage.exists(storage.join(folder, EXPERIMENT)):
+        return tracking_uri(experiment_of(folder), folder)
+    database = storage.join(storage.absolute(results), "mlflow.db")
+    if storage.is_local(results) and storage.exists(database):
+        return f"sqlite:///{database}"
+    raise UserError(
+        f"{model}: there is no MLflow to ask: {database} does not exist; set {VARIABLE} to its address, or "
+        "name the folder of the results with --results"
+    )

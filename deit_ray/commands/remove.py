@@ -106,7 +106,7 @@ class Removal:
         there = f"{what}, {counted(len(self.files), 'file')} with {size(self.bytes)} in {self.folder}"
         said = [f"{self.name}: {there}"]
         if self.tracked:
-            said.append(f"  and {counted(len(self.tracked.ids), 'run')} in MLflow at {self.tracked.uri}")
+            said.append(f"  and {self.tracked.describe()}")
             said += [f"  but not what {place} has of it" for place in self.tracked.elsewhere]
         said += [f"  {pupil} has it as its teacher, and cannot be resumed without" for pupil in self.pupils]
         return said + self.left()
@@ -217,13 +217,13 @@ def _check_ours(folder: str, files: dict[str, int], others: list[str]) -> None:
 
 
 def _find_tracked(folder: str) -> TrackedRuns:
-    """The runs of a study or run in MLflow, those of trials first."""
+    """The runs of a study or run in MLflow, those of trials first, with their models."""
     experiment = recorded(folder, {"results.uri": results_of(folder)})
     folders = [*(storage.join(folder, trial) for trial in trials_of(folder)), folder]
     records = [record for record in map(Record.read, folders) if record is not None]
-    uri = tracking_uri(experiment, folder)
+    uri, own, name = tracking_uri(experiment, folder), Record.read(folder), posixpath.basename(folder)
     try:
-        return find_tracked(uri, experiment.tracking.experiment, posixpath.basename(folder), records)
+        return find_tracked(uri, experiment.tracking.experiment, name, records, own and own.id)
     except UnavailableError as error:
         raise UnavailableError(
             f"{name_of(folder)}: {error}; nothing was deleted; repeat this once it answers, or leave its "

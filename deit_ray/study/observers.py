@@ -179,12 +179,14 @@ class Tracking(Observer):
         self._close(end.number)
 
     def study_ended(self, outcome: Outcome, best: TrialRecord | None) -> None:
-        tested = self.study.tested
+        tested, run = self.study.tested, None
         if tested is not None:  # only now that trial has its value on the test images
-            self._deliver(self.study.trial(tested.trial), tested)
+            run = self._deliver(self.study.trial(tested.trial), tested)
+        if best is not None and (tested is None or tested.trial != best.number):
+            run = self._deliver(best, tested)
         self._describe(is_running=False)
         save_report(self.study)
-        end_study(self.tracker, self.study, self.parent, outcome)
+        end_study(self.tracker, self.study, self.parent, outcome, run)
 
     def _describe(self, is_running: bool) -> None:
         if self.parent is None:
@@ -194,11 +196,12 @@ class Tracking(Observer):
         took_s = time.monotonic() - begin
         self.has_news, self.describe_at = False, begin + max(DESCRIBE_S, DESCRIBE_PART * took_s)
 
-    def _deliver(self, trial: TrialRecord, tested: Evaluated | None) -> None:
+    def _deliver(self, trial: TrialRecord, tested: Evaluated | None) -> Run:
         """Delivers a trial that has ended."""
         with self.tracker.runs.collecting():
             run = self._start(trial)
             end_trial(self.tracker, self.study, trial, run, tested)
+        return run
 
     def _start(self, trial: TrialRecord) -> Run:
         return start_trial(self.tracker, self.study, trial, self.parent, self.made)

@@ -35,6 +35,7 @@ from deit_ray.trial.described import (
     final_metrics_of_run,
     params_of,
     params_of_study,
+    weights_of,
     worker_tags,
 )
 from deit_ray.trial.failure import read_failure
@@ -87,12 +88,12 @@ def sync(name: str, results: str = "results", console: Console | None = None) ->
 def deliver_study(tracker: Tracker, study: Study) -> Iterator[Run]:
     """Gives a tracker everything about a study: its own run, and the run of each trial."""
     made = Made.read(study.folder, study.experiment)
-    parent = start_study(tracker, study, made)
+    parent, runs = start_study(tracker, study, made), {}
     yield parent
     tested = study.tested
     for trial in study.records():
         if trial.state != TrialState.WAITING:
-            run = start_trial(tracker, study, trial, parent, made)
+            run = runs[trial.number] = start_trial(tracker, study, trial, parent, made)
             if trial.state.is_finished():
                 end_trial(tracker, study, trial, run, tested)
             yield run
@@ -100,7 +101,8 @@ def deliver_study(tracker: Tracker, study: Study) -> Iterator[Run]:
     if study.outcome:
         if not storage.exists(storage.join(study.folder, REPORT)):  # an earlier version ended the study
             save_report(study)
-        end_study(tracker, study, parent, study.outcome)
+        best = study.find_best()
+        end_study(tracker, study, parent, study.outcome, best and runs[best.number])
 
 
 def start_study(tracker: Tracker, study: Study, made: Made) -> Run:
@@ -173,7 +175,9 @@ def end_trial(
     tags = worker_tags(folder, study.experiment.train.workers)
     told = tell_trial(trial, search.metric, study.experiment.train.epochs, search.scheduler)
     tracker.describe_run(run, plain(told))
-    tracker.end_run(run, trial.ending, folder, metrics=metrics, ended_ms=to_ms(trial.ended), tags=tags)
+    model = weights_of(folder, metrics) if trial.ending.kind == Kind.FINISHED else None
+    ended_ms = to_ms(trial.ended)
+    tracker.end_run(run, trial.ending, folder, metrics=metrics, ended_ms=ended_ms, tags=tags, model=model)
 
 
 def final_metrics_of(study: Study, trial: TrialRecord, tested: dict[str, float]) -> dict[str, float]:
@@ -188,12 +192,18 @@ def delivered(study: Study, trial: TrialRecord) -> Record | None:
     return record if record and record.is_delivered(trial.ending) else None
 
 
-def end_study(tracker: Tracker, study: Study, run: Run, outcome: Outcome) -> None:
-    """Ends the study's own run, with the values of its best trial."""
+def end_study(
+    tracker: Tracker, study: Study, run: Run, outcome: Outcome, best_run: Run | None = None
+) -> None:
+    """Ends the study's own run, with the values of its best trial.
+
+    Args:
+        best_run: the run of that trial, which has ended; None if no trial has finished.
+    """
     best, metrics, tested = study.find_best(), {}, study.tested_best()
     if best is not None:
         metrics = final_metrics_of(study, best, tested) | tested
-    tracker.end_run(run, outcome, study.folder, EXPERIMENT, BEST, REPORT, metrics=metrics)
+    tracker.end_run(run, outcome, study.folder, EXPERIMENT, BEST, REPORT, metrics=metrics, best=best_run)
 
 
 def deliver_run(tracker: Tracker, experiment: Experiment, folder: str) -> Iterator[Run]:
@@ -206,9 +216,11 @@ def deliver_run(tracker: Tracker, experiment: Experiment, folder: str) -> Iterat
         outcome = Outcome.failed(failure.reason)
     else:
         return  # it is running, or was interrupted and can be resumed
-    metrics = final_metrics_of_run(experiment, folder) if outcome.kind == Kind.FINISHED else {}
+    is_finished = outcome.kind == Kind.FINISHED
+    metrics = final_metrics_of_run(experiment, folder) if is_finished else {}
     tags = worker_tags(folder, experiment.train.workers)
-    tracker.end_run(run, outcome, folder, metrics=metrics, tags=tags)
+    model = weights_of(folder, metrics) if is_finished else None
+    tracker.end_run(run, outcome, folder, metrics=metrics, tags=tags, model=model)
 
 
 def to_ms(moment: datetime | None) -> int | None:

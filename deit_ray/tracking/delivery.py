@@ -16,15 +16,16 @@ from dataclasses import asdict, replace
 from deit_ray import storage
 from deit_ray.cluster import surroundings
 from deit_ray.results.journal import iterate_segments
-from deit_ray.tracking import requests
+from deit_ray.tracking import model_delivery, models, requests
 from deit_ray.tracking.curves import is_curve
+from deit_ray.tracking.model_server import ModelServer, NoModels
 from deit_ray.tracking.reasons import reason_of
 from deit_ray.tracking.requests import Request
-from deit_ray.tracking.server import Gone, Refused, Server, is_unknown
+from deit_ray.tracking.server import Gone, Refused, is_unknown
 from deit_ray.tracking.tracked import RECORD, Delivered, Desired, Record, Run
+from deit_ray.tracking.uploads import NoArtifacts, Uploads
 
 TIMEOUT_S = 30  # of one request
-ARTIFACT_ATTEMPTS = 3  # failures in a row of MLflow's store of artifacts before no more are sent
 
 
 class Delivery:
@@ -37,13 +38,15 @@ class Delivery:
     Attributes:
         generation: incremented when MLflow turns out to know less than before.
         changes: number of requests so far that changed something in MLflow.
-        artifact_failures: how often in a row MLflow's store of artifacts has failed while MLflow answered.
+        uploads: sends artifacts.
+        takes_no_models: whether a person was told that MLflow takes no models.
     """
 
-    def __init__(self, server: Server, warn: Callable[[str], None]):
+    def __init__(self, server: ModelServer, warn: Callable[[str], None]):
         quiet_mlflow()
         self.server, self.warn = server, warn
-        self.generation, self.changes, self.artifact_failures = 1, 0, 0
+        self.uploads = Uploads(server, warn)
+        self.generation, self.changes, self.takes_no_models = 1, 0, False
 
     def deliver(self, run: Run) -> None:
         """Brings a run in MLflow up to date.
@@ -67,7 +70,12 @@ class Delivery:
             self._perform_all(run.parent, run.parent.desired, requests.opening_requests)
             desired = replace(desired, parent_id=run.parent.record.run_id)
         run.delivered = replace(run.delivered, unsent=None)  # the journal may have grown
-        self._perform_all(run, desired, requests.next_requests)
+        self._perform_all(run, desired, models.next_requests)
+        if desired.ending and desired.ending.best and desired.ending is not run.closed:
+            best = desired.ending.best
+            self._bring_up_to_date(best)  # its model is registered
+            registered = replace(desired, best=models.best_of(best.desired, best.delivered))
+            self._perform_all(run, registered, models.next_requests)
         run.delivered = replace(run.delivered, description=desired.description)
         if desired.ending:
             run.delivered = replace(run.delivered, closed=desired.ending, duplicates=None)
@@ -81,7 +89,7 @@ class Delivery:
                 for request in wanted:
                     self._perform_or_note_refusal(run, desired, request)
         except Exception:
-            run.delivered = requests.after_failure(desired, run.delivered)
+            run.delivered = models.after_failure(requests.after_failure(desired, run.delivered))
             raise
 
     def _perform_or_note_refusal(self, run: Run, desired: Desired, request: Request) -> None:
@@ -89,37 +97,21 @@ class Delivery:
             run.delivered = self._perform(desired, run.delivered, request)
         except Refused as refusal:
             is_known = request.part in {other.part for other in run.delivered.refused}
-            if not (is_known or isinstance(refusal, NoArtifacts)):
+            if isinstance(refusal, NoModels):
+                self._warn_of_no_models(refusal)
+            elif not (is_known or isinstance(refusal, NoArtifacts)):
                 reason = reason_of(refusal.__cause__)
                 self.warn(f"{desired.name}: {request.part} cannot be delivered to MLflow: {reason}")
             run.delivered = requests.after_refusal(run.delivered, request)
 
-    def _log_artifact(self, run_id: str, uri: str) -> None:
-        """Uploads a file. Once MLflow's store of artifacts has failed some times, none is sent any more:
-        points and states are delivered nevertheless.
-
-        Raises:
-            NoArtifacts: the store of artifacts does not work.
-            Refused: as for `Server.log_artifact`.
-        """
-        if self.artifact_failures >= ARTIFACT_ATTEMPTS:
-            raise NoArtifacts
-        try:
-            self.server.log_artifact(run_id, uri)
-        except (Refused, Gone):
-            raise
-        except Exception as error:
-            if not self.server.is_answering(run_id):
-                raise
-            self.artifact_failures += 1
-            if self.artifact_failures < ARTIFACT_ATTEMPTS:
-                raise
-            self.warn(
-                f"MLflow takes no artifacts ({reason_of(error)}); everything else is delivered; once that is "
-                "fixed, deit-ray sync delivers them"
-            )
-            raise NoArtifacts from error
-        self.artifact_failures = 0
+    def _warn_of_no_models(self, refusal: NoModels) -> None:
+        """Says once that MLflow takes no models."""
+        if not self.takes_no_models:
+            self.takes_no_models = True
+            why = refusal.__cause__
+            is_old = getattr(why, "error_code", None) == "ENDPOINT_NOT_FOUND"
+            reason = "it is older than MLflow 3" if is_old else reason_of(why)
+            self.warn(f"MLflow takes no models ({reason}); everything else is delivered")
 
     def _perform(self, desired: Desired, delivered: Delivered, request: Request) -> Delivered:
         """Performs one request; returns the new knowledge about the run.
@@ -147,6 +139,8 @@ class Delivery:
             case requests.ShareView(view):
                 self.changes += self.server.share_view(view)
                 return requests.after_request(delivered, request)
+            case models.ModelRequest():
+                return model_delivery.perform(self, desired, delivered, request)
         self._change_run(delivered, request)
         self.changes += not isinstance(request, requests.ResetRecord | requests.Note)
         after = requests.after_request(delivered, request)
@@ -163,7 +157,7 @@ class Delivery:
             case requests.LogDatasets(datasets):
                 server.log_datasets(run_id, datasets)
             case requests.LogArtifact(uri):
-                self._log_artifact(run_id, uri)
+                self.uploads.send(run_id, server.log_artifact, run_id, uri)
             case requests.DeleteTag(key):
                 server.delete_tag(run_id, key)
             case requests.ReopenRun():
@@ -221,10 +215,6 @@ class Delivery:
             raise Gone
         kept, *others = same
         return replace(delivered, found=kept, last={}, duplicates=tuple(other.run_id for other in others))
-
-
-class NoArtifacts(Refused):
-    """MLflow's store of artifacts does not work; a person has been told."""
 
 
 def save(folder: str, record: Record) -> None:

@@ -8,11 +8,12 @@ from deit_ray import storage
 from deit_ray.outcome import Outcome
 from deit_ray.results.journal import Point
 from deit_ray.tracking.datasets import Dataset
+from deit_ray.tracking.model_state import Best, FoundModel, Registered, Weights
 from deit_ray.tracking.view import View
 
 RECORD = "tracking.json"
 # Raised when a version gives a run in MLflow something that a run that has ended lacks. 0 is every version
-# without this number. 1: params of all keys that are not the default, tags, data sets, best/epoch.
+# without this number. 1: params of all keys that are not the default, tags, data sets, best/epoch, models.
 VERSION = 1
 LARGEST = 1.7976931348623157e308  # MLflow stores this for an infinity
 
@@ -27,6 +28,8 @@ class Ending:
         metrics: last values that are in no journal.
         time_ms: when it ended, in ms since 1970.
         tags: tags that are known only now.
+        model: its best student, if it has finished.
+        best: the run of a study's best trial, whose model is registered; None for another run.
     """
 
     outcome: Outcome
@@ -34,6 +37,8 @@ class Ending:
     metrics: dict[str, float]
     time_ms: int
     tags: dict[str, str] = field(default_factory=dict)
+    model: Weights | None = None
+    best: "Run | None" = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Desired:
         ending: how the run ends; None until that is known.
         parent_id: MLflow's id of the study's run; None for a run that is no trial, or until the id is known.
         view: how MLflow shows the study; only a study's own run has it.
+        best: the model that is registered for a study; None until MLflow has it.
     """
 
     name: str
@@ -63,6 +69,7 @@ class Desired:
     datasets: tuple[Dataset, ...] = ()
     view: View | None = None
     description: str = ""
+    best: Best | None = None
 
 
 @dataclass(frozen=True)
@@ -155,6 +162,8 @@ class Delivered:
         closed: the ending that was delivered.
         is_shared: whether MLflow has the study's view, or one that a person has saved in its place.
         description: the description that was delivered, or instead of which MLflow has a person's own.
+        model: the run's model; None until it is looked for.
+        registered: the study's registered model; None until it is looked for.
     """
 
     record: Record | None = None
@@ -168,16 +177,19 @@ class Delivered:
     closed: Ending | None = None
     is_shared: bool = False
     description: str = ""
+    model: FoundModel | None = None
+    registered: Registered | None = None
 
     def unknown(self) -> "Delivered":
         """The same after MLflow turned out to know less than before: the run must be looked for again."""
         nothing = {"found": None, "duplicates": None, "closed": None, "is_shared": False, "description": ""}
-        return replace(self, may_exist=True, **nothing)
+        return replace(self, may_exist=True, model=None, registered=None, **nothing)
 
     def undelivered(self, run_id: str | None) -> "Delivered":
         """The same with nothing counted as delivered to the run of this id; None: the run is created next."""
         record = self.record.undelivered(run_id)
-        return replace(self, record=record, may_exist=True, last={}, segments=0, unsent=None)
+        known = replace(self, record=record, may_exist=True, last={}, segments=0, unsent=None)
+        return replace(known, model=None, registered=None)
 
     def noting(self, **changes) -> "Delivered":
         """The same with some values of the record changed."""

@@ -15,15 +15,17 @@ from deit_ray import hints, storage
 from deit_ray.cluster.phase import show_phase
 from deit_ray.errors import UnavailableError
 from deit_ray.experiment.config import Experiment
-from deit_ray.outcome import Outcome
+from deit_ray.outcome import BAD_IMAGES, Outcome
 from deit_ray.results.folders import JOURNAL
 from deit_ray.results.journal import iterate_segments
 from deit_ray.terminal.format import counted
 from deit_ray.tracking.address import note_on_uri, shown, tracking_uri
 from deit_ray.tracking.datasets import Dataset
 from deit_ray.tracking.delivery import Delivery
+from deit_ray.tracking.model_server import ModelServer
+from deit_ray.tracking.model_state import Weights
 from deit_ray.tracking.reasons import reason_of
-from deit_ray.tracking.server import Deleted, Server
+from deit_ray.tracking.server import Deleted
 from deit_ray.tracking.tracked import Desired, Ending, Run
 from deit_ray.tracking.view import View
 
@@ -49,7 +51,7 @@ class Tracker:
 
     def __init__(self, uri: str, experiment: str, artifacts: str | None, warn: Callable[[str], None]):
         self.uri, self.warn = shown(uri), warn
-        self.server = Server(uri, experiment, artifacts, self._begin_request)
+        self.server = ModelServer(uri, experiment, artifacts, self._begin_request)
         self.delivery = Delivery(self.server, self._warn_if_heard)
         self.contact = Contact(self.uri, self._warn_if_heard)
         self.runs = Runs()
@@ -138,8 +140,10 @@ class Tracker:
         metrics: dict[str, float] | None = None,
         ended_ms: int | None = None,
         tags: dict[str, str] | None = None,
+        model: Weights | None = None,
+        best: Run | None = None,
     ) -> None:
-        """Notes that a run must be closed, with the rest of its journal and the artifacts of its outcome.
+        """Notes that a run must be closed, with the rest of its journal, its artifacts and its model.
 
         Args:
             outcome: how it ended.
@@ -148,9 +152,11 @@ class Tracker:
             metrics: last values that are in no journal.
             ended_ms: when the run ended, in ms since 1970, if that was not now.
             tags: tags that were not known when the run began, by their whole names.
+            model: the best student of a run that has finished.
+            best: the ended run of a study's best trial, whose model is registered under the study's name.
         """
-        uris = tuple(storage.join(folder, file) for file in dict.fromkeys((*outcome.artifacts, *files)))
-        ending = Ending(outcome, uris, metrics or {}, ended_ms or now_ms(), tags or {})
+        uris = tuple(storage.join(folder, file) for file in dict.fromkeys((BAD_IMAGES, *files)))
+        ending = Ending(outcome, uris, metrics or {}, ended_ms or now_ms(), tags or {}, model, best)
         self.runs.end(run, ending)
         self.wake.set()
 

@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from deit_ray import storage
 from deit_ray.accuracy import interval
 from deit_ray.data.shards import read_manifest, rows_of
 from deit_ray.errors import UserError
 from deit_ray.experiment.config import Experiment, flatten
 from deit_ray.experiment.load import default_experiment
-from deit_ray.results.folders import best_step, measured
+from deit_ray.results.folders import MODEL, best_step, measured
 from deit_ray.results.origin import read_origins
 from deit_ray.tracking.datasets import Dataset
+from deit_ray.tracking.model_state import Weights
 from deit_ray.trial.failure import read_worker
 
 # of the study, its price or a place, so not part of what a trial learns
@@ -110,6 +112,15 @@ def final_metrics_of_run(experiment: Experiment, folder: str) -> dict[str, float
         measured(folder, f"{metric.partition('/')[0]}/images").get(step),
         len(measured(folder, metric)),
     )
+
+
+def weights_of(folder: str, metrics: dict[str, float]) -> Weights:
+    """The best student of a trial or run that has finished, in its folder.
+
+    Args:
+        metrics: see `final_metrics`.
+    """
+    return Weights(storage.join(folder, MODEL), f"epoch-{metrics.get('best/epoch', 0):g}")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ class Evaluation(dict[str, float]):
 
     Attributes:
         model, data: URIs of the model and of the data set.
+        beside: URI of the file beside which `deit_ray.save_answers` writes: the model, unless that is in
+            MLflow.
         split: val or test.
         manifest: of the data set.
         answers: see `Answers`; `deit_ray.save_answers` writes them as files.
@@ -33,6 +35,7 @@ class Evaluation(dict[str, float]):
     def __init__(self, metrics: dict[str, float], origin: "Origin", answers: Answers):
         super().__init__(metrics)
         self.model, self.data = origin.model, origin.data
+        self.beside = origin.model
         self.split, self.manifest = origin.split, origin.manifest
         self.answers = answers
 

@@ -38,7 +38,7 @@ from deit_ray.terminal.live import RunView
 from deit_ray.terminal.session import Session
 from deit_ray.tracking.tracked import Run
 from deit_ray.tracking.tracker import Tracker
-from deit_ray.trial.described import Made, final_metrics_of_run, params_of, worker_tags
+from deit_ray.trial.described import Made, final_metrics_of_run, params_of, weights_of, worker_tags
 from deit_ray.trial.failure import (
     describe_death,
     describe_restart,
@@ -159,7 +159,8 @@ def train_in(
             view.kept(experiment.search.metric, measured(folder, experiment.search.metric), metrics)
             metrics_at_best = final_metrics_of_run(experiment, folder)
             tags = worker_tags(folder, experiment.train.workers)
-            tracker.end_run(run, outcome, folder, metrics=metrics_at_best, tags=tags)
+            model = weights_of(folder, metrics_at_best)
+            tracker.end_run(run, outcome, folder, metrics=metrics_at_best, tags=tags, model=model)
             warn_of_bad(folder, session.console.warn)
     return TrainedRun(name, folder, metrics, largest_shares(resolved.manifest))
 

@@ -23,7 +23,7 @@ from deit_ray.tracking.view import view_tag
 from tests.support.commands import call
 from tests.support.servers import free_port
 from tests.support.studies import end_trial
-from tests.support.tracked import runs_below
+from tests.support.tracked import models_below, registered_by, runs_below, versions_of
 
 PLAIN = {"distillation.kind": "none"}
 
@@ -56,6 +56,7 @@ def make(experiment, server):
                 end_trial(study, Outcome.finished(), 0.5)
                 end_trial(study, Outcome.cancelled(), 0.4)
                 study.made_with = exp.as_dict()
+                study.outcome = Outcome.finished()
             study.save_best()
             folder = study.folder
         assert call("sync", folder.rpartition("/")[2], "--results", results).status == 0
@@ -69,6 +70,9 @@ STUDY = {"search.space": {"optim.lr": {"log": [3e-4, 1e-2]}}}
 
 def test_a_study_is_deleted_with_its_runs_in_mlflow_and_another_stays(make, results, server):
     folder, other = make(results, **STUDY), make(results, **STUDY)
+    assert [len(models_below(server.uri, study)) for study in (folder, other)] == [1, 1]
+    client, name = mlflow.MlflowClient(server.uri), registered_by(server.uri, other).name
+    client.create_model_version(name, "s3://mine/model", run_id=None)  # a person's
     if storage.is_local(folder):
         Path(folder, "stop").mkdir()  # stays when its requests were taken
     before = list_files(other)
@@ -76,13 +80,19 @@ def test_a_study_is_deleted_with_its_runs_in_mlflow_and_another_stays(make, resu
     deleted = call("rm", "made-1", "--yes", "--results", results)
     assert deleted.status == 0, deleted
     assert re.search(r"^made-1: the study, 2 trials, \d+ files with .*", deleted.out)
-    assert f"3 runs in MLflow at {server.uri}" in deleted.out
+    had = f"3 runs in MLflow at {server.uri}, with 1 model, and 1 version of the registered model made-1"
+    assert had in deleted.out.replace("\n", " ")
     assert not storage.exists(folder)
     assert list_files(other) == before
     folders = {run.data.tags["deit_ray.folder"] for run in runs_below(server.uri, results)}
     assert folders == {other, f"{other}/trial-0000", f"{other}/trial-0001"}
     tags = mlflow.MlflowClient(server.uri).get_experiment_by_name("deit_ray").tags
     assert [view_tag(name) in tags for name in ("made-1", "made-2")] == [False, True]
+    assert [len(models_below(server.uri, study)) for study in (folder, other)] == [0, 1]
+    assert registered_by(server.uri, folder) is None
+    assert call("rm", "made-2", "--yes", "--results", results).status == 0
+    assert [version.source for version in versions_of(server.uri, name)] == ["s3://mine/model"]
+    client.delete_registered_model(name)
     assert "made-1" not in call("status", "--results", results).out
     assert "no such run" in call("rm", "made-1", "--yes", "--results", results).error
 

@@ -31,7 +31,15 @@ from tests.support.commands import (
     session_processes,
     wait_for,
 )
-from tests.support.tracked import history_of, inputs_of, ranked_by_mlflow, runs_below
+from tests.support.tracked import (
+    history_of,
+    inputs_of,
+    models_below,
+    ranked_by_mlflow,
+    registered_by,
+    runs_below,
+    versions_of,
+)
 
 
 def test_a_study_runs_is_tracked_and_gives_its_best(finished_study, server):
@@ -114,8 +122,12 @@ def assert_mlflow_agrees(study: Study, uri: str, count: int = 3, steps: int = SM
         assert curve == trial.intermediate_values
         losses = [step for name, step, _ in told if name == "train/loss" and step <= last]
         assert losses == list(range(1, last + 1))
-        names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
-        assert names == {"experiment.yaml"} | ({"model.safetensors"} if ended == "finished" else set())
+        assert [artifact.path for artifact in client.list_artifacts(run.info.run_id)] == ["experiment.yaml"]
+        models = models_below(uri, study.trial_folder(trial.number))
+        assert [(str(m.status), m.source_run_id) for m in models] == (
+            [("READY", run.info.run_id)] if ended == "finished" else []
+        )
+        assert [m.model_id for m in models] == [output.model_id for output in run.outputs.model_outputs]
     # MLflow's table, sorted by one metric, has the leaderboard's values, its winner and its order
     metric, board = study.experiment.search.metric, study.leaderboard()
     ranked = ranked_by_mlflow(uri, study.folder, metric)
@@ -136,6 +148,12 @@ def assert_mlflow_agrees(study: Study, uri: str, count: int = 3, steps: int = SM
     assert f"Best: trial {study.best().number}, " in described
     assert "report.html" in {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
     assert parent.data.metrics["test/top1"] == study.optuna.user_attrs["test"]["test/top1"]
+    registered = registered_by(uri, study.folder)
+    (version,) = versions_of(uri, registered.name)
+    (best,) = models_below(uri, study.trial_folder(study.best().number))
+    assert registered.aliases == {"best": version.version}
+    assert version.tags["deit_ray.model"] == best.model_id
+    assert best.model_id in [output.model_id for output in parent.outputs.model_outputs]
 
 
 def test_a_study_is_quiet_where_no_terminal_is(own_ray, search_file, tmp_path):

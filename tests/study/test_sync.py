@@ -31,10 +31,20 @@ from deit_ray.study.sync import (
     to_ms,
 )
 from deit_ray.terminal.console import Console
+from deit_ray.tracking import models
 from deit_ray.tracking import tracker as tracking
 from deit_ray.tracking.tracker import Tracker
 from deit_ray.trial.described import Made
-from tests.support.tracked import EXPERIMENT, Told, Trial, inputs_of, ranked_by_mlflow
+from tests.support.tracked import (
+    EXPERIMENT,
+    Told,
+    Trial,
+    inputs_of,
+    models_below,
+    ranked_by_mlflow,
+    registered_by,
+    versions_of,
+)
 
 pytestmark = pytest.mark.usefixtures("impatient")
 TAGS = {
@@ -132,13 +142,12 @@ def test_sync_delivers_what_a_study_could_not_and_nothing_twice(study, proxy, mo
     )
     tested = Trial(Path(study.trial_folder(3))).runs(proxy.uri)[0].data.metrics
     assert (tested["best/val_top1"], tested["best/test_top1"]) == (0.7, 0.6)
-    assert {a.path for a in client.list_artifacts(parent.info.run_id)} == {
-        "experiment.yaml",
-        "best.yaml",
-        "model.safetensors",
-        "report.html",
-    }
+    names = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
+    assert names == {"experiment.yaml", "best.yaml", "report.html"}
     assert parent.data.tags["mlflow.note.content"] == describe(tell(study))
+    (version,) = versions_of(proxy.uri, registered_by(proxy.uri, study.folder).name)
+    best = models_below(proxy.uri, study.trial_folder(3), EXPERIMENT)
+    assert [version.tags["deit_ray.model"]] == [model.model_id for model in best]
 
 
 def assert_agrees(study: Study, uri: str) -> None:
@@ -184,10 +193,10 @@ def assert_agrees(study: Study, uri: str) -> None:
         assert run.data.tags.items() >= TAGS.items() | {("deit_ray.data", fingerprint)}
         assert run.info.start_time == int(trial.datetime_start.timestamp() * 1000)
         assert folder.delivered(uri) == folder.written()
-        artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
-        assert artifacts == {"experiment.yaml"} | (
-            {"model.safetensors"} if trial.state == TrialState.COMPLETE else set()
-        )
+        assert [artifact.path for artifact in client.list_artifacts(run.info.run_id)] == ["experiment.yaml"]
+        found = models_below(uri, folder.folder, EXPERIMENT)
+        assert len(found) == (trial.state == TrialState.COMPLETE)
+        assert [model.model_id for model in found] == [o.model_id for o in run.outputs.model_outputs]
 
 
 def test_sync_delivers_a_run_of_its_own_and_knows_no_other(experiment, server, tmp_path):
@@ -216,6 +225,19 @@ def test_sync_delivers_the_same_runs_as_the_driver(study, server):
     with Tracker(server.uri, EXPERIMENT, None, Told()) as tracker:
         assert len(list(deliver_study(tracker, study))) == 5
     assert_agrees(study, server.uri)
+
+
+def test_sync_and_a_resume_deliver_the_models_of_an_earlier_version(study, server, monkeypatch):
+    study.outcome = Outcome.finished()
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "model_requests", lambda desired, delivered: [])  # as before there were models
+        patch.setattr(models, "registry_requests", lambda desired, delivered: [])
+        sync(study.name, study.experiment.results.uri)
+    assert not models_below(server.uri, study.folder, EXPERIMENT)
+    sync(study.name, study.experiment.results.uri)
+    assert_agrees(study, server.uri)
+    (version,) = versions_of(server.uri, registered_by(server.uri, study.folder).name)
+    assert version.tags["deit_ray.folder"] == study.trial_folder(0)
 
 
 def test_a_resume_brings_an_early_stopped_run_of_version_0_1_to_its_status_and_tags_once(study, proxy):

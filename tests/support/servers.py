@@ -115,6 +115,15 @@ class MlflowServer:
             self.process = None
 
 
+def answers(url: str) -> bool:
+    """Whether a server answers a request."""
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False
+
+
 class S3Server:
     """An S3 API server in this process (moto). It starts when the context is entered."""
 
@@ -275,12 +284,13 @@ class Proxy:
         mode: pass; delay (passes after `delay_s`); refuse_before (answers 500 and passes nothing on);
             fail_after (passes the request on, and answers 500); garbage (answers 200 without JSON); hang
             (never answers); close (closes the connection); close_after (passes the request on, and closes the
-            connection).
+            connection); missing (answers 404, as a server without such a page).
         only: it misbehaves only if the path contains this text.
         times: number of requests until it passes all; None for no limit.
         dropped: names of request headers, in lower case, that it does not pass on.
         unknown: names of request headers, in lower case, that it answers with 501.
         seen: the paths of all requests.
+        method: that of the latest request.
     """
 
     def __init__(self, port: int):
@@ -288,6 +298,7 @@ class Proxy:
         self.dropped = {"host", "transfer-encoding", "content-length"}
         self.unknown: set[str] = set()
         self.seen: list[str] = []
+        self.method = ""
         self.target, self.over = port, threading.Event()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.server.daemon_threads = True
@@ -322,6 +333,7 @@ class Proxy:
 
             def handle_any(self):
                 body = self._read_body()
+                proxy.method = self.command
                 mode = proxy._mode_for(self.path)
                 if mode == "hang":
                     proxy.over.wait()
@@ -334,6 +346,8 @@ class Proxy:
                     return self._answer(501, b"<Error><Code>NotImplemented</Code></Error>")
                 if mode == "refuse_before":
                     return self._answer(500, b"Internal Server Error")
+                if mode == "missing":
+                    return self._answer(404, b"Not Found")
                 if mode == "garbage":
                     return self._answer(200, b"<html>Welcome to nginx!</html>")
                 connection = http.client.HTTPConnection("127.0.0.1", proxy.target, timeout=60)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import mlflow
 
+from deit_ray import storage
 from deit_ray.outcome import Outcome
 from deit_ray.results.journal import JournalWriter, iterate_points
 from deit_ray.tracking.curves import is_curve
@@ -40,6 +41,9 @@ class Trial:
             self.step += 1
             self.journal.add({"train/loss": 1 / self.step, "val/top1": self.step / 100}, self.step)
         self.journal.flush()
+
+    def save_model(self, weights: bytes) -> None:
+        storage.write_bytes(f"{self.folder}/model.safetensors", weights)
 
     def record(self) -> dict:
         return json.loads(Path(self.folder, "tracking.json").read_text())
@@ -85,6 +89,28 @@ def history_of(uri: str, run) -> list:
     return [point for name in names for point in client.get_metric_history(run.info.run_id, name)]
 
 
+def models_below(uri: str, folder, experiment: str = "deit_ray") -> list:
+    """MLflow's models of a run, or of all trials of a study, by its folder; the earliest first."""
+    client = mlflow.MlflowClient(uri)
+    found = client.search_logged_models(
+        [client.get_experiment_by_name(experiment).experiment_id], max_results=1000
+    )
+    own = [model for model in found if f"{model.tags.get('deit_ray.folder')}/".startswith(f"{folder}/")]
+    return sorted(own, key=lambda model: (model.creation_timestamp, model.model_id))
+
+
+def registered_by(uri: str, folder):
+    """MLflow's registered model of a study, by its folder; None if there is none."""
+    found = mlflow.MlflowClient(uri).search_registered_models(max_results=1000)
+    return next((model for model in found if model.tags.get("deit_ray.folder") == str(folder)), None)
+
+
+def versions_of(uri: str, name: str) -> list:
+    """The versions of a registered model, the earliest first."""
+    found = mlflow.MlflowClient(uri).search_model_versions(f"name = '{name}'")
+    return sorted(found, key=lambda version: int(version.version))
+
+
 def ranked_by_mlflow(
     uri: str, study: Path | str, metric: str, experiment: str = "deit_ray"
 ) -> list[tuple[int, float]]:
@@ -118,7 +144,7 @@ def start(tracker: Tracker, trial: Trial, **options) -> Run:
     return tracker.start_run("trial 000", {"kind": "trial"}, {"optim.lr": 1e-3}, trial.folder, **options)
 
 
-def deliver(uri: str, trial: Trial, told: Told | None = None, outcome: Outcome = FINISHED) -> None:
+def deliver(uri: str, trial: Trial, told: Told | None = None, outcome: Outcome = FINISHED, **ending) -> None:
     """Starts a trial's run, delivers all its points, and ends it."""
     with Tracker(uri, EXPERIMENT, None, told if told is not None else Told()) as tracker:
-        tracker.end_run(start(tracker, trial), outcome, trial.folder)
+        tracker.end_run(start(tracker, trial), outcome, trial.folder, **ending)

@@ -16,6 +16,7 @@ from deit_ray import storage
 from deit_ray.outcome import Outcome
 from deit_ray.tracking import tracker
 from deit_ray.tracking.datasets import Dataset
+from deit_ray.tracking.model_state import Weights
 from deit_ray.tracking.tracked import Record
 from deit_ray.tracking.tracker import Tracker
 from tests.support.commands import wait_for
@@ -28,6 +29,7 @@ from tests.support.tracked import (
     deliver,
     history_of,
     inputs_of,
+    models_below,
     start,
 )
 
@@ -54,11 +56,14 @@ def test_a_server_that_starts_late_and_is_killed_in_between_gets_everything_once
             server.kill()
             trial.measure()
             tracker.describe_run(run, "after the kill")
-            tracker.end_run(run, Outcome.finished(), trial.folder)
+            trial.save_model(b"weights")
+            model = Weights(f"{trial.folder}/model.safetensors", "epoch-1")
+            tracker.end_run(run, Outcome.finished(), trial.folder, model=model)
             wait_for(lambda: told.count_of("tracking is behind") == 2)
             server.start()
             wait_for(lambda: run.is_complete)
             assert note_of(trial, server.uri) == "after the kill"
+            assert [str(m.status) for m in models_below(server.uri, trial.folder, EXPERIMENT)] == ["READY"]
             assert trial.delivered(server.uri) == trial.written()
             assert trial.runs(server.uri)[0].info.status == "FINISHED"
     finally:
