@@ -316,8 +316,9 @@ def fill_postgres(postgres: Postgres, path: Path) -> None:
         for table in metadata.sorted_tables:
             if table.name == "alembic_version":
                 continue
-            names = [column.name for column in table.columns]
-            flags = [isinstance(column.type, sqlalchemy.Boolean) for column in table.columns]
+            columns = [column for column in table.columns if column.computed is None]
+            names = [column.name for column in columns]
+            flags = [isinstance(column.type, sqlalchemy.Boolean) for column in columns]
             quoted = ", ".join(f'"{name}"' for name in names)
             text = io.StringIO()
             writer = csv.writer(text)
