@@ -118,11 +118,12 @@ class ModelServer(Server):
         else:
             raise Refused from UserError(f"its names {' and '.join(names)} are taken by other models")
         tags = self.ask(self.client.get_logged_model, request.model_id).tags
+        best = known.aliases.get(models.ALIAS) if known else None
         return Registered(
             name=name,
             exists=known is not None,
             versions=tuple(self.versions(name)) if known else (),
-            best=known and known.aliases.get(models.ALIAS),
+            best=best if best is None else str(best),  # MLflow's own stores give a number or its text
             versions_tag=tags.get(models.VERSIONS_TAG, ""),
             is_linked=request.model_id in self._outputs(run_id),
         )
