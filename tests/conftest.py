@@ -10,7 +10,7 @@ Marks follow from the fixtures that a test uses; no test marks itself:
   command as a person does; or sends a whole data set (`digits`) through Ray instead of the few hundred images
   of `tints`; or trains with results in an S3 server's `bucket`; or follows the README from a person's own
   images to a study (`own_images`); or makes machine code (`compiler`); or serves a model (`serving`); or
-  tries another of many ways to fail (`thorough`).
+  takes long, where quick tests try most of what it tries (`thorough`).
 
 `make check` runs the tests without the marks server, cluster, hosts and slow, `make test` all tests but those
 with the marks hosts and slow, `make test-cluster` the tests that make hosts, and `make test-all` all others.
@@ -313,7 +313,7 @@ def finished_run(ray_cluster, make_small, tmp_path_factory) -> Finished:
 
 @pytest.fixture
 def thorough() -> None:
-    """Marks a test of a way to fail that is like those which other tests try."""
+    """Marks a test that takes ten seconds or more, where quick tests try most of what it tries."""
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def test_the_numbers_of_evaluations_and_predictions_are_read():
     }
 
 
-def test_the_runs_of_one_revision_are_not_read_for_both(tmp_path):
+def test_the_runs_of_one_revision_are_not_read_for_both(tmp_path, thorough):
     found = []
     for revision in ("then", "now"):
         results = tmp_path / f"work of {revision}" / "results"

@@ -56,7 +56,7 @@ def test_the_first_of_two_writers_that_create_a_file_wins(tmp_path):
     assert os.listdir(tmp_path) == ["f"]
 
 
-def test_a_place_that_cannot_be_reached_is_named():
+def test_a_place_that_cannot_be_reached_is_named(thorough):
     folder = "s3://bucket/folder?endpoint_override=127.0.0.1:9&scheme=http"
     uri = storage.join(folder, "key")
     assert uri == "s3://bucket/folder/key?endpoint_override=127.0.0.1:9&scheme=http"

@@ -130,7 +130,7 @@ def assert_ended(driver: subprocess.Popen, seconds: float = 400) -> None:
 
 def assert_whole(laptop: Laptop, name: str) -> None:
     """A study has all its trials, with each point once; MLflow, read from the laptop, has the same."""
-    with laptop.pages():
+    with laptop.pages(name):
         assert_mlflow_agrees(Study.open(name, RESULTS), MLFLOW, TRIALS, STEPS)
     for number in range(TRIALS):
         points = iterate_points(f"{RESULTS}/{name}-1/trial-{number:04d}/journal")
@@ -195,7 +195,7 @@ def test_an_outsider_on_the_same_network_is_refused(up, hosts, laptop):
         ended = hosts.ssh(OUTSIDER, f'{token}~/venv/bin/python -c "{connect}"', check=False, timeout=120)
         assert ended.returncode != 0
         assert re.search("(?i)authenticat|token|unauthorized", ended.stdout + ended.stderr), ended
-    with laptop.pages(), pytest.raises(urllib.error.HTTPError, match="401"):
+    with laptop.pages("first"), pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen("http://127.0.0.1:8265/api/jobs/", timeout=10)
     hosts.stop(OUTSIDER)
 
@@ -212,7 +212,7 @@ def test_ray_up_again_changes_nothing_of_the_services(up, laptop, hosts):
     assert {name: len(lines) for name, lines in before.items()} == {"mlflow": 1, "dashboard": 1}
     laptop.type(UP)
     assert services(hosts, MACHINES[0]) == before
-    with laptop.pages():
+    with laptop.pages("first"):
         listed = json.load(urllib.request.urlopen("http://127.0.0.1:8080/api/studies", timeout=60))
     assert [study["study_name"] for study in listed["study_summaries"]] == ["first-1"]
 

@@ -116,7 +116,7 @@ def test_a_source_on_s3(line, tmp_path):
     assert prepare(f"{BUCKET}/source", str(tmp_path / "again")).manifest == local
 
 
-def test_an_upload_that_is_cut_leaves_no_shard_and_the_next_call_resumes(line, tmp_path):
+def test_an_upload_that_is_cut_leaves_no_shard_and_the_next_call_resumes(line, tmp_path, thorough):
     """The parts of a shard of 12 MB have arrived; then the shard's own upload is cut half-way."""
     noise = np.random.default_rng(0)
     for split, count in (("train", 95), ("test", 2)):

@@ -100,7 +100,7 @@ def expected(experiment, start: int) -> dict[int, list]:
 
 
 def test_each_rank_gets_its_samples_in_order_over_windows_and_after_a_seek(
-    ray_cluster, small, tmp_path, monkeypatch
+    ray_cluster, small, tmp_path, monkeypatch, thorough
 ):
     exp = small(**{"train.workers": 2, "train.epochs": 5, "data.views": 3})
     monkeypatch.setattr(

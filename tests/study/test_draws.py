@@ -15,7 +15,9 @@ from deit_ray.study.study import Study
 from tests.support.commands import call
 
 
-def test_a_study_of_a_small_space_tries_each_combination_once_and_no_impossible_one(ray_cluster, small_file):
+def test_a_study_of_a_small_space_tries_each_combination_once_and_no_impossible_one(
+    ray_cluster, small_file, thorough
+):
     space = {"student.width": {"choice": [48, 64]}, "student.heads": {"choice": [3, 4]}}
     keys = {"train.epochs": 1, "optim.warmup_epochs": 0, "search.space": space, "search.trials": 6}
     path = small_file(**keys, **{"search.scheduler": "none"})

@@ -266,7 +266,7 @@ def test_a_resume_brings_an_early_stopped_run_of_version_0_1_to_its_status_and_t
     assert not [path for path in proxy.seen if path.endswith(("create", "log-batch", "update", "set-tag"))]
 
 
-def test_a_resume_delivers_everything_again_to_a_server_that_lost_it(study, proxy):
+def test_a_resume_delivers_everything_again_to_a_server_that_lost_it(study, proxy, thorough):
     with Tracker(proxy.uri, EXPERIMENT, None, Told()) as tracker:
         list(deliver_study(tracker, study))
     resume(study)

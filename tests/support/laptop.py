@@ -126,9 +126,9 @@ class Laptop:
         )
 
     @contextlib.contextmanager
-    def pages(self) -> Iterator[None]:
-        """The pages of the head are at their usual ports of the laptop's loopback."""
-        process = self.begin("deit-ray ui --cluster cluster.yaml")
+    def pages(self, study: str) -> Iterator[None]:
+        """The pages of the head are at their usual ports of the laptop's loopback, MLflow with a study."""
+        process = self.begin("deit-ray ui STUDY --cluster cluster.yaml", STUDY=study)
         try:
             deadline = time.monotonic() + START_S
             while not all(can_connect("127.0.0.1", port) for port in (5000, 8080, 8265)):

@@ -494,7 +494,9 @@ def test_a_server_that_accepts_and_never_answers_does_not_hold_the_exit(proxy, t
 @pytest.mark.skipif(
     Postgres.binaries() is None, reason="PostgreSQL's initdb is neither in /usr/lib/postgresql nor on PATH"
 )
-def test_postgresql_killed_behind_the_server_loses_and_doubles_nothing(own_server, bucket, tmp_path):
+def test_postgresql_killed_behind_the_server_loses_and_doubles_nothing(
+    own_server, bucket, tmp_path, thorough
+):
     trials, told = [Trial(tmp_path / "short-1" / f"trial-{number}") for number in range(4)], Told()
     place = f"{bucket}/artifacts"
     with (

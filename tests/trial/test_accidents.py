@@ -74,7 +74,7 @@ def test_a_trial_and_a_study_are_stopped_from_another_terminal_through_the_clust
 
 
 def test_a_disk_that_fills_up_stops_a_study_which_can_be_resumed_once_there_is_room(
-    ray_cluster, small_file, tmp_path
+    ray_cluster, small_file, tmp_path, thorough
 ):
     disk = tmp_path / "disk"
     disk.mkdir()
