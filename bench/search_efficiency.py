@@ -11,8 +11,8 @@ interval's upper end meets it. One study of ours and one of Ray's stock also run
 and must make the same proposals and stops (`decisions_differing`).
 
 Syne Tune takes part where `import syne_tune` works. It is no dependency: it comes into a folder of its own
-with `pip install --no-deps --target FOLDER syne-tune dill statsmodels patsy tqdm xgboost-cpu`, and
-PYTHONPATH names this folder.
+with `pip install --no-deps --target FOLDER syne-tune==0.16.0 dill==0.4.1 statsmodels==0.15.0 patsy==1.0.3
+tqdm==4.70.1 xgboost-cpu==3.2.0`, and PYTHONPATH names this folder.
 
     python bench/search_efficiency.py [--seeds N] [--processes N] [--keep FILE] [--quick]
 """
@@ -51,7 +51,7 @@ OURS: dict[str, Make] = {"ours": ours(**RUNGS)}
 PEERS: dict[str, Make] = {
     "stock": partial(make_stock, grace_period=5, reduction_factor=2),
     "halving": partial(OptunaHalving, min_resource=5, reduction_factor=2),
-    "syne_tune": partial(SyneTune, grace_period=5, reduction_factor=2),
+    "syne_tune": partial(SyneTune, name="ASHABORE", grace_period=5, reduction_factor=2),
     "random": ours(sampler="random", scheduler="none"),
 }
 # ours with one part left out or replaced; add a row here for every new part
@@ -61,18 +61,20 @@ VARIANTS: dict[str, Make] = {
     "stopped_unseen": ours(StoppedUnseen),
     "stopped_as_finished": ours(StoppedAsFinished),
 }
-# other rungs; such studies have many short trials and take longer here, so only the first seeds run
-RUNG_VARIANTS: dict[str, Make] = {
+# they take longer here, so only the first seeds run
+SLOW: dict[str, Make] = {
+    "syne_bohb": partial(SyneTune, name="BOHB", grace_period=5, reduction_factor=2),
     "stock_defaults": make_stock,
     "stock_rungs": ours(grace_epochs=1, reduction_factor=4),
 }
-FEW = 40
-METHODS = OURS | PEERS | VARIANTS | RUNG_VARIANTS
+FEW = 20
+METHODS = OURS | PEERS | VARIANTS | SLOW
 NAMES = {
     "ours": "ours",
     "stock": "Ray's OptunaSearch and ASHAScheduler",
     "halving": "Optuna's TPE and SuccessiveHalvingPruner",
-    "syne_tune": "Syne Tune's BOHB",
+    "syne_tune": "Syne Tune's ASHABORE",
+    "syne_bohb": "Syne Tune's BOHB",
     "random": "random search without early stopping",
     "no_sampler": "ours without the sampler: random values, early stopping",
     "no_early_stopping": "ours without early stopping",
@@ -130,15 +132,16 @@ def parse() -> argparse.Namespace:
 
 def plan(seeds: int, quick: bool) -> list[tuple[str, list[str], int]]:
     """What runs, in order: function, methods, seeds. Nothing was tuned on the second function."""
-    main = [name for name in OURS | PEERS if name != "syne_tune" or importlib.util.find_spec("syne_tune")]
+    fast = [name for name in OURS | PEERS if name != "syne_tune"]
     if quick:
-        return [("curves", [name for name in main if name != "syne_tune"], seeds)]
-    return [
-        ("curves", main, seeds),
-        ("curves", list(VARIANTS), seeds),
-        ("mfhartmann", main, seeds),
-        ("curves", list(RUNG_VARIANTS), min(seeds, FEW)),
-    ]
+        return [("curves", fast, seeds)]
+    slow, few = list(SLOW), min(seeds, FEW)
+    groups = [("curves", fast, seeds), ("curves", list(VARIANTS), seeds), ("mfhartmann", fast, seeds)]
+    if importlib.util.find_spec("syne_tune"):
+        groups += [("curves", ["syne_tune"], seeds), ("mfhartmann", ["syne_tune"], few)]
+    else:
+        slow.remove("syne_bohb")
+    return [*groups, ("curves", slow, few)]
 
 
 def run_all(
@@ -196,10 +199,14 @@ def figures_of(found: dict[str, list[int]], prefix: str) -> dict[str, float]:
 
 
 def best_peer(found: dict[str, list[int]]) -> tuple[str, Ratio]:
-    """The peer that spent the fewest epochs, random search aside, and ours over it."""
-    peers = [name for name in PEERS if name != "random" and name in found]
-    name = min(peers, key=lambda peer: sum(found[peer]))
-    return name, ratio_of_means(found["ours"], found[name])
+    """The peer that spent the fewest epochs beside ours, random search aside; and ours over it."""
+    ratios = {
+        name: ratio_of_means(found["ours"][: len(found[name])], found[name])
+        for name in PEERS
+        if name != "random" and name in found
+    }
+    best = max(ratios, key=lambda name: ratios[name].value)
+    return best, ratios[best]
 
 
 def table_of(found: dict[str, list[int]]) -> list[str]:
