@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bench.search_efficiency import METHODS
+from bench.search_efficiency import METHODS, MOST_EPOCHS, figures_of, table_of
 from bench.searching.in_tune import Real, count_differing
 from bench.searching.intervals import ratio_of_means
 from bench.searching.loop import CONCURRENT, Method, RecordedClock, VirtualClock, run_study
@@ -143,3 +143,20 @@ def test_interval_is_of_paired_seeds_and_a_bound_is_met_by_its_upper_end():
     assert other.low < other.value < other.high
     assert other.meets(other.high)
     assert not other.meets((other.value + other.high) / 2)
+
+
+def test_best_peer_is_the_one_closest_to_ours_on_the_seeds_that_both_have():
+    found = {
+        "ours": [300, 300, 3000],
+        "stock": [400, 600, 5000],
+        "random": [600, 600, 6000],
+        "halving": [400, 200, MOST_EPOCHS],
+        "syne_tune": [400, 400],  # 0.75 on the first two seeds
+    }
+    figures = figures_of(found, "")
+    assert figures["epochs_vs_random"] == figures["epochs_vs_random_high"] == 0.5
+    assert figures["epochs_vs_stock"] == 0.6
+    assert figures["vs_best_peer"] == pytest.approx(3600 / (600 + MOST_EPOCHS))
+    assert table_of({"ours": [100, 200], "syne_tune": [MOST_EPOCHS]})[-1].startswith(
+        "| Syne Tune's ASHABORE, 1 seeds | 3600 | 100% | 36.00"
+    )
