@@ -67,7 +67,8 @@ SLOW: dict[str, Make] = {
     "stock_defaults": make_stock,
     "stock_rungs": ours(grace_epochs=1, reduction_factor=4),
 }
-FEW = 20
+FEW = 12
+SYNE_SEEDS = 100  # a study takes 8 s of a core
 METHODS = OURS | PEERS | VARIANTS | SLOW
 NAMES = {
     "ours": "ours",
@@ -135,13 +136,12 @@ def plan(seeds: int, quick: bool) -> list[tuple[str, list[str], int]]:
     fast = [name for name in OURS | PEERS if name != "syne_tune"]
     if quick:
         return [("curves", fast, seeds)]
-    slow, few = list(SLOW), min(seeds, FEW)
     groups = [("curves", fast, seeds), ("curves", list(VARIANTS), seeds), ("mfhartmann", fast, seeds)]
+    slow = ["stock_defaults", "stock_rungs"]
     if importlib.util.find_spec("syne_tune"):
-        groups += [("curves", ["syne_tune"], seeds), ("mfhartmann", ["syne_tune"], few)]
-    else:
-        slow.remove("syne_bohb")
-    return [*groups, ("curves", slow, few)]
+        slow.append("syne_bohb")
+        groups.append(("curves", ["syne_tune"], min(seeds, SYNE_SEEDS)))
+    return [*groups, ("curves", slow, min(seeds, FEW))]
 
 
 def run_all(
