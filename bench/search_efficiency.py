@@ -67,8 +67,8 @@ SLOW: dict[str, Make] = {
     "stock_defaults": make_stock,
     "stock_rungs": ours(grace_epochs=1, reduction_factor=4),
 }
-FEW = 12
-SYNE_SEEDS = 100  # a study takes 8 s of a core
+FEW = 10
+SYNE_SEEDS = 40  # a study takes 8 s of a core
 METHODS = OURS | PEERS | VARIANTS | SLOW
 NAMES = {
     "ours": "ours",
