@@ -43,7 +43,7 @@ from bench.searching.problems import EPOCHS, PROBLEMS, LearningCurves, Problem  
 
 Make = Callable[[Problem, int], Method]
 MOST_EPOCHS = 120 * EPOCHS
-TUNE_TRIALS = 24  # trials of the study in the real Tune
+TUNE_TRIALS = 16  # trials of the study in the real Tune
 
 RUNGS = {"grace_epochs": 5, "reduction_factor": 2}  # ours by default; every peer with early stopping has them
 
@@ -67,8 +67,8 @@ SLOW: dict[str, Make] = {
     "stock_defaults": make_stock,
     "stock_rungs": ours(grace_epochs=1, reduction_factor=4),
 }
-FEW = 10
-SYNE_SEEDS = 40  # a study takes 8 s of a core
+FEW = 5
+SYNE_SEEDS = 30  # a study takes 8 s of a core
 METHODS = OURS | PEERS | VARIANTS | SLOW
 NAMES = {
     "ours": "ours",
