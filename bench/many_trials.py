@@ -51,18 +51,23 @@ MODEL_BYTES = 1 << 10
 class Idle(ray.tune.Trainable):
     """Writes and reports everything that a trial writes and reports, without training."""
 
+    epochs = EPOCHS
+
     def setup(self, config: dict):
         self.folder, self.epoch, self.last, self.saved = config["folder"], 0, {}, []
         self.journal = JournalWriter(storage.join(self.folder, JOURNAL))
-        self.skill = math.exp(-(math.log10(config["optim.lr"] / 2e-3) ** 2)) * (
-            1 - abs(config["augment.strength"] - 1) / 4
-        )
+
+    def top1(self) -> float:
+        """The accuracy after `self.epoch` epochs."""
+        lr, strength = self.config["optim.lr"], self.config["augment.strength"]
+        skill = math.exp(-(math.log10(lr / 2e-3) ** 2)) * (1 - abs(strength - 1) / 4)
+        return skill * self.epoch / self.epochs
 
     def step(self) -> dict:
-        if self.epoch == EPOCHS:
+        if self.epoch == self.epochs:
             return {**self.last, "done": True}
         self.epoch += 1
-        top1, step = self.skill * self.epoch / EPOCHS, self.epoch * STEPS_PER_EPOCH
+        top1, step = self.top1(), self.epoch * STEPS_PER_EPOCH
         for logged in range(step - STEPS_PER_EPOCH + LOG_EVERY, step + 1, LOG_EVERY):
             self.journal.add(dict.fromkeys(TRAIN, 1 / logged), logged)
         metrics = dict.fromkeys(EVALUATION, top1) | {"val/images": 1000, "epoch": self.epoch}
