@@ -161,6 +161,8 @@ def create_bytes(uri: str, content: bytes) -> None:
     """
     with naming(uri, "written"):
         if is_local(uri):
+            if exists(uri):  # without writing first; `_link` decides between two processes
+                raise FileExistsError(uri)
             with _partial(uri, content) as partial:
                 _link(partial, local_path(uri))
         elif not _create_object(uri, content):

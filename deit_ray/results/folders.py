@@ -150,8 +150,11 @@ def new_folder(experiment: Experiment, comment: str = "") -> str:
 def saved_steps(folder: str) -> list[int]:
     """The steps of a run's whole checkpoints, from Ray Train's own list, in ascending order."""
     known = read_snapshot(folder)
-    if known is None:
-        return []
+    return [] if known is None else listed_steps(known)
+
+
+def listed_steps(known: dict) -> list[int]:
+    """The steps of the checkpoints on a list of `read_snapshot`, in ascending order."""
     results = [*known["checkpoint_results"], *filter(None, [known["latest_checkpoint_result"]])]
     return sorted({step_of(result["checkpoint_dir_name"]) for result in results})
 

@@ -18,6 +18,7 @@ from deit_ray.results.folders import (
     best_step,
     file_measured_by,
     keep_best_model,
+    listed_steps,
     read_snapshot,
     saved_steps,
 )
@@ -48,9 +49,10 @@ def remove_unlisted(folder: str) -> None:
     A process that was killed, as ASHA kills those of the trials that it stops, leaves one: it had written a
     checkpoint and not yet the list, or the list and not yet deleted the checkpoint before.
     """
-    if read_snapshot(folder) is None:
+    known = read_snapshot(folder)
+    if known is None:
         return
-    listed = {checkpoint_name(step) for step in saved_steps(folder)}
+    listed = {checkpoint_name(step) for step in listed_steps(known)}
     for name in storage.list_names(folder):
         if CHECKPOINT.fullmatch(name) and name not in listed:
             remove_files(storage.join(folder, name), CHECKPOINT_FILES)

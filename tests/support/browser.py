@@ -42,7 +42,7 @@ class Browser:
         self.driver = driver
 
     def open(self, url: str) -> None:
-        """Opens a page as in a new tab: another part of the same application is loaded anew too."""
+        """Opens a page as in a new tab: another part of the same application is loaded again too."""
         self.driver.get("about:blank")
         self.driver.get(url)
 
